@@ -1,0 +1,76 @@
+"""Every key there is, each with its unit and source. Other configs take this one, lock it, and override a few.
+
+The values are the report's recipe: token conditioning, grouped-query attention, linear DDPM, AdamW.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # the run's only seed: weights, order of the data, noise
+
+    config.data = ConfigDict()
+    config.data.name = "cifar10"  # cifar10 | shapes
+    config.data.data_dir = "data"  # where TFDS keeps prepared data
+    config.data.flip = True  # mirror left to right with probability 1/2
+
+    config.model = ConfigDict()
+    config.model.preset = "report"  # report | demo | DiT-{S,B,L,XL}/{2,4,8}: gives each key below that is left unset
+    config.model.patch_size = placeholder(int)  # pixels
+    config.model.width = placeholder(int)  # D, width of a token
+    config.model.depth = placeholder(int)  # blocks
+    config.model.num_heads = placeholder(int)  # query heads; must divide the width
+    config.model.num_kv_heads = placeholder(int)  # key/value heads; must divide the query heads (Ainslie et al. 2023)
+    config.model.conditioning = placeholder(str)  # token (the report) | adaln_zero (DiT)
+    config.model.positions = placeholder(str)  # sin-cos frequencies: mae (10,000^-i) | grid (fitted to the image)
+    config.model.mlp_ratio = 4  # width of the MLP / D (DiT)
+    config.model.class_table_width = (
+        128  # width of the class table before its MLP, token conditioning only (the report)
+    )
+    config.model.dtype = "float32"  # of matrix products: float32 | bfloat16; all else stays float32
+    config.model.remat = False  # recompute each block in the backward pass: less memory, a third more work
+
+    config.diffusion = ConfigDict()
+    config.diffusion.schedule = "linear"  # linear (DDPM) | rectified (Liu et al. 2023)
+    config.diffusion.num_steps = 1000  # T
+    config.diffusion.beta_start = 1e-4  # linear schedule (DDPM, section 4)
+    config.diffusion.beta_end = 0.02
+    config.diffusion.prediction = "eps"  # eps | x0 | v | velocity
+    config.diffusion.timestep_sampling = "uniform"  # uniform | logit_normal (Esser et al. 2024)
+    config.diffusion.logit_mean = 0.0  # of logit(t / T); above 0 asks for more noise
+    config.diffusion.logit_std = 1.0
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 2e-4  # peak (the report)
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.weight_decay = 1e-4  # on matrices alone (the report)
+    config.optimizer.warmup_steps = 0
+    config.optimizer.schedule = "constant"  # constant | cosine (to 0 at train.steps)
+    config.optimizer.clip_norm = 1.0  # global gradient norm; 0 is no clipping
+
+    config.train = ConfigDict()
+    config.train.steps = 39_000  # 200 epochs of CIFAR-10 at batch 256 (the report)
+    config.train.batch_size = 256  # global, over all devices (the report: 4 GPUs x 64)
+    config.train.steps_per_call = 8  # steps in one dispatch
+    config.train.label_dropout = 0.1  # share of labels replaced by "no class" (Ho & Salimans 2022); 0 bars guidance
+    config.train.ema_half_life = 500_000.0  # images (Karras et al. 2022)
+    config.train.ema_ramp = 0.05  # half-life at most this share of the images seen (Karras et al. 2022)
+    config.train.checkpoint_every = 1_000  # steps
+    config.train.keep_checkpoints = 3  # the newest
+    config.train.log_every = 100  # steps
+    config.train.sample_every = 5_000  # steps between sample grids in TensorBoard; 0 is never
+
+    config.sample = ConfigDict()
+    config.sample.n = 100  # images
+    config.sample.batch_size = 100  # images at a time, over all devices; bounds the memory
+    config.sample.labels = ""  # classes to draw, names or numbers: "cat,dog" or "3,5"; empty is all of them, in turn
+    config.sample.seed = 0  # of the noise
+    config.sample.sampler = "ddpm"  # ddpm | ddim | heun
+    config.sample.steps = 1000  # timesteps visited, 1..T
+    config.sample.variance = "large"  # of ddpm: large (beta) | small (posterior) (DDPM, section 3.2)
+    config.sample.guidance = 1.0  # scale of classifier-free guidance; 1 is none
+    config.sample.clip_x_0 = True  # keep each predicted x_0 in [-1, 1] (DDPM's code)
+    return config

@@ -1,0 +1,37 @@
+"""The demo: learn to draw ten classes of figures on two CPU cores.
+
+    make demo
+
+which is `python main.py --config configs/shapes.py --workdir runs/shapes` and then `--mode=sample`. Nothing is
+downloaded. (Hardware, time and result: to be measured.)
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    config = default.get_config().lock()
+    config.data.name = "shapes"
+    config.data.flip = False
+    config.model.preset = "demo"
+    config.diffusion.schedule = "rectified"
+    config.diffusion.prediction = "velocity"
+    config.diffusion.timestep_sampling = "logit_normal"
+    config.diffusion.logit_mean = 0.4
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.warmup_steps = 100
+    config.optimizer.schedule = "cosine"
+    config.train.steps = 3_600
+    config.train.batch_size = 16
+    config.train.steps_per_call = 25
+    config.train.ema_half_life = 5_000.0
+    config.train.checkpoint_every = 1_200
+    config.train.log_every = 100
+    config.train.sample_every = 1_200
+    config.sample.sampler = "heun"
+    config.sample.steps = 20
+    config.sample.guidance = 3.0
+    config.sample.clip_x_0 = False
+    return config

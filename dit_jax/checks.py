@@ -1,0 +1,129 @@
+"""Every rule a config must keep, each with the line that a user reads when it does not."""
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from dit_jax.data.datasets import DatasetInfo
+from dit_jax.diffusion.objective import PREDICTIONS, TIMESTEP_SAMPLING, solvable
+from dit_jax.diffusion.sampling import SAMPLERS, VARIANCES
+from dit_jax.diffusion.schedule import SCHEDULES, make_schedule
+from dit_jax.errors import UserError
+from dit_jax.models.dit import CONDITIONINGS, POSITIONS
+from dit_jax.training.optimizer import SCHEDULES as RATES
+
+
+def choice(key: str, value: str, known: Collection[str]) -> None:
+    """Refuses a value that is none of `known`."""
+    if value not in known:
+        raise UserError(f"{key}={value} is not known; choose one of {', '.join(known)}")
+
+
+def require(holds: bool, key: str, value: object, fix: str) -> None:
+    """Refuses `key=value` unless `holds`; `fix` says what would do."""
+    if not holds:
+        raise UserError(f"{key}={value}: {fix}")
+
+
+def check(config: ConfigDict, info: DatasetInfo) -> None:
+    """Raises UserError for the first value that cannot work; builds and compiles nothing."""
+    check_model(config.model, info)
+    check_diffusion(config.diffusion)
+    check_optimizer(config.optimizer)
+    check_train(config.train)
+    check_sample(config, info)
+    require(0 <= config.seed < 2**32, "seed", config.seed, "use a whole number from 0 to 2^32 - 1")
+
+
+def check_model(c: ConfigDict, info: DatasetInfo) -> None:
+    H, W, _ = info.image_shape
+    for key in ("patch_size", "width", "depth", "num_heads", "num_kv_heads", "mlp_ratio", "class_table_width"):
+        require(c[key] >= 1, f"model.{key}", c[key], "use a whole number of at least 1")
+    fits = H % c.patch_size == 0 and W % c.patch_size == 0
+    sizes = [p for p in range(1, min(H, W) + 1) if H % p == 0 and W % p == 0]
+    require(fits, "model.patch_size", c.patch_size, f"it must divide the images, {H} x {W} pixels; use one of {sizes}")
+    even = f"it must divide model.width={c.width}; change one of them"
+    require(c.width % c.num_heads == 0, "model.num_heads", c.num_heads, even)
+    groups = [k for k in range(1, c.num_heads + 1) if c.num_heads % k == 0]
+    fix = f"it must divide model.num_heads={c.num_heads}; use one of {groups}"
+    require(c.num_heads % c.num_kv_heads == 0, "model.num_kv_heads", c.num_kv_heads, fix)
+    require(c.width % 4 == 0, "model.width", c.width, "it must be a multiple of 4 (sine and cosine of row and column)")
+    choice("model.conditioning", c.conditioning, CONDITIONINGS)
+    choice("model.positions", c.positions, POSITIONS)
+    choice("model.dtype", c.dtype, ("float32", "bfloat16"))
+
+
+def check_diffusion(c: ConfigDict) -> None:
+    choice("diffusion.schedule", c.schedule, SCHEDULES)
+    choice("diffusion.prediction", c.prediction, PREDICTIONS)
+    choice("diffusion.timestep_sampling", c.timestep_sampling, TIMESTEP_SAMPLING)
+    require(c.num_steps >= 1, "diffusion.num_steps", c.num_steps, "use at least 1 (DDPM has 1000)")
+    for key in ("beta_start", "beta_end"):
+        require(0 < c[key] < 1, f"diffusion.{key}", c[key], "a beta lies between 0 and 1 (DDPM has 0.0001 to 0.02)")
+    ordered = f"it must not be above diffusion.beta_end={c.beta_end}"
+    require(c.beta_start <= c.beta_end, "diffusion.beta_start", c.beta_start, ordered)
+    require(c.logit_std > 0, "diffusion.logit_std", c.logit_std, "use a number above 0 (Esser et al. have 1)")
+    schedule = make_schedule(c.schedule, c.num_steps, c.beta_start, c.beta_end)
+    fix = f"it cannot tell the image from pure noise, which diffusion.schedule={c.schedule} reaches; use velocity or v"
+    require(solvable(schedule, c.prediction), "diffusion.prediction", c.prediction, fix)
+
+
+def check_optimizer(c: ConfigDict) -> None:
+    choice("optimizer.schedule", c.schedule, RATES)
+    require(c.learning_rate > 0, "optimizer.learning_rate", c.learning_rate, "use a number above 0, such as 0.0002")
+    for key in ("b1", "b2"):
+        require(0 <= c[key] < 1, f"optimizer.{key}", c[key], "use a number from 0 to below 1")
+    for key in ("weight_decay", "clip_norm", "warmup_steps"):
+        require(c[key] >= 0, f"optimizer.{key}", c[key], "use 0 (off) or a number above it")
+
+
+def check_train(c: ConfigDict) -> None:
+    for key in ("steps", "batch_size", "steps_per_call", "checkpoint_every", "keep_checkpoints", "log_every"):
+        require(c[key] >= 1, f"train.{key}", c[key], "use a whole number of at least 1")
+    require(c.sample_every >= 0, "train.sample_every", c.sample_every, "use 0 (never) or a number of steps")
+    require(0 <= c.label_dropout < 1, "train.label_dropout", c.label_dropout, "use a share from 0 to below 1")
+    require(c.ema_half_life >= 0, "train.ema_half_life", c.ema_half_life, "use a number of images, 0 for no averaging")
+    require(c.ema_ramp > 0, "train.ema_ramp", c.ema_ramp, "use a share above 0 (Karras et al. have 0.05)")
+
+
+def check_sample(config: ConfigDict, info: DatasetInfo) -> None:
+    c, T = config.sample, config.diffusion.num_steps
+    choice("sample.sampler", c.sampler, SAMPLERS)
+    choice("sample.variance", c.variance, VARIANCES)
+    for key in ("n", "batch_size"):
+        require(c[key] >= 1, f"sample.{key}", c[key], "use a whole number of at least 1")
+    require(1 <= c.steps <= T, "sample.steps", c.steps, f"use 1 to {T}, the steps of the process (diffusion.num_steps)")
+    require(0 <= c.seed < 2**32, "sample.seed", c.seed, "use a whole number from 0 to 2^32 - 1")
+    trained = config.train.label_dropout > 0 or c.guidance == 1
+    fix = "a model trained with train.label_dropout=0 knows no unconditional image; use 1"
+    require(trained, "sample.guidance", c.guidance, fix)
+    require(c.guidance >= 0, "sample.guidance", c.guidance, "use 0 (unconditional), 1 (none) or above")
+    parse_labels(c.labels, info.class_names)
+
+
+def parse_labels(text: str, class_names: Sequence[str]) -> list[int]:
+    """Classes by name or number, separated by commas, in any brackets: "cat, dog" or "[3, 5]"; "" is all of them.
+
+    Raises:
+      UserError: a class that the data set does not have, with those it has.
+    """
+    words = [word.strip(" '\"").lower() for word in text.strip().strip("()[]").split(",")]
+    words = [word for word in words if word]
+    numbers = {name.lower(): i for i, name in enumerate(class_names)} | {str(i): i for i in range(len(class_names))}
+    for word in words:
+        if word not in numbers:
+            raise UserError(f"sample.labels={text}: there is no class '{word}'; {known_classes(class_names)}")
+    return [numbers[word] for word in words] or list(range(len(class_names)))
+
+
+def label_range(labels: np.ndarray, class_names: Sequence[str]) -> None:
+    """Refuses labels outside 0..num_classes (num_classes is "no class")."""
+    wrong = labels[(labels < 0) | (labels > len(class_names))]
+    if wrong.size:
+        raise UserError(f"label {wrong[0]} is out of range; {known_classes(class_names)}")
+
+
+def known_classes(class_names: Sequence[str]) -> str:
+    """One phrase that lists the classes."""
+    return "the classes are " + ", ".join(f"{i} {name}" for i, name in enumerate(class_names))

@@ -1,0 +1,144 @@
+"""Configs as files and command lines: loading, overriding, saving, comparing. What the values mean is experiment.py's.
+
+A config is an `ml_collections.ConfigDict` that `get_config(arg)` of a Python file returns. Overrides are typed by the
+value they replace, and a workdir keeps the resolved config as `config.json`.
+"""
+
+import difflib
+import importlib.util
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from dit_jax.errors import UserError
+from dit_jax.reporting.files import replacing
+
+CONFIG_JSON = "config.json"
+# Keys that a resumed run may change: they end it later, watch it, or say where things are; its numbers stay the same.
+FREE_KEYS = ("train.steps", "train.log_every", "train.sample_every", "train.checkpoint_every", "train.keep_checkpoints",
+             "train.steps_per_call", "data.data_dir", "sample.")  # fmt: skip
+
+
+def load(spec: str) -> ConfigDict:
+    """Runs `get_config()` of a config file: FILE or FILE:ARG.
+
+    Raises:
+      UserError: no such file, no `get_config` in it, or an ARG that it does not know.
+    """
+    path, _, argument = spec.partition(":")
+    if not Path(path).is_file():
+        raise UserError(f"--config={spec}: there is no file {path}; configs/ holds those that come with dit-jax")
+    module_spec = importlib.util.spec_from_file_location("experiment_config", path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"--config={spec}: {path} is not a Python file; give a file with get_config(), or FILE:ARG")
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config={spec}: {path} defines no get_config(); see configs/default.py")
+    return module.get_config(*([argument] if argument else []))
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf, in order."""
+    for key in config:
+        if isinstance(config[key], ConfigDict):
+            yield from leaves(config[key], f"{prefix}{key}.")
+        else:
+            yield prefix + key, config[key]
+
+
+def _parse(text: str, kind: type) -> Any:
+    """`text` as a value of `kind`: bool, int, float or str."""
+    if kind is bool:
+        return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+    if kind is int and text.replace("_", "").lstrip("+-").isdigit() is False:
+        value = float(text)  # 1e6 is a fine way to write an int
+        if value != int(value):
+            raise ValueError(text)
+        return int(value)
+    return kind(text)
+
+
+def override(config: ConfigDict, assignments: Sequence[str]) -> None:
+    """Applies `a.b=value` assignments in place, each typed by the key that it replaces.
+
+    Raises:
+      UserError: unknown key (with the nearest known one), a value of the wrong type, or a missing value.
+    """
+    known = dict(leaves(config))
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0)
+            raise UserError(f"--config.{key}: there is no such key; did you mean --config.{near[0]}?")
+        section, _, name = key.rpartition(".")
+        holder = config[section] if section else config
+        kind = holder.get_type(name)
+        if not equals:
+            raise UserError(f"--config.{key} has no value; write --config.{key}=VALUE ({kind.__name__})")
+        try:
+            holder[name] = _parse(text, kind)
+        except (ValueError, KeyError, OverflowError):
+            raise UserError(f"--config.{key}={text} is not of type {kind.__name__}; it is now {known[key]!r}") from None
+
+
+def path_of(workdir: Path) -> Path:
+    """Where a workdir keeps its config."""
+    return workdir / CONFIG_JSON
+
+
+def read(workdir: Path) -> ConfigDict:
+    """The config of a workdir, as the run that made it resolved it.
+
+    Raises:
+      UserError: the workdir or its config.json is missing or cannot be read.
+    """
+    path = path_of(workdir)
+    if not workdir.is_dir():
+        raise UserError(f"--workdir={workdir}: no such folder; train first with --config FILE --workdir {workdir}")
+    if not path.is_file():
+        raise UserError(
+            f"--workdir={workdir}: no {CONFIG_JSON} in it; train first with --config FILE --workdir {workdir}"
+        )
+    try:
+        return ConfigDict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); restore it, or use another workdir") from None
+
+
+def write(config: ConfigDict, workdir: Path) -> None:
+    """Writes config.json, whole or not at all."""
+    text = json.dumps(config.to_dict(), indent=2) + "\n"
+    with replacing(path_of(workdir)) as temporary:
+        temporary.write_text(text)
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """`key: old -> new` for every key that a run may not change."""
+    before, after = dict(leaves(old)), dict(leaves(new))
+    changed = [key for key in before | after if before.get(key) != after.get(key) and not key.startswith(FREE_KEYS)]
+    return [f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}" for key in changed]
+
+
+def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Parses `argv` into the flags that are defined and returns the rest, `--config.a.b=value`, as `a.b=value`.
+
+    Raises:
+      UserError: an argument that is neither; absl's own `flags.Error` for a bad or missing flag.
+    """
+    rest = flag_values(argv, known_only=True)[1:]
+    assignments = []
+    while rest:
+        argument = rest.pop(0)
+        name = argument.lstrip("-")
+        if not argument.startswith("-") or not name.startswith("config."):
+            known = ", ".join(f"--{flag}" for flag in ("config", "workdir", "mode", "out", "config.KEY=VALUE"))
+            raise UserError(f"{argument} is not an argument of main.py; it takes {known}")
+        if "=" not in name and rest and not rest[0].startswith("--"):
+            name += f"={rest.pop(0)}"  # `--config.a.b value`
+        assignments.append(name.removeprefix("config."))
+    return assignments

@@ -1,0 +1,228 @@
+"""`cifar10`: TFDS's own data set, prepared without TensorFlow; and the command that prepares it from an archive.
+
+    python -m dit_jax.data.cifar10 --archive cifar-10-binary.tar.gz --data_dir DIR [--allow_checksum_mismatch]
+
+The records (id, image, label), their order, the name and the version are those of `tfds.load('cifar10')`. Without
+--archive, the one in DIR/downloads/manual is taken if there is one, else the published one is downloaded.
+
+An archive is not trusted: it is decompressed as a stream that ends at the size of the real one, nothing in it is ever
+written to the disk under a name of its own, and all of it is checked before TFDS writes a byte.
+
+Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009; the layout of a record is on
+https://www.cs.toronto.edu/~kriz/cifar.html.
+"""
+
+import argparse
+import gzip
+import hashlib
+import sys
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import requests
+import tensorflow_datasets as tfds
+from tensorflow_datasets.image_classification import cifar
+
+from dit_jax.data import preparation
+from dit_jax.errors import UserError
+
+CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+FOLDER = "cifar-10-batches-bin"
+FILES = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)}
+NAMES_FILE = "batches.meta.txt"
+RECORDS_PER_FILE = 10_000
+RECORD_BYTES = 1 + 3 * 32 * 32  # the label, then the red, the green and the blue plane, row by row
+SMALL_BYTES = 1 << 20  # more than all the rest of the published archive: two texts and the tar headers
+VERSION = "3.0.2"
+
+
+class Cifar10(cifar.Cifar10, skip_registration=True):
+    """TFDS's builder, reading the archive with the standard library and giving PNG bytes, so without TensorFlow."""
+
+    url_infos = cifar.Cifar10.url_infos  # else a subclass has no checksums
+
+    def __init__(self, *, archive: Path | None, **kwargs):
+        """`archive`: an archive already checked against its checksum; None downloads the published one."""
+        self._archive = archive
+        super().__init__(**kwargs)
+
+    def _split_generators(self, dl_manager):
+        files = read_archive(self._archive or self._download(dl_manager))
+        self.info.features["label"].names = list(CLASS_NAMES)
+        return {split: self._generate_examples(split, map(files.get, names)) for split, names in FILES.items()}
+
+    def _download(self, dl_manager) -> Path:
+        url = self._cifar_info.url
+        try:
+            requests.head(url, timeout=10, allow_redirects=True)  # TFDS alone gives up after minutes of retrying
+            return Path(dl_manager.download(url))
+        except Exception as error:  # the network fails in many ways, and TFDS passes them all through
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            raise UserError(
+                f"no data set cifar10 in {self.data_path.parent.parent}, and {url} cannot be downloaded ({reason}): "
+                f"bring the archive here and run `{command(self.data_path.parent.parent)}`"
+            ) from error
+
+    def _generate_examples(self, split_prefix, filepaths):
+        """Yields the records of one split; `filepaths` are the contents of its files, checked."""
+        records = (record for content in filepaths for record in iterate_records(content))
+        for index, (label, image) in enumerate(records):
+            record = {"id": f"{split_prefix}_{index:05d}", "image": preparation.png(image), "label": label}
+            yield index, record
+
+
+def iterate_records(content: bytes) -> Iterator[tuple[int, np.ndarray]]:
+    """The records of one file: label in 0..9 and image uint8 [H, W, C]."""
+    for record in np.frombuffer(content, np.uint8).reshape(-1, RECORD_BYTES):
+        yield int(record[0]), record[1:].reshape(3, 32, 32).transpose(1, 2, 0)
+
+
+class _Bounded:
+    """Reads of `source` that end in a UserError after `limit` bytes: what a small archive may grow to."""
+
+    def __init__(self, source: IO[bytes], limit: int):
+        self._source, self._left = source, limit
+
+    def read(self, size: int) -> bytes:
+        data = self._source.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise UserError("the archive unpacks to more than CIFAR-10 holds: it is not cifar-10-binary.tar.gz")
+        return data
+
+
+def read_archive(path: Path) -> dict[str, bytes]:
+    """The checked contents of the six binary files of the archive, by name.
+
+    Raises UserError for whatever is not the published layout: damaged or truncated, members outside their folder,
+    links, sizes that differ, missing or repeated files, labels outside 0..9, other class names.
+    """
+    limit = sum(map(len, FILES.values())) * RECORDS_PER_FILE * RECORD_BYTES + SMALL_BYTES
+    contents: dict[str, bytes] = {}
+    try:
+        with gzip.open(path) as unpacked, tarfile.open(fileobj=_Bounded(unpacked, limit), mode="r|") as tar:
+            for member in tar:
+                _read_member(tar, member, contents)
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise UserError(f"{path} is no whole gzip-compressed tar archive ({error}): get it again") from error
+    _check_contents(path, contents)
+    return contents
+
+
+def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, contents: dict[str, bytes]) -> None:
+    """Adds a member to `contents` if it is one of the seven; refuses one that no honest archive holds."""
+    folder, _, name = member.name.removeprefix("./").partition("/")
+    if folder != FOLDER or "/" in name or name == "..":
+        raise UserError(f"archive member {member.name!r} lies outside the folder {FOLDER}: archive refused")
+    if not (member.isfile() or (member.isdir() and not name)):
+        raise UserError(f"archive member {member.name!r} is no plain file: archive refused")
+    if name in contents:
+        raise UserError(f"archive member {member.name!r} comes twice: archive refused")
+    binary = any(name in names for names in FILES.values())
+    expected = RECORDS_PER_FILE * RECORD_BYTES
+    if binary and member.size != expected:
+        raise UserError(
+            f"archive member {member.name!r} has {member.size} bytes, not {expected} "
+            f"({RECORDS_PER_FILE} records of {RECORD_BYTES}): archive refused"
+        )
+    if binary or name == NAMES_FILE:
+        contents[name] = _read_content(tar, member)
+
+
+def _read_content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """The bytes of a member; EOFError if the archive ends within it."""
+    file = tar.extractfile(member)
+    content = file.read() if file else b""
+    if len(content) != member.size:
+        raise EOFError(f"it ends within {member.name}")
+    return content
+
+
+def _check_contents(path: Path, contents: dict[str, bytes]) -> None:
+    """Raises UserError unless all files are there, with labels in 0..9 and the known class names."""
+    binaries = [name for names in FILES.values() for name in names]
+    missing = [name for name in (*binaries, NAMES_FILE) if name not in contents]
+    if missing:
+        raise UserError(f"{path} lacks {FOLDER}/{missing[0]}: is it cifar-10-binary.tar.gz?")
+    for name in binaries:
+        labels = np.frombuffer(contents[name], np.uint8)[::RECORD_BYTES]
+        wrong = np.flatnonzero(labels >= len(CLASS_NAMES))
+        if wrong.size:
+            raise UserError(f"{path}: record {wrong[0]} of {name} has label {labels[wrong[0]]}, labels are 0..9")
+    names = tuple(contents.pop(NAMES_FILE).decode("utf-8", "replace").split())
+    if names != CLASS_NAMES:
+        raise UserError(f"{path}: {NAMES_FILE} names the classes {names}, not {CLASS_NAMES}")
+
+
+def check_checksum(archive: Path, allow_mismatch: bool) -> None:
+    """Raises UserError if the archive has not the published SHA-256; only warns with `allow_mismatch`, on stderr."""
+    (published,) = Cifar10.url_infos.values()
+    try:
+        with archive.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read the archive {archive} ({error.strerror}): name cifar-10-binary.tar.gz") from None
+    if actual == published.checksum:
+        return
+    mismatch = (
+        f"{archive} ({archive.stat().st_size} bytes) has SHA-256 {actual}, "
+        f"the published archive ({int(published.size)} bytes) {published.checksum}"
+    )
+    if not allow_mismatch:
+        raise UserError(f"{mismatch}: get it again, or accept this one with --allow_checksum_mismatch")
+    print(f"WARNING: CHECKSUM MISMATCH ACCEPTED, this may not be CIFAR-10: {mismatch}", file=sys.stderr)
+
+
+def command(data_dir: Path) -> str:
+    """The command line that prepares the data set in `data_dir`, as users type it."""
+    return f"python -m dit_jax.data.cifar10 --archive cifar-10-binary.tar.gz --data_dir {data_dir}"
+
+
+def prepare(data_dir: Path, archive: Path | None = None, allow_checksum_mismatch: bool = False) -> Path:
+    """Prepares data_dir/cifar10/VERSION unless it is there, and returns that folder.
+
+    From `archive` if given, else from the one in data_dir/downloads/manual, else by download. Raises UserError; then
+    nothing is left that looks like a data set.
+    """
+    directory = data_dir / Cifar10.name / VERSION
+    if preparation.is_prepared(directory):
+        return directory
+    manual = data_dir / "downloads" / "manual" / "cifar-10-binary.tar.gz"
+    archive = archive or (manual if manual.exists() else None)
+    if archive:
+        check_checksum(archive, allow_checksum_mismatch)
+    print(f"preparing the data set cifar10 in {directory} from {archive or 'the network'}", file=sys.stderr)
+    tfds.enable_progress_bar()
+    preparation.prepare(Cifar10(archive=archive, data_dir=data_dir, file_format="array_record"))
+    return directory
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(f"{message} (--help lists the flags)")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status: 0, or 2 for a user's error."""
+    parser = _Parser(prog="python -m dit_jax.data.cifar10", description="Prepares CIFAR-10 for training.")
+    parser.add_argument("--archive", type=Path, help="cifar-10-binary.tar.gz; without it, it is downloaded")
+    parser.add_argument("--data_dir", type=Path, required=True, help="where TFDS keeps its data sets")
+    parser.add_argument("--allow_checksum_mismatch", action="store_true", help="accept another archive")
+    try:
+        args = parser.parse_args(argv)
+        data_dir = preparation.check_data_dir(args.data_dir)
+        there = preparation.is_prepared(data_dir / Cifar10.name / VERSION)
+        directory = prepare(data_dir, args.archive, args.allow_checksum_mismatch)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"cifar10 {'was already' if there else 'is'} prepared in {directory}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

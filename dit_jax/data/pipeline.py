@@ -1,0 +1,42 @@
+"""Batches as a pure function of (seed, step), inside the jitted step: the host sends nothing.
+
+An epoch is a permutation of the data set from (seed, epoch). It has floor(n / batch) steps; the remainder, another one
+every epoch, is left out. Nothing here has state, so a run continues after a restart where it was.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """Whole batches in an epoch, at least 1 (a batch larger than the data is refused before)."""
+    return num_examples // batch_size
+
+
+def epoch_orders(key: jax.Array, first_step: jax.Array, num_steps: int, num_examples: int, batch_size: int) -> jax.Array:
+    """The permutations of every epoch that steps first_step .. first_step + num_steps - 1 can touch.
+
+    Returns int32 [epochs, num_examples]; row 0 is the epoch of `first_step`.
+    """
+    per_epoch = steps_per_epoch(num_examples, batch_size)
+    epochs = first_step // per_epoch + jnp.arange((num_steps - 1 + per_epoch - 1) // per_epoch + 1)
+    return jax.vmap(lambda epoch: jax.random.permutation(jax.random.fold_in(key, epoch), num_examples))(epochs)
+
+
+def batch_indices(orders: jax.Array, first_step: jax.Array, step: jax.Array, batch_size: int) -> jax.Array:
+    """Which examples the global batch of `step` holds: int32 [batch_size], from `epoch_orders(..., first_step, ...)`."""
+    per_epoch = steps_per_epoch(orders.shape[1], batch_size)
+    row = step // per_epoch - first_step // per_epoch
+    start = step % per_epoch * batch_size
+    return jax.lax.dynamic_slice(orders, (row, start), (1, batch_size))[0]
+
+
+def to_float(images: jax.Array) -> jax.Array:
+    """uint8 0..255 -> float32 in [-1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1
+
+
+def flip(x_BHWC: jax.Array, keys_B: jax.Array) -> jax.Array:
+    """Mirrors each image left to right with probability 1/2, by its own key."""
+    mirrored_B = jax.vmap(jax.random.bernoulli)(keys_B)
+    return jnp.where(mirrored_B[:, None, None, None], x_BHWC[:, :, ::-1], x_BHWC)

@@ -1,0 +1,1 @@
+"""The mathematics of diffusion: pure functions of arrays."""

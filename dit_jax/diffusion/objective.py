@@ -1,0 +1,80 @@
+"""What the network predicts, at which noise levels it is asked, and how wrong it was.
+
+A prediction is a linear reading of the pair (x_0, eps): target = p x_0 + q eps. Together with x_t = alpha x_0 +
+sigma eps that is two equations for two unknowns, so one solve turns any prediction back into (x_0, eps).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dit_jax.diffusion.schedule import Schedule, gather, q_sample
+
+# name -> (p[T], q[T]) of target = p x_0 + q eps
+PREDICTIONS: dict[str, Callable[[Schedule], tuple[np.ndarray, np.ndarray]]] = {
+    "eps": lambda s: (0 * s.alpha, 1 + 0 * s.sigma),  # DDPM (Ho et al. 2020), equation 14
+    "x0": lambda s: (1 + 0 * s.alpha, 0 * s.sigma),
+    "v": lambda s: (-s.sigma, s.alpha),  # Salimans & Ho 2022, section 4
+    "velocity": lambda s: (-1 + 0 * s.alpha, 1 + 0 * s.sigma),  # rectified flow: d x_t / d s = eps - x_0
+}
+TIMESTEP_SAMPLING = ("uniform", "logit_normal")
+QUARTERS = 4  # the loss is also logged by quarters of the noise levels
+
+
+def target_of(schedule: Schedule, prediction: str, x_0: jax.Array, eps: jax.Array, t_B: jax.Array) -> jax.Array:
+    """What the network should say of x_t: [B, H, W, C]."""
+    p, q = PREDICTIONS[prediction](schedule)
+    return gather(p, t_B) * x_0 + gather(q, t_B) * eps
+
+
+def solvable(schedule: Schedule, prediction: str) -> bool:
+    """Whether (x_0, eps) can be recovered at every t; noise prediction cannot where alpha = 0 (Lin et al. 2023)."""
+    p, q = PREDICTIONS[prediction](schedule)
+    return bool(np.all(schedule.alpha * q - schedule.sigma * p > 0))
+
+
+def to_x_0_and_eps(
+    schedule: Schedule, prediction: str, output: jax.Array, x_t: jax.Array, t_B: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Solves alpha x_0 + sigma eps = x_t and p x_0 + q eps = output for (x_0, eps), each [B, H, W, C]."""
+    p, q = PREDICTIONS[prediction](schedule)
+    determinant = schedule.alpha * q - schedule.sigma * p
+    x_0 = gather(q / determinant, t_B) * x_t - gather(schedule.sigma / determinant, t_B) * output
+    eps = gather(schedule.alpha / determinant, t_B) * output - gather(p / determinant, t_B) * x_t
+    return x_0, eps
+
+
+def sample_timestep(key: jax.Array, num_steps: int, sampling: str, mean: float, std: float) -> jax.Array:
+    """One timestep, int32 in 0..T-1: uniform, or T sigmoid(N(mean, std^2)) rounded down.
+
+    Source: logit-normal timesteps, Esser et al. 2024, section 3.1; mean > 0 asks for more noise.
+    """
+    if sampling == "uniform":
+        return jax.random.randint(key, (), 0, num_steps)
+    s = jax.nn.sigmoid(mean + std * jax.random.normal(key))
+    return jnp.minimum((s * num_steps).astype(jnp.int32), num_steps - 1)
+
+
+def diffusion_loss(
+    predict: Callable[[jax.Array, jax.Array], jax.Array],
+    schedule: Schedule,
+    prediction: str,
+    x_0: jax.Array,
+    eps: jax.Array,
+    t_B: jax.Array,
+) -> jax.Array:
+    """Mean squared error of the prediction over an image's values, float32 [B]. DDPM, equation 14 for `eps`.
+
+    `predict(x_t, t_B)` is the network with its class labels already in.
+    """
+    output = predict(q_sample(schedule, x_0, eps, t_B), t_B)
+    error = output.astype(jnp.float32) - target_of(schedule, prediction, x_0, eps, t_B)
+    return jnp.square(error).mean(axis=(1, 2, 3))
+
+
+def by_quarter(loss_B: jax.Array, t_B: jax.Array, num_steps: int) -> tuple[jax.Array, jax.Array]:
+    """Sums of the loss and counts of images in each quarter of the timesteps, least noise first: float32 [4] each."""
+    member_BQ = jax.nn.one_hot(t_B * QUARTERS // num_steps, QUARTERS)
+    return (member_BQ * loss_B[:, None]).sum(0), member_BQ.sum(0)

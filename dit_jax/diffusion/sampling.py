@@ -1,0 +1,133 @@
+"""Samplers: from noise to images by a `lax.scan` over precomputed coefficients.
+
+Every sampler here is linear in what it has seen, so it is a table with one row a network evaluation:
+
+    (x_0, eps) = denoise(x, t)
+    x_next     = a_x x + a_base base + a_x0 x_0 + a_x0_prev x_0_prev + a_eps eps + a_eps_prev eps_prev + a_noise z
+
+where `base` is the x that the last row marked `keep` started from, and `prev` is the row before. The tables are
+worked out in float64; one function runs them all. The last row leaves no noise.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dit_jax.diffusion.guidance import Denoiser
+from dit_jax.diffusion.schedule import Schedule
+
+VARIANCES = ("small", "large")
+
+
+class Plan(NamedTuple):
+    """A sampler's table: t int [R], the coefficients float64 [R] each, R network evaluations."""
+
+    t: np.ndarray
+    x: np.ndarray
+    base: np.ndarray
+    x_0: np.ndarray
+    x_0_prev: np.ndarray
+    eps: np.ndarray
+    eps_prev: np.ndarray
+    noise: np.ndarray
+    keep: np.ndarray
+
+
+def make_plan(t: np.ndarray, **coefficients: np.ndarray | float) -> Plan:
+    """A plan with the given coefficients and zeros for the others; `keep` is 1 unless given."""
+    rows = {name: np.zeros(len(t)) for name in Plan._fields[1:]} | {"keep": np.ones(len(t))}
+    rows |= {name: np.broadcast_to(np.asarray(value, np.float64), t.shape) for name, value in coefficients.items()}
+    return Plan(t=t, **rows)
+
+
+def levels(schedule: Schedule, timesteps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(alpha, sigma) at each step's start, and at its end: the next visited timestep, and at last clean data (1, 0)."""
+    alpha, sigma = schedule.alpha[timesteps], schedule.sigma[timesteps]
+    return alpha, sigma, np.append(alpha[1:], 1.0), np.append(sigma[1:], 0.0)
+
+
+def ddpm(schedule: Schedule, timesteps: np.ndarray, variance: str) -> Plan:
+    """Ancestral sampling: x_s ~ q(x_s | x_t, x_0) with the predicted x_0.
+
+    With alpha_ts = alpha_t / alpha_s and beta = sigma_t^2 - alpha_ts^2 sigma_s^2, the mean is
+    (alpha_ts sigma_s^2 x_t + alpha_s beta x_0) / sigma_t^2. The variance is beta sigma_s^2 / sigma_t^2 (`small`) or
+    beta (`large`); the last step adds none.
+    Source: DDPM (Ho et al. 2020), equations 6-7 and section 3.2, for any two levels as in Kingma et al. 2021, 4.1.
+    """
+    alpha, sigma, alpha_s, sigma_s = levels(schedule, timesteps)
+    alpha_ts = alpha / alpha_s
+    beta = sigma**2 - (alpha_ts * sigma_s) ** 2
+    noise = np.sqrt(beta) * (sigma_s / sigma if variance == "small" else (sigma_s > 0))
+    return make_plan(timesteps, x=alpha_ts * (sigma_s / sigma) ** 2, x_0=alpha_s * beta / sigma**2, noise=noise)
+
+
+def ddim(schedule: Schedule, timesteps: np.ndarray, variance: str) -> Plan:
+    """Deterministic steps x_s = alpha_s x_0 + sigma_s eps; on the rectified tables, Euler's method on the flow.
+
+    Source: DDIM (Song et al. 2021), equation 12 with eta = 0.
+    """
+    del variance
+    _, _, alpha_s, sigma_s = levels(schedule, timesteps)
+    return make_plan(timesteps, x_0=alpha_s, eps=sigma_s)
+
+
+def heun(schedule: Schedule, timesteps: np.ndarray, variance: str) -> Plan:
+    """Second order: a DDIM step to s, then again from t with the mean of (x_0, eps) at both ends.
+
+    dx = x_0 dalpha + eps dsigma along the trajectory, integrated by the trapezoidal rule; the last step, to clean data,
+    is plain DDIM. N steps are 2 N - 1 evaluations.
+    Source: Karras et al. 2022, algorithm 1, for any alpha and sigma.
+    """
+    del variance
+    alpha, sigma, alpha_s, sigma_s = levels(schedule, timesteps)
+    d_alpha, d_sigma = alpha_s - alpha, sigma_s - sigma
+    rows = 2 * len(timesteps) - 1
+    corrector = np.arange(rows) % 2
+    predictor = 1 - corrector
+    step = np.arange(rows) // 2
+    return make_plan(
+        timesteps[step + corrector],
+        base=corrector,
+        x_0=np.where(corrector, d_alpha[step] / 2, alpha_s[step]),
+        x_0_prev=corrector * d_alpha[step] / 2,
+        eps=np.where(corrector, d_sigma[step] / 2, sigma_s[step]),
+        eps_prev=corrector * d_sigma[step] / 2,
+        keep=predictor,
+    )
+
+
+SAMPLERS: dict[str, Callable[[Schedule, np.ndarray, str], Plan]] = {"ddpm": ddpm, "ddim": ddim, "heun": heun}
+
+
+def image_keys(key: jax.Array, index_B: jax.Array) -> jax.Array:
+    """One key an image, fold_in(key, i): image i is the same in any batch and on any number of devices."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index_B)
+
+
+def image_noise(keys_B: jax.Array, draw: int | jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Draw number `draw` of each image: standard normal float32 [B, *shape]. Draw 0 is the pure noise to start from."""
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, draw), shape))(keys_B)
+
+
+def sample(denoise: Denoiser, plan: Plan, x_T: jax.Array, keys_B: jax.Array) -> jax.Array:
+    """Runs a plan from noise x_T [B, H, W, C] to images, float32 and not clipped; row r adds draw r + 1 of each key."""
+    stochastic = bool(np.any(plan.noise))
+    rows = Plan(jnp.asarray(plan.t, jnp.int32), *(jnp.asarray(c, jnp.float32) for c in plan[1:]))
+
+    def step(carry: tuple[jax.Array, ...], scanned: tuple[jax.Array, Plan]) -> tuple[tuple[jax.Array, ...], None]:
+        x, base, x_0_prev, eps_prev = carry
+        draw, row = scanned
+        x_0, eps = denoise(x, jnp.full(x.shape[:1], row.t))
+        base = jnp.where(row.keep > 0, x, base)
+        x = row.x * x + row.base * base + row.x_0 * x_0 + row.x_0_prev * x_0_prev
+        x = x + row.eps * eps + row.eps_prev * eps_prev
+        if stochastic:
+            x = x + row.noise * image_noise(keys_B, draw, x.shape[1:])
+        return (x, base, x_0, eps), None
+
+    zeros = jnp.zeros_like(x_T)
+    carry, _ = jax.lax.scan(step, (x_T, x_T, zeros, zeros), (jnp.arange(1, len(plan.t) + 1), rows))
+    return carry[0]

@@ -1,0 +1,222 @@
+"""The one place that unpacks a config: it checks every value, and builds model, schedule, data, optimizer and sampler.
+
+config -> resolve -> Experiment -> jobs.train, jobs.sample
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dit_jax import checks
+from dit_jax import config as configs
+from dit_jax.data import datasets
+from dit_jax.diffusion import guidance, sampling
+from dit_jax.diffusion.schedule import Schedule, make_schedule, respace
+from dit_jax.errors import UserError
+from dit_jax.models.dit import PRESETS, DiT
+from dit_jax.training import optimizer, sharding
+from dit_jax.training.checkpoint import Checkpointer, abstract
+from dit_jax.training.state import Params, TrainState, create
+from dit_jax.training.step import Recipe, Sums, make_train_call
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+Sample = Callable[..., jax.Array]
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """A copy in which the model's preset has filled the keys left unset, and every value has been checked.
+
+    Raises:
+      UserError: an unknown name or an impossible combination, one line with key, value and fix.
+    """
+    config = config.copy_and_resolve_references()
+    checks.choice("model.preset", config.model.preset, PRESETS)
+    with config.unlocked():
+        for key, value in PRESETS[config.model.preset].items():
+            if config.model[key] is None:
+                config.model[key] = value
+    checks.check(config, datasets.info(config.data.name))
+    return config
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything a resolved config describes. Parts are built when first asked for."""
+
+    config: ConfigDict
+
+    @cached_property
+    def info(self) -> datasets.DatasetInfo:
+        """Image shape and class names."""
+        return datasets.info(self.config.data.name)
+
+    @cached_property
+    def mesh(self) -> Mesh:
+        """All devices along the axis `data`."""
+        return sharding.make_mesh()
+
+    @cached_property
+    def model(self) -> DiT:
+        """The network, without parameters."""
+        c = self.config.model
+        return DiT(
+            num_classes=len(self.info.class_names),
+            patch_size=c.patch_size,
+            width=c.width,
+            depth=c.depth,
+            num_heads=c.num_heads,
+            num_kv_heads=c.num_kv_heads,
+            mlp_ratio=c.mlp_ratio,
+            conditioning=c.conditioning,
+            class_table_width=c.class_table_width,
+            positions=c.positions,
+            dtype=DTYPES[c.dtype],
+            remat=c.remat,
+        )
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The noise schedule's tables."""
+        c = self.config.diffusion
+        return make_schedule(c.schedule, c.num_steps, c.beta_start, c.beta_end)
+
+    @cached_property
+    def learning_rate(self) -> optax.Schedule:
+        """Learning rate by step."""
+        c = self.config.optimizer
+        return optimizer.learning_rate_schedule(c.schedule, c.learning_rate, c.warmup_steps, self.config.train.steps)
+
+    @cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """AdamW."""
+        c = self.config.optimizer
+        return optimizer.adamw(self.learning_rate, c.b1, c.b2, c.weight_decay, c.clip_norm)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """What a train step does to a batch."""
+        d, t = self.config.diffusion, self.config.train
+        return Recipe(
+            schedule=self.schedule,
+            prediction=d.prediction,
+            timestep_sampling=d.timestep_sampling,
+            logit_mean=d.logit_mean,
+            logit_std=d.logit_std,
+            label_dropout=t.label_dropout,
+            null_class=len(self.info.class_names),
+            flip=self.config.data.flip,
+            batch_size=t.batch_size,
+            steps_per_call=t.steps_per_call,
+            ema_half_life=t.ema_half_life,
+            ema_ramp=t.ema_ramp,
+        )
+
+    @cached_property
+    def keys(self) -> tuple[jax.Array, jax.Array]:
+        """(for the initial parameters, for the training draws), both from the run's only seed."""
+        return tuple(jax.random.split(jax.random.key(self.config.seed)))
+
+    def init_params(self) -> Params:
+        """Fresh parameters, float32."""
+        x = jnp.zeros((1, *self.info.image_shape))
+        zero = jnp.zeros((1,), jnp.int32)
+        return self.model.init(self.keys[0], x, zero, zero)
+
+    def init_state(self) -> TrainState:
+        """The state before the first step, whole on every device."""
+        make = partial(create, self.init_params, self.optimizer)
+        return jax.jit(make, out_shardings=sharding.replicated(self.mesh))()
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state, without computing it."""
+        return abstract(
+            jax.eval_shape(partial(create, self.init_params, self.optimizer)), sharding.replicated(self.mesh)
+        )
+
+    def train_call(self) -> Callable[..., tuple[TrainState, Sums]]:
+        """Many train steps in one dispatch, see `step.make_train_call`."""
+        sharding.check_batch(self.config.train.batch_size, self.mesh, "train.batch_size")
+        return make_train_call(self.model.apply, self.optimizer, self.recipe, self.mesh, self.keys[1])
+
+    def labels(self) -> np.ndarray:
+        """The class of each image to sample, int32 [sample.n]: the asked ones in turn."""
+        c = self.config.sample
+        chosen = checks.parse_labels(c.labels, self.info.class_names)
+        return np.resize(np.asarray(chosen, np.int32), c.n)
+
+    def sampler(self, sampler: str | None = None, steps: int | None = None) -> Sample:
+        """sample(params, key, labels, first=0): jitted; see `make_sample`. The arguments replace the config's."""
+        c = self.config.sample
+        timesteps = respace(self.schedule.num_steps, steps or c.steps)
+        plan = sampling.SAMPLERS[sampler or c.sampler](self.schedule, timesteps, c.variance)
+        return make_sample(self, plan, c.guidance, c.clip_x_0)
+
+
+def make_sample(experiment: Experiment, plan: sampling.Plan, scale: float, clip_x_0: bool) -> Sample:
+    """sample(params, key, labels int [B], first=0) -> float32 images [B, H, W, C] in about [-1, 1].
+
+    Image b draws its noise from fold_in(key, first + b) alone, whatever the batch. The batch is spread over the mesh
+    and padded to fill it. One compile serves every batch of one size.
+    """
+    model, schedule, mesh = experiment.model, experiment.schedule, experiment.mesh
+    prediction, shape = experiment.config.diffusion.prediction, experiment.info.image_shape
+    null_class = len(experiment.info.class_names)
+
+    def per_device(params: Params, key: jax.Array, labels_B: jax.Array, index_B: jax.Array) -> jax.Array:
+        network = partial(model.apply, params)
+        predict = guidance.guided(network, labels_B, null_class, scale)
+        denoise = guidance.denoiser(predict, schedule, prediction, clip_x_0)
+        keys_B = sampling.image_keys(key, index_B)
+        return sampling.sample(denoise, plan, sampling.image_noise(keys_B, 0, shape), keys_B)
+
+    whole, split = sharding.REPLICATED, sharding.SPLIT
+    mapped = jax.jit(
+        jax.shard_map(per_device, mesh=mesh, in_specs=(whole, whole, split, split), out_specs=split, check_vma=False)
+    )
+
+    def sample(params: Params, key: jax.Array, labels: np.ndarray | jax.Array, first: int = 0) -> jax.Array:
+        labels = np.asarray(labels, np.int32)
+        checks.label_range(labels, experiment.info.class_names)
+        index = np.arange(first, first + len(labels), dtype=np.int32)
+        padding = (0, -len(labels) % mesh.size)
+        return mapped(params, key, np.pad(labels, padding), np.pad(index, padding))[: len(labels)]
+
+    return sample
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run: `run.sample(run.ema_params, jax.random.key(0), [3, 3, 5])` draws three images."""
+
+    experiment: Experiment
+    step: int
+    ema_params: Params
+    sample: Sample
+
+
+def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
+    """The newest whole checkpoint of a workdir, with its sampler. `config` replaces the workdir's own (resolved).
+
+    Raises:
+      UserError: no workdir, no checkpoint in it, or none that can be read.
+    """
+    workdir = Path(workdir)
+    experiment = Experiment(config or resolve(configs.read(workdir)))
+    missing = UserError(
+        f"--workdir={workdir}: no checkpoint in it yet; train first with --config FILE --workdir {workdir}"
+    )
+    if not (workdir / "checkpoints").is_dir():
+        raise missing
+    with Checkpointer(workdir, keep=experiment.config.train.keep_checkpoints, read_only=True) as checkpointer:
+        state = checkpointer.restore(experiment.abstract_state())
+    if state is None:
+        raise missing
+    return Run(experiment, int(state.step), state.ema_params, experiment.sampler())

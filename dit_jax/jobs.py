@@ -1,0 +1,166 @@
+"""The modes of main.py: train a run, sample from one. What is computed is experiment.py's, what is shown reporting's."""
+
+import contextlib
+import logging
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from clu import parameter_overview
+from ml_collections import ConfigDict
+
+from dit_jax import config as configs
+from dit_jax import experiment as experiments
+from dit_jax.checks import require
+from dit_jax.data import datasets
+from dit_jax.data.pipeline import steps_per_epoch
+from dit_jax.errors import UserError
+from dit_jax.experiment import Experiment
+from dit_jax.reporting.files import replacing
+from dit_jax.reporting.images import label_grid, save_png, to_uint8
+from dit_jax.reporting.plots import plot_loss
+from dit_jax.reporting.progress import Progress
+from dit_jax.reporting.writer import MetricWriter, create_writer
+from dit_jax.training import loop, sharding
+from dit_jax.training.checkpoint import Checkpointer
+from dit_jax.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+WATCH_PER_CLASS, WATCH_CLASSES, WATCH_STEPS = 4, 10, 25  # the grid drawn while training: DDIM, small and quick
+
+
+def train(config: ConfigDict, workdir: Path, out: Path | None) -> None:
+    """Trains a run in `workdir`, or goes on with the one that is there; ends with `loss.png`.
+
+    Raises:
+      UserError: the workdir holds another run, the data is missing, or the batch does not fit devices or data.
+    """
+    require(out is None, "--out", out, "training writes to --workdir; leave --out away")
+    experiment = Experiment(config)
+    check_workdir(workdir, config)
+    call = experiment.train_call()
+    data = datasets.load(config.data.name, config.data.data_dir, "train")
+    n = len(data.images)
+    require(
+        config.train.batch_size <= n, "train.batch_size", config.train.batch_size, f"the data has {n} images; use fewer"
+    )
+    make_folder(workdir, "--workdir")
+    with contextlib.ExitStack() as stack:
+        checkpointer = stack.enter_context(Checkpointer(workdir, config.train.keep_checkpoints))
+        state = checkpointer.restore(experiment.abstract_state())
+        step = 0 if state is None else int(state.step)
+        configs.write(config, workdir)
+        if step >= config.train.steps:
+            logger.info("%s has all of its %d steps; set --config.train.steps higher to go on", workdir, step)
+            return
+        logger.info("%s %s at step %d of %d", "resuming" if step else "starting", workdir, step, config.train.steps)
+        writer = stack.enter_context(contextlib.closing(create_writer(workdir, resume_step=step)))
+        state = experiment.init_state() if state is None else state
+        describe(writer, config, state, step)
+        images, labels = sharding.put_replicated((data.images, data.labels), experiment.mesh)
+        progress = stack.enter_context(Progress(config.train.steps, "step", step, config.train.batch_size))
+        hooks = make_hooks(experiment, writer, checkpointer, progress, n)
+        compiled = call.lower(state, loop.zero_sums(), images, labels, np.int32(1)).compile()
+        loop.run(compiled, state, images, labels, pace_of(config), config.train.batch_size, hooks)
+    plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
+    logger.info("trained %d steps; the checkpoint and loss.png are in %s", config.train.steps, workdir)
+
+
+def check_workdir(workdir: Path, config: ConfigDict) -> None:
+    """Refuses a workdir that is a file, or that holds a run of another config; touches nothing."""
+    require(not workdir.exists() or workdir.is_dir(), "--workdir", workdir, "it is a file; name a folder")
+    if configs.path_of(workdir).exists():
+        changed = configs.differences(configs.read(workdir), config)
+        if changed:
+            raise UserError(
+                f"--workdir={workdir} holds a run of another config ({'; '.join(changed)}); use another workdir"
+            )
+
+
+def make_folder(folder: Path, flag: str) -> None:
+    """Makes a folder and those above it; `flag` names it in the error."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{flag}={folder} cannot be made ({error.strerror}); name a folder that you may write"
+        ) from None
+
+
+def pace_of(config: ConfigDict) -> loop.Pace:
+    """When the loop logs, saves and draws."""
+    t = config.train
+    return loop.Pace(t.steps, t.steps_per_call, t.log_every, t.checkpoint_every, t.sample_every)
+
+
+def describe(writer: MetricWriter, config: ConfigDict, state: TrainState, step: int) -> None:
+    """Writes the parameter overview and the hyperparameters to TensorBoard."""
+    overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+    logger.info("%s parameters", f"{parameter_overview.count_parameters(state.params):,}")
+    writer.write_texts(step, {"parameters": f"```\n{overview}\n```"})
+    writer.write_hparams(dict(configs.leaves(config)))
+
+
+def make_hooks(
+    experiment: Experiment, writer: MetricWriter, checkpointer: Checkpointer, progress: Progress, num_examples: int
+) -> loop.Hooks:
+    """What the loop does at its log, save and draw points."""
+    config, batch_size = experiment.config, experiment.config.train.batch_size
+    per_epoch = steps_per_epoch(num_examples, batch_size)
+
+    def log(step: int, row: loop.Row) -> None:
+        rate = float(experiment.learning_rate(step - 1))
+        seen = {"images": step * batch_size, "epoch": step / per_epoch}
+        writer.write_scalars(step, seen | row | {"learning_rate": rate})
+
+    save = partial(checkpointer.save, config=config.to_dict())
+    watch = partial(
+        watch_samples, experiment, writer, experiment.sampler("ddim", min(WATCH_STEPS, config.diffusion.num_steps))
+    )
+    return loop.Hooks(log, lambda state, row: save(state, metrics=row), watch, progress.update)
+
+
+def watch_samples(
+    experiment: Experiment, writer: MetricWriter, sample: experiments.Sample, step: int, state: TrainState
+) -> None:
+    """Writes a small grid of the EMA weights' samples to TensorBoard; the same noise every time."""
+    names = experiment.info.class_names
+    labels = np.repeat(np.arange(min(len(names), WATCH_CLASSES)), WATCH_PER_CLASS)
+    images = to_uint8(np.asarray(sample(state.ema_params, jax.random.key(experiment.config.sample.seed), labels)))
+    writer.write_images(step, {"samples": label_grid(images, labels, names)[None]})
+
+
+def sample(config: ConfigDict, workdir: Path, out: Path | None) -> None:
+    """Draws `sample.n` images with the EMA weights: `samples.npz` and `grid.png` in `out` (default: WORKDIR/samples).
+
+    Raises:
+      UserError: no checkpoint, or `out` is a file.
+    """
+    out = out or workdir / "samples"
+    require(not out.exists() or out.is_dir(), "--out", out, "it is a file; name a folder")
+    run = experiments.load(workdir, config)
+    make_folder(out, "--out")
+    labels = run.experiment.labels()
+    images = draw_all(run, labels, config.sample.batch_size, config.sample.seed)
+    with replacing(out / "samples.npz") as temporary, temporary.open("wb") as file:
+        np.savez(file, images=images, labels=labels)
+    save_png(out / "grid.png", label_grid(images, labels, run.experiment.info.class_names))
+    logger.info("step %d: %d images in %s and %s", run.step, len(images), out / "samples.npz", out / "grid.png")
+
+
+def draw_all(run: experiments.Run, labels: np.ndarray, batch_size: int, seed: int) -> np.ndarray:
+    """Images uint8 [n, H, W, C] for labels [n], a batch at a time; the last batch is filled up, so one compile serves."""
+    key, n = jax.random.key(seed), len(labels)
+    batch_size = min(batch_size, n)
+    images = np.empty((n, *run.experiment.info.image_shape), np.uint8)
+    with Progress(n, "image") as progress:
+        for first in range(0, n, batch_size):
+            batch = np.resize(labels[first : first + batch_size], batch_size)
+            drawn = to_uint8(np.asarray(run.sample(run.ema_params, key, batch, first)))
+            images[first : first + batch_size] = drawn[: n - first]
+            progress.update(min(first + batch_size, n))
+    return images
+
+
+MODES = {"train": train, "sample": sample}

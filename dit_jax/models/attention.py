@@ -1,0 +1,35 @@
+"""Grouped-query attention (Ainslie et al. 2023): G query heads share each of K key/value heads."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dit_jax.models.layers import Dense
+
+
+def grouped_query_attention(q_BNKGE: jax.Array, k_BMKE: jax.Array, v_BMKE: jax.Array) -> jax.Array:
+    """softmax(q k / sqrt(E)) v, every group of G query heads on its own key/value head: [B, N, K, G, E].
+
+    Keys and values are never repeated in memory; the softmax is in float32, the products in the inputs' dtype.
+    """
+    scale = q_BNKGE.shape[-1] ** -0.5
+    scores_BKGNM = jnp.einsum("BNKGE,BMKE->BKGNM", q_BNKGE * scale, k_BMKE, preferred_element_type=jnp.float32)
+    weights_BKGNM = jax.nn.softmax(scores_BKGNM, axis=-1).astype(v_BMKE.dtype)
+    return jnp.einsum("BKGNM,BMKE->BNKGE", weights_BKGNM, v_BMKE, preferred_element_type=jnp.float32)
+
+
+class Attention(nn.Module):
+    """Self-attention over all tokens: [B, N, D] -> [B, N, D]. Query head h uses key/value head h // G."""
+
+    num_heads: int
+    num_kv_heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BND: jax.Array) -> jax.Array:
+        B, N, D = x_BND.shape
+        H, K, E = self.num_heads, self.num_kv_heads, D // self.num_heads
+        qkv = Dense((H + 2 * K) * E, dtype=self.dtype, name="qkv")(x_BND).astype(self.dtype)
+        q, k, v = jnp.split(qkv, [H * E, (H + K) * E], axis=-1)
+        out_BNKGE = grouped_query_attention(q.reshape(B, N, K, H // K, E), k.reshape(B, N, K, E), v.reshape(B, N, K, E))
+        return Dense(D, dtype=self.dtype, name="out")(out_BNKGE.reshape(B, N, D))

@@ -1,0 +1,154 @@
+"""The Diffusion Transformer (Peebles & Xie 2023), with the class and time as a token or as adaptive layer norm.
+
+`conditioning='token'` (the report): one token MLP(sinusoid(t)) + MLP(class table) joins the patches and is dropped
+before the output. `conditioning='adaln_zero'` (DiT): the same vector gives each block its shifts, scales and gates,
+which start at zero.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dit_jax.models.attention import Attention
+from dit_jax.models.embeddings import ClassEmbedding, TimeEmbedding, patchify, position_table, unpatchify
+from dit_jax.models.layers import ACTIVATIONS, Dense, layer_norm
+
+# Sizes by name. DiT's are of its paper, table 1, and take a patch size: `DiT-XL/2`.
+DIT_SIZES = {
+    "S": dict(depth=12, width=384, num_heads=6),
+    "B": dict(depth=12, width=768, num_heads=12),
+    "L": dict(depth=24, width=1024, num_heads=16),
+    "XL": dict(depth=28, width=1152, num_heads=16),
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    # The student report's model: 19.1 M parameters on CIFAR-10.
+    "report": dict(
+        patch_size=4, width=384, depth=12, num_heads=8, num_kv_heads=2, conditioning="token", positions="mae"
+    ),
+    # The demo's: 0.8 M parameters, learns to draw in two minutes on two CPU cores.
+    "demo": dict(patch_size=4, width=128, depth=4, num_heads=4, num_kv_heads=2, conditioning="token", positions="grid"),
+    **{
+        f"DiT-{size}/{patch}": dict(
+            **shape, patch_size=patch, num_kv_heads=shape["num_heads"], conditioning="adaln_zero", positions="mae"
+        )
+        for size, shape in DIT_SIZES.items()
+        for patch in (2, 4, 8)
+    },
+}
+CONDITIONINGS = ("token", "adaln_zero")
+POSITIONS = ("mae", "grid")
+
+
+def modulate(x_BND: jax.Array, shift_BD: jax.Array, scale_BD: jax.Array) -> jax.Array:
+    """x (1 + scale) + shift, the same for every token."""
+    return x_BND * (1 + scale_BD[:, None]) + shift_BD[:, None]
+
+
+class Modulation(nn.Module):
+    """Linear(SiLU(c)), zero at initialisation: conditioning [B, D] -> `parts` arrays [B, D]."""
+
+    parts: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, condition_BD: jax.Array) -> list[jax.Array]:
+        features = self.parts * condition_BD.shape[-1]
+        dense = Dense(features, kernel_init=nn.initializers.zeros, dtype=self.dtype)
+        return jnp.split(dense(ACTIVATIONS["silu"](condition_BD)), self.parts, axis=-1)
+
+
+class Mlp(nn.Module):
+    """Two layers with a tanh GELU between: [B, N, D] -> [B, N, D]."""
+
+    ratio: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BND: jax.Array) -> jax.Array:
+        width = x_BND.shape[-1]
+        hidden_BNF = ACTIVATIONS["gelu"](Dense(self.ratio * width, dtype=self.dtype)(x_BND))
+        return Dense(width, dtype=self.dtype)(hidden_BNF)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each added to the stream; with `adaptive`, shifted, scaled and gated by the condition."""
+
+    num_heads: int
+    num_kv_heads: int
+    mlp_ratio: int
+    adaptive: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BND: jax.Array, condition_BD: jax.Array) -> jax.Array:
+        attention = Attention(self.num_heads, self.num_kv_heads, self.dtype, name="attention")
+        mlp = Mlp(self.mlp_ratio, self.dtype, name="mlp")
+        if not self.adaptive:
+            x_BND = x_BND + attention(layer_norm(x_BND))
+            return x_BND + mlp(layer_norm(x_BND))
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = Modulation(6, self.dtype, name="adaln")(condition_BD)
+        x_BND = x_BND + gate_1[:, None] * attention(modulate(layer_norm(x_BND), shift_1, scale_1))
+        return x_BND + gate_2[:, None] * mlp(modulate(layer_norm(x_BND), shift_2, scale_2))
+
+
+class DiT(nn.Module):
+    """(x_t [B, H, W, C], t [B], labels [B]) -> prediction float32 [B, H, W, C], zero at initialisation.
+
+    t are timestep indices 0..T-1; labels are 0..num_classes-1, and num_classes for "no class". The model is
+    deterministic: label dropout belongs to the loss. Parameters are float32, products are taken in `dtype`.
+    """
+
+    num_classes: int
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    num_kv_heads: int
+    mlp_ratio: int
+    conditioning: str
+    class_table_width: int
+    positions: str
+    dtype: jnp.dtype
+    remat: bool
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array, t_B: jax.Array, labels_B: jax.Array) -> jax.Array:
+        _, H, W, C = x_BHWC.shape
+        adaptive = self.conditioning == "adaln_zero"
+        condition_BD = self._condition(t_B, labels_B)
+        x_BND = self._embed_patches(x_BHWC)
+        if not adaptive:
+            x_BND = jnp.concatenate([x_BND, condition_BD[:, None]], axis=1)
+        block = nn.remat(Block) if self.remat else Block
+        for i in range(self.depth):
+            x_BND = block(self.num_heads, self.num_kv_heads, self.mlp_ratio, adaptive, self.dtype, name=f"block_{i}")(
+                x_BND, condition_BD
+            )
+        x_BND = layer_norm(x_BND)
+        if adaptive:
+            x_BND = modulate(x_BND, *Modulation(2, self.dtype, name="final_adaln")(condition_BD))
+        else:
+            x_BND = x_BND[:, :-1]
+        patches = Dense(self.patch_size**2 * C, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="final")(
+            x_BND
+        )
+        return unpatchify(patches, self.patch_size, (H, W, C))
+
+    def _condition(self, t_B: jax.Array, labels_B: jax.Array) -> jax.Array:
+        """Time and class as one vector [B, D]."""
+        if self.conditioning == "adaln_zero":
+            time = TimeEmbedding(self.width, "silu", nn.initializers.normal(0.02), self.dtype, name="time")
+            label = ClassEmbedding(self.num_classes, self.width, 0, self.dtype, name="label")
+        else:
+            time = TimeEmbedding(self.width, "gelu", nn.initializers.xavier_uniform(), self.dtype, name="time")
+            label = ClassEmbedding(self.num_classes, self.width, self.class_table_width, self.dtype, name="label")
+        return time(t_B) + label(labels_B)
+
+    def _embed_patches(self, x_BHWC: jax.Array) -> jax.Array:
+        """One linear embedding of the raw pixels (never normalised: brightness is information) plus its position."""
+        _, H, W, _ = x_BHWC.shape
+        x_BND = Dense(self.width, dtype=self.dtype, name="patch")(patchify(x_BHWC, self.patch_size))
+        positions = position_table(H // self.patch_size, W // self.patch_size, self.width, self.positions)
+        return x_BND + jnp.asarray(positions)[None]

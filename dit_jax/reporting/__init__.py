@@ -1,0 +1,10 @@
+"""What people look at: the scalars and pictures of a run, the living line in the terminal, grids and plots.
+
+`clu.metric_writers` (and with it `clu.periodic_actions`) imports TensorFlow for one class. Importing this package puts
+a stand-in in that class's place when TensorFlow is absent, so that clu runs unmodified either way. It has to happen
+before those two modules of clu are imported, which is why it happens here: no module below can be too late.
+"""
+
+from dit_jax.reporting import summary_writer
+
+summary_writer.stand_in_for_tensorflow()

@@ -1,0 +1,102 @@
+"""Pictures for people: model output to bytes, labelled grids, PNG files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from dit_jax.reporting.files import replacing
+
+COLUMNS = 10  # images of a class, unless the caller says
+ROWS = 25  # classes below one another; more continue at the right, so a thousand classes stay a picture and no ribbon
+PADDING = 2  # pixels on each side of an image
+MARGIN = 6  # pixels around the grid and between a name and its images
+MIN_FONT, MAX_FONT = 12, 28  # pixels; smaller is not legible, larger is shouting
+MAX_NAME_EMS = 9  # width of the longest name in font sizes; longer ones end in an ellipsis
+BACKGROUND, INK = (255, 255, 255), (40, 40, 40)
+
+
+def to_uint8(x: np.ndarray) -> np.ndarray:
+    """Maps [-1, 1] to 0..255, rounding to the nearest; what is outside is clipped, NaN becomes 0 (black).
+
+    Args:
+        x: Floats of any shape.
+
+    Returns:
+        uint8 of the same shape. Inverse of `x = pixels / 127.5 - 1` for every byte.
+    """
+    bytes_as_floats = ((np.asarray(x, np.float32) + 1) * 127.5)
+    return np.clip(np.nan_to_num(bytes_as_floats, nan=0.0), 0, 255).astype(np.uint8)
+
+
+def label_grid(
+    images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], columns: int | None = None, scale: int = 2
+) -> np.ndarray:
+    """Draws images in rows by class, the class name at the left; classes without an image have no row.
+
+    Args:
+        images: uint8 [n, H, W, C], C = 1 or 3, n >= 1.
+        labels: int [n] in [0, len(class_names)).
+        class_names: The name of each class.
+        columns: Most images of one class, the first ones; 10 if None.
+        scale: Whole factor by which images are enlarged.
+
+    Returns:
+        uint8 [height, width, 3].
+
+    Raises:
+        ValueError: images or labels are none of the above.
+    """
+    _check(images, labels, class_names)
+    groups = [(class_names[int(k)], images[labels == k][: columns or COLUMNS]) for k in np.unique(labels)]
+    row_height = max(images.shape[1] * scale + 2 * PADDING, MIN_FONT + 2)
+    cell_width = images.shape[2] * scale + 2 * PADDING
+    font = ImageFont.load_default(size=min(max(row_height // 4, MIN_FONT), MAX_FONT))
+    names = [_fit(name, font) for name, _ in groups]
+
+    name_width = round(max(font.getlength(name) for name in names)) + MARGIN
+    block_width = name_width + cell_width * max(len(group) for _, group in groups) + MARGIN
+    blocks, rows = -(-len(groups) // ROWS), min(len(groups), ROWS)
+    canvas = Image.new("RGB", (MARGIN + blocks * block_width, 2 * MARGIN + rows * row_height), BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    for i, (name, (_, group)) in enumerate(zip(names, groups, strict=True)):
+        block, row = divmod(i, ROWS)
+        left, middle = MARGIN + block * block_width + name_width, MARGIN + row * row_height + row_height // 2
+        draw.text((left - MARGIN, middle), name, fill=INK, font=font, anchor="rm")
+        for j, image in enumerate(group):
+            tile = _tile(image, scale)
+            canvas.paste(tile, (left + j * cell_width + PADDING, middle - tile.height // 2))
+    return np.asarray(canvas)
+
+
+def save_png(path: Path, array: np.ndarray) -> None:
+    """Writes uint8 [H, W, 3], [H, W, 1] or [H, W] as a PNG, which appears whole or not at all; folders are made."""
+    with replacing(path) as temporary:
+        Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array).save(temporary, "PNG")
+
+
+def _check(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> None:
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != np.uint8 or len(images) == 0:
+        raise ValueError(f"images are {images.dtype} {images.shape}; expected uint8 [n, H, W, C], n >= 1, C = 1 or 3")
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f"labels have shape {labels.shape} for {len(images)} images; expected one a piece")
+    if labels.min() < 0 or labels.max() >= len(class_names):
+        raise ValueError(f"labels are {labels.min()}..{labels.max()}; there are {len(class_names)} class names")
+
+
+def _fit(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """Returns the name, shortened with an ellipsis if it is wider than MAX_NAME_EMS."""
+    widest = MAX_NAME_EMS * font.getlength("M")
+    if font.getlength(name) <= widest:
+        return name
+    while name and font.getlength(name + "…") > widest:
+        name = name[:-1]
+    return name.rstrip(" ,") + "…"
+
+
+def _tile(image: np.ndarray, scale: int) -> Image.Image:
+    """Returns one image [H, W, C] in RGB, each pixel a square of `scale`: enlarging must not invent smoothness."""
+    height, width, _ = image.shape
+    picture = Image.fromarray(np.broadcast_to(image, (height, width, 3)).copy())
+    return picture.resize((width * scale, height * scale), Image.Resampling.NEAREST)

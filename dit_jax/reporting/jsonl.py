@@ -1,0 +1,94 @@
+"""metrics.jsonl: the scalars of a run as lines of JSON, for people and scripts that have no TensorBoard."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from clu.metric_writers import MetricWriter
+
+from dit_jax.reporting.files import replacing
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a metrics file, oldest first; no file is no rows.
+
+    A row is `{"step": int, name: number or null, ...}`. Lines that are none, such as the half of a line that a killed
+    process leaves, are skipped.
+    """
+    return [row for row in map(_parse, _lines(path)) if row is not None]
+
+
+def drop_rows_after(path: Path, step: int) -> None:
+    """Removes, atomically, the rows beyond `step` and any broken line, so that a resumed run writes no row twice."""
+    lines = _lines(path)
+    kept = [line for line in lines if (row := _parse(line)) is not None and row["step"] <= step]
+    whole = b"".join(line.rstrip(b"\n") + b"\n" for line in kept)
+    if whole != b"".join(lines):
+        with replacing(path) as temporary:
+            temporary.write_bytes(whole)
+
+
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines(keepends=True) if path.exists() else []
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:  # covers bad JSON and bad UTF-8
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+class JsonlWriter(MetricWriter):
+    """Appends a line for each `write_scalars`; on return the line is with the operating system, so a kill keeps it.
+
+    Pictures, texts and the rest have no place in the file and are ignored.
+    """
+
+    def __init__(self, path: Path):
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Appends `{"step": step, **scalars}`; NaN and infinities, which JSON lacks, become null."""
+        row = {"step": int(step)} | {name: _number(value) for name, value in scalars.items()}
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def write_summaries(self, step: int, values: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> None:
+        """Ignored."""
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        """Ignored."""
+
+    def write_videos(self, step: int, videos: Mapping[str, Any]) -> None:
+        """Ignored."""
+
+    def write_audios(self, step: int, audios: Mapping[str, Any], *, sample_rate: int) -> None:
+        """Ignored."""
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Ignored."""
+
+    def write_histograms(
+        self, step: int, arrays: Mapping[str, Any], num_buckets: Mapping[str, int] | None = None
+    ) -> None:
+        """Ignored."""
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Ignored: the run's config.json holds them."""
+
+    def flush(self) -> None:
+        """Lines are flushed one by one already; this is for the interface."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def _number(value: Any) -> int | float | None:
+    number = np.asarray(value).item()
+    return number if math.isfinite(number) else None

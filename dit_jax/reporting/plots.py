@@ -1,0 +1,110 @@
+"""The loss curve of a run, drawn from its metrics.jsonl."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
+
+from dit_jax.reporting.files import replacing
+from dit_jax.reporting.jsonl import read_rows
+
+QUARTILES = ("loss_q1", "loss_q2", "loss_q3", "loss_q4")  # by noise level, q1 the least noise
+QUARTILE_COLORS = ("#9ecae1", "#a1d99b", "#fdc98e", "#bcbddc")  # lighter than the loss, which is the subject
+QUARTILE_LABELS = ("the quarter with least noise", "second quarter", "third quarter", "the quarter with most noise")
+LOSS_COLOR, GRAD_COLOR = "#1f3b70", "#8c4b3c"
+SMOOTHED_FROM = 100  # rows; with fewer the raw curve is clear enough
+LOG_FROM = 5.0  # a logarithmic axis if the largest value is so many times the smallest
+
+
+def plot_loss(metrics_jsonl: Path, out: Path) -> bool:
+    """Draws the training loss against the images seen, and the gradient norm below where there is one, as a PNG.
+
+    The losses by noise quartile are drawn lighter if the rows have them. Values that were not finite leave a gap.
+
+    Returns:
+        False, and writes nothing, if no row has both `images` and a finite `loss`.
+    """
+    rows = [row for row in read_rows(metrics_jsonl) if row.get("images") is not None and "loss" in row]
+    loss = _column(rows, "loss")
+    if not np.isfinite(loss).any():
+        return False
+    images, grad_norm = _column(rows, "images"), _column(rows, "grad_norm")
+    panels = 2 if np.isfinite(grad_norm).any() else 1
+
+    figure = Figure(figsize=(8, 4 if panels == 1 else 5.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    heights = [3.0, 1.2][:panels]
+    axes = figure.subplots(panels, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    _draw_loss(axes[0], images, loss, {name: _column(rows, name) for name in QUARTILES})
+    if panels == 2:
+        _draw_curve(axes[1], images, grad_norm, GRAD_COLOR)
+        _style(axes[1], "gradient norm", grad_norm)
+    axes[-1].set_xlabel("images seen")
+    axes[-1].xaxis.set_major_formatter(EngFormatter(sep=""))
+    with replacing(out) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+    return True
+
+
+def _column(rows: list[dict[str, Any]], name: str) -> np.ndarray:
+    """Returns float64 [rows], NaN where the value is null or absent."""
+    return np.array([np.nan if row.get(name) is None else row[name] for row in rows], np.float64)
+
+
+def _draw_loss(axes: Axes, images: np.ndarray, loss: np.ndarray, quartiles: dict[str, np.ndarray]) -> None:
+    _draw_curve(axes, images, loss, LOSS_COLOR, label="all noise levels")
+    present = [name for name in QUARTILES if np.isfinite(quartiles[name]).any()]
+    for name, color, label in zip(QUARTILES, QUARTILE_COLORS, QUARTILE_LABELS, strict=True):
+        if name in present:
+            axes.plot(images, _running_mean(quartiles[name]), color=color, lw=1.3, label=label, marker=_marker(loss))
+    if present:
+        axes.legend(frameon=False, fontsize=9, loc="upper right")
+    last = np.flatnonzero(np.isfinite(loss))[-1]
+    title = f"training loss: {_running_mean(loss)[last]:.4f} at {EngFormatter(sep='')(float(images[last]))} images"
+    axes.set_title(title, fontsize=11, loc="left")
+    _style(axes, "loss", np.concatenate([loss, *(quartiles[name] for name in present)]))
+
+
+def _draw_curve(axes: Axes, images: np.ndarray, values: np.ndarray, color: str, label: str | None = None) -> None:
+    """Draws the values, faint behind their running mean if there are many."""
+    if _window(values) > 1:
+        axes.plot(images, values, color=color, alpha=0.2, lw=0.8)
+    axes.plot(images, _running_mean(values), color=color, lw=1.8, label=label, marker=_marker(values), zorder=3)
+
+
+def _style(axes: Axes, label: str, values: np.ndarray) -> None:
+    finite = values[np.isfinite(values)]
+    if finite.min() > 0 and finite.max() > LOG_FROM * finite.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.25, which="both", lw=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _window(values: np.ndarray) -> int:
+    """Returns over how many rows curves are averaged at most: a fiftieth of a long run, one row of a short one."""
+    return len(values) // 50 if len(values) >= SMOOTHED_FROM else 1
+
+
+def _running_mean(values: np.ndarray) -> np.ndarray:
+    """Returns the mean of the finite values of the last rows up to each row; NaN where the row itself is not finite.
+
+    It reaches back over a tenth of the rows so far, `_window` at most: a fixed window lags where a loss first falls.
+    """
+    finite, rows = np.isfinite(values), np.arange(1, len(values) + 1)
+    first = rows - np.minimum(_window(values), rows // 10 + 1)
+    sums = np.concatenate([[0], np.cumsum(np.where(finite, values, 0))])
+    counts = np.concatenate([[0], np.cumsum(finite)])
+    return np.where(finite, (sums[rows] - sums[first]) / np.maximum(counts[rows] - counts[first], 1), np.nan)
+
+
+def _marker(values: np.ndarray) -> str:
+    """Returns a dot for short runs: a line through one point is invisible."""
+    return "." if len(values) <= 20 else ""

@@ -1,0 +1,45 @@
+"""One writer for a run's metrics: TensorBoard events in the background, metrics.jsonl at once."""
+
+# pyright: reportAttributeAccessIssue=false
+# (protocol buffers make their classes at run time, where a type checker does not see them)
+
+import time
+from pathlib import Path
+
+from clu.metric_writers import AsyncWriter, MetricWriter, MultiWriter, SummaryWriter
+from tensorboard.compat.proto import event_pb2
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from dit_jax.errors import UserError
+from dit_jax.reporting.jsonl import JsonlWriter, drop_rows_after
+
+
+def create_writer(workdir: Path, resume_step: int = 0) -> MetricWriter:
+    """Returns the writer of a run that continues after `resume_step` (0: starts), making `workdir` if need be.
+
+    What a killed run wrote beyond `resume_step` is dropped from metrics.jsonl and hidden in TensorBoard. Scalars are in
+    metrics.jsonl when `write_scalars` returns. TensorBoard's file is written by a thread; what goes wrong there is
+    raised by the next write, `flush` or `close` as `clu.asynclib.AsyncError`. Close the writer when done, for instance
+    by `with contextlib.closing(create_writer(workdir)) as writer`.
+
+    Raises:
+        UserError: `workdir` cannot be a folder, because a file has that name or is on the way to it.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"workdir {workdir} is, or lies below, a file; name a folder") from error
+    metrics = workdir / "metrics.jsonl"
+    drop_rows_after(metrics, resume_step)
+    _start_session(workdir, resume_step)
+    # clu closes them in this order and stops at the first error: the one that may raise comes last.
+    return MultiWriter([JsonlWriter(metrics), AsyncWriter(SummaryWriter(str(workdir)))])
+
+
+def _start_session(workdir: Path, resume_step: int) -> None:
+    """Writes the event that begins a session; from the second on, TensorBoard then forgets all beyond `resume_step`."""
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    events = EventFileWriter(str(workdir))
+    # TensorBoard purges the event's own step too, hence the 1.
+    events.add_event(event_pb2.Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
+    events.close()

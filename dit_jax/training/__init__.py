@@ -1,0 +1,1 @@
+"""State, optimizer, step, loop and checkpoints."""

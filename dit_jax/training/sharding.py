@@ -1,0 +1,40 @@
+"""The mesh: one axis, `data`, over every device; batches are split along it, all else is replicated."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dit_jax.errors import UserError
+
+AXIS = "data"
+REPLICATED = P()
+SPLIT = P(AXIS)
+
+
+def make_mesh() -> Mesh:
+    """All devices in one line. Axes are `Auto`: explicit ones break the gradients of embeddings and matmuls."""
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, REPLICATED)
+
+
+def check_batch(batch_size: int, mesh: Mesh, key: str) -> None:
+    """Raises UserError unless a batch splits evenly over the mesh; `key` names the config key."""
+    if batch_size < 1 or batch_size % mesh.size:
+        fix = max(mesh.size, batch_size // mesh.size * mesh.size)
+        raise UserError(f"{key}={batch_size} does not split over {mesh.size} devices; use a multiple, such as {fix}")
+
+
+def global_index(mesh: Mesh, batch_size: int) -> jax.Array:
+    """Inside shard_map: the positions in the global batch that this device holds, int32 [batch_size / devices]."""
+    local = batch_size // mesh.size
+    return jax.lax.axis_index(AXIS) * local + jax.numpy.arange(local)
+
+
+def put_replicated(tree: object, mesh: Mesh) -> object:
+    """Places host arrays whole on every device."""
+    return jax.device_put(jax.tree.map(np.asarray, tree), replicated(mesh))

@@ -1,0 +1,44 @@
+"""The train state: all that a checkpoint holds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Params = Any  # a tree of float32 arrays
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """step: int32 scalar, steps done; params and ema_params: alike trees of float32; opt_state: optax's."""
+
+    step: jax.Array
+    params: Params
+    ema_params: Params
+    opt_state: optax.OptState
+
+
+def create(init_params: Callable[[], Params], optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step; the EMA starts at the parameters themselves (its ramp forgets them)."""
+    params = init_params()
+    ema_params = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params))
+
+
+def ema_decay(step: jax.Array, batch_size: int, half_life: float, ramp: float) -> jax.Array:
+    """Decay of the average at `step` steps done: 0.5^(batch / half-life), the half-life in images.
+
+    Early on the half-life is at most `ramp` times the images seen, so that the start is forgotten in time.
+    Source: Karras et al. 2022, its training code (half-life 500,000 images and ramp 0.05 on CIFAR-10).
+    """
+    images = (step + 1).astype(jnp.float32) * batch_size
+    return 0.5 ** (batch_size / jnp.maximum(jnp.minimum(half_life, ramp * images), 1e-6))
+
+
+def update_ema(ema_params: Params, params: Params, decay: jax.Array) -> Params:
+    """decay * ema + (1 - decay) * params, leaf by leaf."""
+    return jax.tree.map(lambda ema, p: ema + (1 - decay) * (p - ema), ema_params, params)

@@ -1,0 +1,137 @@
+"""The train step: one per-device function under `shard_map`, many steps in one dispatch.
+
+Every draw is keyed by (seed, step, position in the global batch), so the losses and weights are those of one device
+whatever the mesh.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from dit_jax.data import pipeline
+from dit_jax.diffusion import objective
+from dit_jax.diffusion.guidance import Network
+from dit_jax.diffusion.schedule import Schedule
+from dit_jax.training import sharding
+from dit_jax.training.state import Params, TrainState, ema_decay, update_ema
+
+Sums = dict[str, jax.Array]  # metrics summed over steps, on the devices until a log point
+CallResult = tuple[TrainState, Sums, jax.Array]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a step does to a batch, besides the network and the optimizer."""
+
+    schedule: Schedule
+    prediction: str
+    timestep_sampling: str
+    logit_mean: float
+    logit_std: float
+    label_dropout: float
+    null_class: int
+    flip: bool
+    batch_size: int
+    steps_per_call: int
+    ema_half_life: float
+    ema_ramp: float
+
+
+def zero_sums() -> Sums:
+    """The metrics of no step at all."""
+    scalars = {name: jnp.zeros(()) for name in ("steps", "loss", "grad_norm")}
+    quarters = {name: jnp.zeros(objective.QUARTERS) for name in ("quarter_loss", "quarter_count")}
+    return scalars | quarters
+
+
+def batch_loss(
+    params: Params,
+    apply: Callable[..., jax.Array],
+    recipe: Recipe,
+    x_0: jax.Array,
+    labels_B: jax.Array,
+    keys_B: jax.Array,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Mean loss of a device's images, and (sums, counts) by noise quarter; each image draws from its own key."""
+    T = recipe.schedule.num_steps
+    draw = jax.vmap(partial(jax.random.split, num=4))(keys_B)
+    if recipe.flip:
+        x_0 = pipeline.flip(x_0, draw[:, 0])
+    choose = partial(
+        objective.sample_timestep,
+        num_steps=T,
+        sampling=recipe.timestep_sampling,
+        mean=recipe.logit_mean,
+        std=recipe.logit_std,
+    )
+    t_B = jax.vmap(choose)(draw[:, 1])
+    eps = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:]))(draw[:, 2])
+    dropped_B = jax.vmap(lambda key: jax.random.bernoulli(key, recipe.label_dropout))(draw[:, 3])
+    seen_B = jnp.where(dropped_B, recipe.null_class, labels_B)
+    predict = lambda x_t, t: apply(params, x_t, t, seen_B)  # noqa: E731
+    loss_B = objective.diffusion_loss(predict, recipe.schedule, recipe.prediction, x_0, eps, t_B)
+    return loss_B.mean(), objective.by_quarter(loss_B, t_B, T)
+
+
+def make_train_call(
+    apply: Network,
+    optimizer: optax.GradientTransformation,
+    recipe: Recipe,
+    mesh: Mesh,
+    key: jax.Array,
+) -> Callable[..., CallResult]:
+    """call(state, sums, images uint8 [n, H, W, C], labels int32 [n], count) runs `count` steps, at most steps_per_call.
+
+    Returns (state, sums, steps done). One compile serves every count. State and sums are donated; the third result is
+    there to wait for while the next call already has them. Gradients meet in one mean over the mesh; they are
+    taken inside `shard_map(check_vma=False)`, where `grad` sees one device's loss alone.
+    """
+    order_key, draw_key = jax.random.split(key)
+    local_index = partial(sharding.global_index, mesh, recipe.batch_size)
+
+    def one_step(
+        state: TrainState, sums: Sums, images: Any, labels: Any, indices: jax.Array
+    ) -> tuple[TrainState, Sums]:
+        mine = local_index()
+        chosen = indices[mine]
+        step_key = jax.random.fold_in(draw_key, state.step)
+        keys_B = jax.vmap(partial(jax.random.fold_in, step_key))(mine)
+        x_0, labels_B = pipeline.to_float(images[chosen]), labels[chosen]
+        grad = jax.value_and_grad(batch_loss, has_aux=True)
+        (loss, quarters), grads = grad(state.params, apply, recipe, x_0, labels_B, keys_B)
+        loss, grads = jax.lax.pmean((loss, grads), sharding.AXIS)
+        quarter_loss, quarter_count = jax.lax.psum(quarters, sharding.AXIS)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = ema_decay(state.step, recipe.batch_size, recipe.ema_half_life, recipe.ema_ramp)
+        ema_params = update_ema(state.ema_params, params, decay)
+        new = {
+            "steps": 1.0,
+            "loss": loss,
+            "grad_norm": optax.global_norm(grads),
+            "quarter_loss": quarter_loss,
+            "quarter_count": quarter_count,
+        }
+        return TrainState(state.step + 1, params, ema_params, opt_state), jax.tree.map(jnp.add, sums, new)
+
+    def call(state: TrainState, sums: Sums, images: Any, labels: Any, count: jax.Array) -> CallResult:
+        first = state.step
+        n, batch_size = images.shape[0], recipe.batch_size
+        orders = pipeline.epoch_orders(order_key, first, recipe.steps_per_call, n, batch_size)
+
+        def body(_: jax.Array, carry: tuple[TrainState, Sums]) -> tuple[TrainState, Sums]:
+            indices = pipeline.batch_indices(orders, first, carry[0].step, batch_size)
+            return one_step(*carry, images, labels, indices)
+
+        state, sums = jax.lax.fori_loop(0, count, body, (state, sums))
+        return state, sums, state.step + 0
+
+    whole = sharding.REPLICATED
+    mapped = jax.shard_map(call, mesh=mesh, in_specs=(whole,) * 5, out_specs=(whole, whole, whole), check_vma=False)
+    return jax.jit(mapped, donate_argnums=(0, 1))

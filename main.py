@@ -1,0 +1,47 @@
+"""Train and sample Diffusion Transformers.
+
+    python main.py --config configs/shapes.py --workdir runs/shapes
+    python main.py --workdir runs/shapes --mode=sample --config.sample.n=100
+
+`--config FILE[:ARG]` names the experiment, and `--config.KEY=VALUE` overrides a key of it. Every mode but train reads the
+config from the workdir, and there it is the overrides that win. Exit code 2 is a user's error, with one line that says so.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from dit_jax import config as configs
+from dit_jax import jobs
+from dit_jax.errors import UserError
+from dit_jax.experiment import resolve
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("config", None, "The experiment: a Python file with get_config(), and its argument: FILE[:ARG].")
+flags.DEFINE_string("workdir", None, "The run's folder: config, checkpoints, metrics, pictures.")
+flags.DEFINE_enum("mode", "train", list(jobs.MODES), "What to do.")
+flags.DEFINE_string("out", None, "Where sample writes; WORKDIR/samples unless given.")
+
+
+def main(argv: list[str]) -> int:
+    try:
+        assignments = configs.parse_flags(FLAGS, argv)
+        if not FLAGS.workdir:
+            raise UserError("--workdir is missing; name the run's folder, such as --workdir runs/shapes")
+        workdir = Path(FLAGS.workdir)
+        config = configs.load(FLAGS.config) if FLAGS.mode == "train" and FLAGS.config else configs.read(workdir)
+        configs.override(config, assignments)
+        jobs.MODES[FLAGS.mode](resolve(config), workdir, Path(FLAGS.out) if FLAGS.out else None)
+    except (UserError, flags.Error) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("dit_jax").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells its options there
+    sys.exit(main(sys.argv))

@@ -1,0 +1,105 @@
+"""The loss curve: what it draws from which rows, and when there is nothing to draw."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from dit_jax.reporting import plots
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def figures(monkeypatch) -> list[Figure]:
+    """The figures that are drawn during the test."""
+    drawn = []
+
+    class Remembered(Figure):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            drawn.append(self)
+
+    monkeypatch.setattr(plots, "Figure", Remembered)
+    return drawn
+
+
+def lines(figure: Figure, panel: int = 0) -> dict[str, tuple[list[float], list[float]]]:
+    axes = figure.axes[panel]
+    return {str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.get_lines()}
+
+
+def test_draws_loss_quartiles_and_gradient_norm_over_images(tmp_path, figures):
+    rows = [
+        {"step": s, "images": 64 * s, "loss": 1 / s, "loss_q1": 2 / s, "loss_q4": 0.5 / s, "grad_norm": 0.1 * s}
+        for s in (1, 2, 4)
+    ]
+    assert plots.plot_loss(write(tmp_path / "metrics.jsonl", rows), tmp_path / "loss.png")
+    drawn = lines(figures[0])
+    assert drawn["all noise levels"] == ([64, 128, 256], [1, 0.5, 0.25])
+    assert drawn["the quarter with least noise"][1] == [2, 1, 0.5]
+    assert drawn["the quarter with most noise"][1] == [0.5, 0.25, 0.125]
+    assert set(drawn) == {"all noise levels", "the quarter with least noise", "the quarter with most noise"}
+    ((_, grad_norm),) = lines(figures[0], 1).values()
+    np.testing.assert_allclose(grad_norm, [0.1, 0.2, 0.4])
+    top, bottom = figures[0].axes
+    assert (top.get_ylabel(), bottom.get_ylabel(), bottom.get_xlabel()) == ("loss", "gradient norm", "images seen")
+    assert top.get_title(loc="left") == "training loss: 0.2500 at 256 images"
+    assert (top.get_yscale(), bottom.get_yscale()) == ("log", "linear")  # 16 times, 4 times
+    with Image.open(tmp_path / "loss.png") as picture:
+        assert picture.size == (1200, 840)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loss.png", "metrics.jsonl"]
+
+
+def test_values_that_were_not_finite_leave_a_gap(tmp_path, figures):
+    rows = [{"step": s, "images": s, "loss": None if s == 2 else 0.5} for s in (1, 2, 3)]
+    rows += [{"step": 4, "images": 4, "loss": None}, {"step": 4, "fid": 30.0}]
+    assert plots.plot_loss(write(tmp_path / "m", rows), tmp_path / "loss.png")
+    images, loss = lines(figures[0])["all noise levels"]
+    assert images == [1, 2, 3, 4]
+    np.testing.assert_array_equal(loss, [0.5, np.nan, 0.5, np.nan])
+    assert len(figures[0].axes) == 1
+    assert figures[0].axes[0].get_title(loc="left").endswith("at 3 images")
+
+
+def test_one_row_is_a_visible_point(tmp_path):
+    path = write(tmp_path / "m", [{"step": 1, "images": 64, "loss": 0.5}])
+    assert plots.plot_loss(path, tmp_path / "loss.png")
+    inner = np.asarray(Image.open(tmp_path / "loss.png").convert("RGB"))[100:-150, 200:-50].astype(int)
+    assert (np.abs(inner - (0x1F, 0x3B, 0x70)).sum(-1) < 30).sum() >= 20
+
+
+@pytest.mark.parametrize("text", [None, "", '{"step": 1, "images": 9, "lo', '{"step": 1, "images": 9, "loss": null}\n'])
+def test_nothing_to_draw_writes_nothing(tmp_path, text):
+    if text is not None:
+        (tmp_path / "m").write_text(text)
+    assert not plots.plot_loss(tmp_path / "m", tmp_path / "loss.png")
+    assert not (tmp_path / "loss.png").exists()
+
+
+def test_running_mean_by_hand():
+    # 100 rows: a window of 2, but only from row 10 on (a tenth of the rows so far, plus one)
+    values = np.arange(100.0)
+    values[50] = np.nan
+    mean = plots._running_mean(values)
+    np.testing.assert_array_equal(mean[:9], values[:9])
+    np.testing.assert_array_equal(mean[[9, 10, 49, 51, 52, 99]], [8.5, 9.5, 48.5, 51.0, 51.5, 98.5])
+    assert np.isnan(mean[50])
+
+
+def test_no_global_plotting_state(tmp_path):
+    write(tmp_path / "m", [{"step": 1, "images": 64, "loss": 0.5}])
+    code = (
+        "import sys, pathlib; from dit_jax.reporting.plots import plot_loss\n"
+        f"assert plot_loss(pathlib.Path({str(tmp_path / 'm')!r}), pathlib.Path({str(tmp_path / 'loss.png')!r}))\n"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
