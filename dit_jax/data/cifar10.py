@@ -15,12 +15,14 @@ https://www.cs.toronto.edu/~kriz/cifar.html.
 import argparse
 import gzip
 import hashlib
+import io
+import os
 import sys
 import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 import requests
@@ -43,17 +45,18 @@ VERSION = "3.0.2"
 class Cifar10(cifar.Cifar10, skip_registration=True):
     """TFDS's builder, reading the archive with the standard library and giving PNG bytes, so without TensorFlow."""
 
-    url_infos = cifar.Cifar10.url_infos  # else a subclass has no checksums
+    url_infos: Any = cifar.Cifar10.url_infos  # else a subclass has no checksums
 
     def __init__(self, *, archive: Path | None, **kwargs):
-        """`archive`: an archive already checked against its checksum; None downloads the published one."""
+        """Takes the archive whose checksum was compared already, or None to download the published one."""
         self._archive = archive
         super().__init__(**kwargs)
 
     def _split_generators(self, dl_manager):
         files = read_archive(self._archive or self._download(dl_manager))
-        self.info.features["label"].names = list(CLASS_NAMES)
-        return {split: self._generate_examples(split, map(files.get, names)) for split, names in FILES.items()}
+        features: Any = self.info.features
+        features["label"].names = list(CLASS_NAMES)
+        return {split: self._generate_examples(split, [files[n] for n in names]) for split, names in FILES.items()}
 
     def _download(self, dl_manager) -> Path:
         url = self._cifar_info.url
@@ -61,10 +64,10 @@ class Cifar10(cifar.Cifar10, skip_registration=True):
             requests.head(url, timeout=10, allow_redirects=True)  # TFDS alone gives up after minutes of retrying
             return Path(dl_manager.download(url))
         except Exception as error:  # the network fails in many ways, and TFDS passes them all through
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            data_dir = self.data_path.parent.parent
             raise UserError(
-                f"no data set cifar10 in {self.data_path.parent.parent}, and {url} cannot be downloaded ({reason}): "
-                f"bring the archive here and run `{command(self.data_path.parent.parent)}`"
+                f"no data set cifar10 in {data_dir}, and {url} cannot be downloaded ({type(error).__name__}): "
+                f"bring the archive here and run `{command(data_dir)}`"
             ) from error
 
     def _generate_examples(self, split_prefix, filepaths):
@@ -81,17 +84,17 @@ def iterate_records(content: bytes) -> Iterator[tuple[int, np.ndarray]]:
         yield int(record[0]), record[1:].reshape(3, 32, 32).transpose(1, 2, 0)
 
 
-class _Bounded:
-    """Reads of `source` that end in a UserError after `limit` bytes: what a small archive may grow to."""
+class _Bounded(io.BufferedIOBase):
+    """Reads of a decompressed stream that end in a UserError after `limit` bytes: what a small archive may grow to."""
 
-    def __init__(self, source: IO[bytes], limit: int):
-        self._source, self._left = source, limit
+    def __init__(self, stream: gzip.GzipFile, limit: int):
+        self._stream, self._left = stream, limit
 
-    def read(self, size: int) -> bytes:
-        data = self._source.read(size)
+    def read(self, size: int | None = -1) -> bytes:
+        data = self._stream.read(size)
         self._left -= len(data)
         if self._left < 0:
-            raise UserError("the archive unpacks to more than CIFAR-10 holds: it is not cifar-10-binary.tar.gz")
+            raise UserError("the archive unpacks to more than CIFAR-10 holds: is it cifar-10-binary.tar.gz?")
         return data
 
 
@@ -104,9 +107,13 @@ def read_archive(path: Path) -> dict[str, bytes]:
     limit = sum(map(len, FILES.values())) * RECORDS_PER_FILE * RECORD_BYTES + SMALL_BYTES
     contents: dict[str, bytes] = {}
     try:
-        with gzip.open(path) as unpacked, tarfile.open(fileobj=_Bounded(unpacked, limit), mode="r|") as tar:
-            for member in tar:
-                _read_member(tar, member, contents)
+        with gzip.GzipFile(path) as unpacked:
+            stream = _Bounded(unpacked, limit)
+            with tarfile.open(fileobj=stream, mode="r|") as tar:
+                for member in tar:
+                    _read_member(tar, member, contents)
+            while stream.read(SMALL_BYTES):  # to the end, where gzip compares its own checksum
+                pass
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise UserError(f"{path} is no whole gzip-compressed tar archive ({error}): get it again") from error
     _check_contents(path, contents)
@@ -158,28 +165,36 @@ def _check_contents(path: Path, contents: dict[str, bytes]) -> None:
         raise UserError(f"{path}: {NAMES_FILE} names the classes {names}, not {CLASS_NAMES}")
 
 
-def check_checksum(archive: Path, allow_mismatch: bool) -> None:
-    """Raises UserError if the archive has not the published SHA-256; only warns with `allow_mismatch`, on stderr."""
+def checksum_mismatch(archive: Path) -> str:
+    """What tells the archive from the published one: sizes and SHA-256, or '' if it is that. Raises UserError."""
     (published,) = Cifar10.url_infos.values()
     try:
         with archive.open("rb") as file:
             actual = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
     except OSError as error:
         raise UserError(f"cannot read the archive {archive} ({error.strerror}): name cifar-10-binary.tar.gz") from None
     if actual == published.checksum:
-        return
-    mismatch = (
-        f"{archive} ({archive.stat().st_size} bytes) has SHA-256 {actual}, "
+        return ""
+    return (
+        f"{archive} ({size} bytes) has SHA-256 {actual}, "
         f"the published archive ({int(published.size)} bytes) {published.checksum}"
     )
-    if not allow_mismatch:
-        raise UserError(f"{mismatch}: get it again, or accept this one with --allow_checksum_mismatch")
-    print(f"WARNING: CHECKSUM MISMATCH ACCEPTED, this may not be CIFAR-10: {mismatch}", file=sys.stderr)
 
 
-def command(data_dir: Path) -> str:
+def command(data_dir: str | os.PathLike, archive: str | os.PathLike = "cifar-10-binary.tar.gz") -> str:
     """The command line that prepares the data set in `data_dir`, as users type it."""
-    return f"python -m dit_jax.data.cifar10 --archive cifar-10-binary.tar.gz --data_dir {data_dir}"
+    return f"python -m dit_jax.data.cifar10 --archive {os.fspath(archive)} --data_dir {os.fspath(data_dir)}"
+
+
+def check_checksum(archive: Path, data_dir: Path, allow_mismatch: bool) -> None:
+    """Refuses an archive that is not the published one, or says loudly on stderr that it was accepted."""
+    mismatch = checksum_mismatch(archive)
+    if mismatch and not allow_mismatch:
+        accept = f"{command(data_dir, archive)} --allow_checksum_mismatch"
+        raise UserError(f"{mismatch}: get it again, or accept this one with `{accept}`")
+    if mismatch:
+        print(f"WARNING: CHECKSUM MISMATCH ACCEPTED, this may not be CIFAR-10: {mismatch}", file=sys.stderr)
 
 
 def prepare(data_dir: Path, archive: Path | None = None, allow_checksum_mismatch: bool = False) -> Path:
@@ -194,7 +209,7 @@ def prepare(data_dir: Path, archive: Path | None = None, allow_checksum_mismatch
     manual = data_dir / "downloads" / "manual" / "cifar-10-binary.tar.gz"
     archive = archive or (manual if manual.exists() else None)
     if archive:
-        check_checksum(archive, allow_checksum_mismatch)
+        check_checksum(archive, data_dir, allow_checksum_mismatch)
     print(f"preparing the data set cifar10 in {directory} from {archive or 'the network'}", file=sys.stderr)
     tfds.enable_progress_bar()
     preparation.prepare(Cifar10(archive=archive, data_dir=data_dir, file_format="array_record"))

@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -67,7 +67,7 @@ def load(name: str, data_dir: str | Path, split: str = "train") -> Split:
 def _read(directory: Path, facts: DatasetInfo, split: str) -> Split:
     """Decodes a prepared split; UserError if it is not whole."""
     try:
-        builder = tfds.builder_from_directory(directory)
+        builder: Any = tfds.builder_from_directory(directory)
         _check_format(builder, directory)
         decoders = {"image": tfds.decode.SkipDecoding()}  # TFDS's own decoding is three times slower
         records = builder.as_data_source(split, decoders=decoders)

@@ -43,11 +43,9 @@ def prepare(builder: tfds.core.DatasetBuilder, download_config: tfds.download.Do
     try:
         with no_empty_parent(directory), redirect_stdout(io.StringIO()):  # TFDS chats there, of unknown sizes
             builder.download_and_prepare(download_config=download_config)
-    except PermissionError as error:
-        raise UserError(f"cannot write the data set to {directory} ({error.strerror}): name another data_dir") from None
-    except OSError:
+    except OSError as error:
         if not is_prepared(directory):  # else another run was faster, and the rename onto its folder failed
-            raise
+            raise UserError(f"cannot write the data set to {directory} ({error}): name another data_dir") from error
 
 
 @contextmanager

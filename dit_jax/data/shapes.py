@@ -113,8 +113,10 @@ def example(split: str, index: int) -> tuple[np.ndarray, int]:
 
 
 class Measures(NamedTuple):
-    """What varies in n images, read off their pixels: colours float64 [n, 3] in 0..255, area [n] in pixels, center
-    [n, 2] (x, y) in pixels from the upper left corner."""
+    """What varies in n images, read off their pixels.
+
+    Colours float64 [n, 3] in 0..255; area [n] in pixels; center [n, 2] (x, y) in pixels from the upper left corner.
+    """
 
     background: np.ndarray
     fill: np.ndarray

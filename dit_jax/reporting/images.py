@@ -26,7 +26,7 @@ def to_uint8(x: np.ndarray) -> np.ndarray:
     Returns:
         uint8 of the same shape. Inverse of `x = pixels / 127.5 - 1` for every byte.
     """
-    bytes_as_floats = ((np.asarray(x, np.float32) + 1) * 127.5)
+    bytes_as_floats = np.round((np.asarray(x, np.float32) + 1) * 127.5)
     return np.clip(np.nan_to_num(bytes_as_floats, nan=0.0), 0, 255).astype(np.uint8)
 
 

@@ -1,0 +1,15 @@
+"""Every test runs on eight CPU devices, and rank promotion is an error.
+
+The platform and the device count are set here, before any test module can touch JAX. Errors for warnings
+raised in our own code come from `filterwarnings` in pyproject.toml.
+"""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -1,0 +1,169 @@
+"""`info` and `load`: facts, arrays, and one clear line for each thing that can be wrong with a folder."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dit_jax.data import datasets, shapes
+from dit_jax.errors import UserError
+
+SMALL = {"train": 40, "test": 20}
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """A data_dir with a small `shapes` in it."""
+    monkeypatch.setattr(shapes, "NUM_EXAMPLES", SMALL)
+    datasets.load("shapes", tmp_path)
+    return tmp_path
+
+
+def test_info_names_shape_and_classes():
+    assert datasets.info("shapes") == datasets.DatasetInfo("shapes", (32, 32, 3), shapes.CLASS_NAMES)
+    assert datasets.info("cifar10").image_shape == (32, 32, 3)
+    assert datasets.info("cifar10").class_names[0] == "airplane"
+    assert datasets.info("cifar10").class_names[9] == "truck"
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_load_gives_every_example_once(prepared, split):
+    images, labels = datasets.load("shapes", prepared, split)
+    assert images.dtype == np.uint8
+    assert labels.dtype == np.int32
+    drawn = {image.tobytes(): label for image, label in (shapes.example(split, i) for i in range(SMALL[split]))}
+    assert {image.tobytes(): label for image, label in zip(images, labels, strict=True)} == drawn
+    assert len(images) == SMALL[split]
+
+
+def test_the_order_of_a_split_is_fixed(prepared, tmp_path):
+    again = datasets.load("shapes", tmp_path / "again")
+    np.testing.assert_array_equal(datasets.load("shapes", prepared).images, again.images)
+
+
+def test_prepares_only_once(prepared, monkeypatch):
+    monkeypatch.setattr(shapes, "example", None)  # drawing anything would fail
+    assert len(datasets.load("shapes", prepared, "test").labels) == SMALL["test"]
+
+
+def test_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "NUM_EXAMPLES", SMALL)
+    draw, drawn = shapes.example, []
+
+    def interrupted(split, index):
+        drawn.append(index)
+        if len(drawn) > 50:  # within the second split
+            raise KeyboardInterrupt
+        return draw(split, index)
+
+    monkeypatch.setattr(shapes, "example", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        datasets.load("shapes", tmp_path)
+    assert not (tmp_path / "shapes").exists()
+    monkeypatch.setattr(shapes, "example", draw)
+    assert len(datasets.load("shapes", tmp_path).labels) == SMALL["train"]
+
+
+def test_two_runs_may_prepare_at_once(tmp_path):
+    code = (
+        "import sys; from dit_jax.data import datasets, shapes; shapes.NUM_EXAMPLES = {'train': 40, 'test': 20}\n"
+        "print('ready', flush=True); sys.stdin.readline(); print(len(datasets.load('shapes', sys.argv[1]).labels))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    runs = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    for run in runs:
+        assert run.stdout.readline() == "ready\n"
+    for run in runs:
+        run.stdin.write("go\n")
+        run.stdin.flush()
+    assert [run.communicate(timeout=60)[0] for run in runs] == ["40\n", "40\n"]
+    assert [path.name for path in (tmp_path / "shapes").iterdir()] == [shapes.VERSION]
+
+
+def test_losing_the_race_takes_the_data_of_the_winner(tmp_path, monkeypatch):
+    """A second run starts and ends while the first draws, so the first cannot rename its folder."""
+    monkeypatch.setattr(shapes, "NUM_EXAMPLES", SMALL)
+    draw = shapes.example
+
+    def overtaken(split, index):
+        monkeypatch.setattr(shapes, "example", draw)
+        shapes.prepare(tmp_path)
+        return draw(split, index)
+
+    monkeypatch.setattr(shapes, "example", overtaken)
+    assert len(datasets.load("shapes", tmp_path).labels) == SMALL["train"]
+    assert [path.name for path in (tmp_path / "shapes").iterdir()] == [shapes.VERSION]
+
+
+def test_nothing_imports_tensorflow(tmp_path):
+    code = (
+        "import sys; from dit_jax.data import datasets, shapes; shapes.NUM_EXAMPLES = {'train': 40, 'test': 20}\n"
+        "datasets.load('shapes', sys.argv[1]); print('tensorflow' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert run.stdout == "False\n"
+
+
+def refused(*args):
+    """The one line of the UserError that `load` raises."""
+    with pytest.raises(UserError) as caught:
+        datasets.load(*args)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_unknown_name_and_split(tmp_path):
+    assert "'mnist'" in (message := refused("mnist", tmp_path))
+    assert "shapes, cifar10" in message
+    assert "'valid'" in (message := refused("shapes", tmp_path, "valid"))
+    assert "train, test" in message
+
+
+@pytest.mark.parametrize("below", ["", "folder"])
+def test_data_dir_is_a_file(tmp_path, below):
+    (tmp_path / "file").write_text("")
+    assert f"{tmp_path / 'file'} is a file" in refused("shapes", tmp_path / "file" / below)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:70_000])
+
+
+def blank(path):
+    path.write_bytes(b"")
+
+
+DAMAGES = [("shapes-train.array_record-*", damage) for damage in (blank, cut, lambda path: path.unlink())]
+DAMAGES += [("dataset_info.json", blank), ("features.json", lambda path: path.unlink())]
+
+
+@pytest.mark.parametrize(("pattern", "damage"), DAMAGES)
+def test_damaged_data_set(prepared, pattern, damage):
+    directory = prepared / "shapes" / shapes.VERSION
+    (path,) = directory.glob(pattern)
+    damage(path)
+    message = refused("shapes", prepared)
+    assert f"{directory} is damaged" in message
+    assert "delete that folder" in message
+
+
+def test_folder_without_a_data_set(prepared):
+    directory = prepared / "shapes" / shapes.VERSION
+    (directory / "dataset_info.json").unlink()
+    assert f"{directory} holds no whole data set" in refused("shapes", prepared)
+
+
+def test_data_set_that_tensorflow_prepared(prepared):
+    path = prepared / "shapes" / shapes.VERSION / "dataset_info.json"
+    path.write_text(path.read_text().replace('"array_record"', '"tfrecord"'))
+    message = refused("shapes", prepared)
+    assert "tfrecord" in message
+    assert "another data_dir" in message
+
+
+def test_a_shorter_split_than_promised_is_damaged(prepared):
+    path = prepared / "shapes" / shapes.VERSION / "dataset_info.json"
+    path.write_text(path.read_text().replace('"40"', '"41"'))
+    assert "is damaged" in refused("shapes", prepared)

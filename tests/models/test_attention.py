@@ -1,0 +1,110 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src import core as jaxpr_core
+
+from dit_jax.models.attention import Attention, grouped_query_attention
+
+
+def draw(B=2, N=5, M=7, K=2, G=3, E=4, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = (B, N, K, G, E), (B, M, K, E), (B, M, K, E)
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+def textbook(q, k, v):
+    """Softmax(q k^T / sqrt(E)) v of Vaswani et al. 2017, equation 1, head by head: [B, N, H, E] -> [B, N, H, E]."""
+    q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
+    out = np.zeros_like(q)
+    for b in range(q.shape[0]):
+        for h in range(q.shape[2]):
+            scores = q[b, :, h] @ k[b, :, h].T / np.sqrt(q.shape[-1])
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            out[b, :, h] = weights / weights.sum(-1, keepdims=True) @ v[b, :, h]
+    return out
+
+
+@pytest.mark.parametrize(("K", "G"), [(2, 3), (1, 4), (4, 1)], ids=["grouped", "multi-query", "multi-head"])
+def test_equals_dot_product_attention_of_jax(K, G):
+    q, k, v = draw(K=K, G=G)
+    B, N, _, _, E = q.shape
+    expected = jax.nn.dot_product_attention(q.reshape(B, N, K * G, E), k, v)  # head h = k * G + g
+    np.testing.assert_allclose(grouped_query_attention(q, k, v).reshape(B, N, K * G, E), expected, atol=2e-6)
+
+
+def test_one_query_head_a_key_head_is_textbook_multi_head_attention():
+    q, k, v = draw(K=3, G=1)
+    np.testing.assert_allclose(grouped_query_attention(q, k, v)[:, :, :, 0], textbook(q[:, :, :, 0], k, v), atol=2e-6)
+
+
+def test_one_key_head_is_shared_by_all_query_heads():
+    q, k, v = draw(K=1, G=4)
+    repeated = textbook(q[:, :, 0], np.repeat(k, 4, axis=2), np.repeat(v, 4, axis=2))
+    np.testing.assert_allclose(grouped_query_attention(q, k, v)[:, :, 0], repeated, atol=2e-6)
+
+
+def test_large_scores_stay_finite():
+    q, k, v = draw()
+    assert np.isfinite(grouped_query_attention(100 * q, 100 * k, v)).all()
+
+
+@pytest.mark.parametrize("which", ["k", "v"])
+def test_query_head_h_uses_key_value_head_h_over_g(which):
+    """Eight query heads on two key/value heads, the report: heads 0-3 see head 0 alone, heads 4-7 head 1."""
+    width, heads, kv_heads, head_width = 48, 8, 2, 6
+    x = jax.random.normal(jax.random.key(1), (1, 3, width))
+    attention = Attention(heads, kv_heads, jnp.float32)
+    params = attention.init(jax.random.key(0), x)["params"]
+    params["out"]["kernel"] = jnp.eye(width)  # shows the heads side by side
+    before = attention.apply({"params": params}, x).reshape(3, heads, head_width)
+    group = 1
+    start = (heads + (0 if which == "k" else kv_heads) + group) * head_width
+    changed = jax.tree.map(jnp.array, params)
+    kernel = params["qkv"]["kernel"]
+    noise = jax.random.normal(jax.random.key(2), (width, head_width))
+    changed["qkv"]["kernel"] = kernel.at[:, start : start + head_width].add(noise)
+    after = attention.apply({"params": changed}, x).reshape(3, heads, head_width)
+    moved = np.abs(after - before).max(axis=(0, 2)) > 1e-4
+    assert moved.tolist() == [False] * 4 + [True] * 4
+
+
+def every_variable(jaxpr):
+    for equation in jaxpr.eqns:
+        yield from equation.outvars
+        for inner in jaxpr_core.jaxprs_in_params(equation.params):
+            yield from every_variable(inner)
+
+
+def test_keys_and_values_are_never_repeated_in_memory():
+    """B M H E = 2 * 7 * 6 * 4 = 336 values would be the repeated keys; no other array has that size."""
+    q, k, v = draw()
+
+    def loss(q, k, v):
+        return grouped_query_attention(q, k, v).sum()
+
+    jaxpr = jax.make_jaxpr(jax.value_and_grad(loss, argnums=(0, 1, 2)))(q, k, v)
+    sizes = {variable.aval.size for variable in every_variable(jaxpr.jaxpr)}
+    assert 2 * 6 * 5 * 7 in sizes  # the scores: the walk does see the inside
+    assert 2 * 7 * 6 * 4 not in sizes
+
+
+def test_the_walk_would_see_repeated_keys():
+    q, k, v = draw()
+    repeat = lambda q, k, v: grouped_query_attention(  # noqa: E731
+        q.reshape(2, 5, 6, 1, 4), jnp.repeat(k, 3, axis=2), jnp.repeat(v, 3, axis=2)
+    )
+    sizes = {variable.aval.size for variable in every_variable(jax.make_jaxpr(repeat)(q, k, v).jaxpr)}
+    assert 2 * 7 * 6 * 4 in sizes
+
+
+def test_softmax_stays_in_float32_under_bfloat16():
+    """Scores whose differences bfloat16 would round away: weights of 1 / 301 each sum to 1 only in float32."""
+    q, k, v = (a.astype(jnp.bfloat16) for a in draw(M=301))
+    out = grouped_query_attention(q * 0, k, jnp.ones_like(v))
+    assert out.dtype == jnp.float32
+    np.testing.assert_allclose(out, 1, rtol=4e-3)
+    jaxpr = jax.make_jaxpr(grouped_query_attention)(q, k, v).jaxpr
+    exponentials = [e for e in jaxpr.eqns for e in [e] if e.primitive.name == "exp"]
+    assert exponentials
+    assert all(e.outvars[0].aval.dtype == jnp.float32 for e in exponentials)

@@ -1,0 +1,186 @@
+"""What must hold of the whole network, whatever its parameters."""
+
+from math import sqrt
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src import core as jaxpr_core
+
+from dit_jax.models import dit
+from dit_jax.models.dit import Block
+from dit_jax.models.embeddings import patchify
+from dit_jax.models.layers import layer_norm
+
+
+def every_equation(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxpr_core.jaxprs_in_params(equation.params):
+            yield from every_equation(inner)
+
+
+@pytest.fixture
+def net(make_tiny, make_inputs, randomised, conditioning):
+    """(jitted apply(x, t, labels), inputs) of a tiny network without zeros."""
+    model, inputs = make_tiny(conditioning=conditioning), make_inputs()
+    params = randomised(model, inputs)
+    return jax.jit(lambda x, t, labels: model.apply(params, x, t, labels)), inputs
+
+
+def test_output_is_zero_at_initialisation(make_tiny, make_inputs, conditioning):
+    model, inputs = make_tiny(conditioning=conditioning), make_inputs()
+    out, params = jax.jit(model.init_with_output)(jax.random.key(0), *inputs)
+    assert out.shape == (2, 8, 8, 3)
+    np.testing.assert_array_equal(out, 0)
+    gradients = jax.grad(lambda p: jnp.square(model.apply(p, *inputs) - 1).mean())(params)["params"]
+    assert np.abs(gradients["final"]["kernel"]).max() > 1e-3
+    assert np.abs(gradients["final"]["bias"]).max() > 1e-3
+
+
+def test_initialisation_is_that_of_the_dit_code(make_tiny, make_inputs):
+    """`initialize_weights`: matrices xavier uniform, time MLP and class table N(0, 0.02^2), adaLN and output zero."""
+    model = make_tiny(conditioning="adaln_zero", width=128, num_heads=4, num_classes=1000, depth=1)
+    params = jax.jit(model.init)(jax.random.key(0), *make_inputs())["params"]
+
+    def std(path):
+        leaf = params
+        for name in path.split("/"):
+            leaf = leaf[name]
+        return float(np.std(leaf))
+
+    for path, rows, columns in [("patch/kernel", 12, 128), ("block_0/attention/out/kernel", 128, 128)]:
+        assert std(path) == pytest.approx(sqrt(2 / (rows + columns)), rel=0.05)
+    for path in ("time/Dense_0/kernel", "time/Dense_1/kernel", "label/Embed_0/embedding"):
+        assert std(path) == pytest.approx(0.02, rel=0.05)
+    for path in ("block_0/adaln/Dense_0/kernel", "final_adaln/Dense_0/kernel", "final/kernel"):
+        assert std(path) == 0
+    biases = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "bias"]
+    assert len(biases) == 1 + 2 + 5 + 2  # patch; time; block: qkv, out, two of the MLP, adaln; final_adaln, final
+    assert not any(np.asarray(bias).any() for bias in biases)
+
+
+def test_adaln_zero_block_is_the_identity_at_initialisation():
+    x, condition = jax.random.normal(jax.random.key(1), (2, 5, 32)), jax.random.normal(jax.random.key(2), (2, 32))
+    block = Block(num_heads=4, num_kv_heads=2, mlp_ratio=4, adaptive=True, dtype=jnp.float32)
+    out, params = block.init_with_output(jax.random.key(0), x, condition)
+    np.testing.assert_array_equal(out, x)
+    params["params"]["adaln"]["Dense_0"]["bias"] += 0.1
+    assert np.abs(block.apply(params, x, condition) - x).max() > 1e-2
+
+
+def test_every_parameter_has_a_gradient(make_tiny, make_inputs, randomised, conditioning):
+    model, inputs = make_tiny(conditioning=conditioning), make_inputs(n=5)
+    gradients = jax.jit(jax.grad(lambda p: jnp.square(model.apply(p, *inputs)).sum()))(randomised(model, inputs))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+        dead = np.all(np.asarray(leaf) == 0, axis=-1)
+        rows_unused = int("embedding" in str(path))  # the batch has no "no class"
+        assert dead.sum() == rows_unused, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("shape", [(8, 12, 1), (12, 4, 5)])
+def test_images_of_any_shape_and_channel_count(make_tiny, make_inputs, randomised, conditioning, shape):
+    model, inputs = make_tiny(conditioning=conditioning, depth=1), make_inputs(shape)
+    out = jax.jit(model.apply)(randomised(model, inputs), *inputs)
+    assert out.shape == inputs[0].shape
+    assert np.asarray(out).std(axis=0).min() > 0
+
+
+def brightness_and_contrast_show(apply, inputs):
+    """Whether the output tells patches apart that differ only in mean, or only in scale, for each of the 16 patches."""
+    x, t, labels = inputs
+    before, changes = apply(x, t, labels), []
+    for row in range(0, 8, 2):
+        for column in range(0, 8, 2):
+            patch = x[:, row : row + 2, column : column + 2]
+            for other in (patch + 0.5, patch * 2):
+                after = apply(x.at[:, row : row + 2, column : column + 2].set(other), t, labels)
+                changes.append(np.abs(after - before).max())
+    return min(changes) > 1e-3
+
+
+def test_output_depends_on_each_patches_mean_and_scale(net):
+    assert brightness_and_contrast_show(*net)
+
+
+def test_norm_on_raw_patches_would_be_found_out(make_tiny, make_inputs, randomised, monkeypatch):
+    """The report's fault, put in on purpose."""
+    model, inputs = make_tiny(), make_inputs()
+    params = randomised(model, inputs)
+    monkeypatch.setattr(dit, "patchify", lambda x, patch_size: layer_norm(patchify(x, patch_size)))
+    apply = jax.jit(lambda x, t, labels: model.apply(params, x, t, labels))
+    assert not brightness_and_contrast_show(apply, inputs)
+
+
+def test_class_and_time_reach_every_pixel(net):
+    apply, (x, t, _) = net
+    x = x[:1]
+    by_label = [apply(x, t[:1], jnp.array([label])) for label in range(6)]  # five classes and "no class"
+    by_time = [apply(x, jnp.array([time]), jnp.array([1])) for time in (0, 1, 500, 998, 999)]
+    for images in (by_label, by_time):
+        for i, one in enumerate(images):
+            for other in images[:i]:
+                assert (np.abs(one - other) > 1e-7).mean() > 0.99
+
+
+def test_every_patch_reaches_every_output_patch(net):
+    apply, (x, t, labels) = net
+    jacobian = jax.jit(jax.jacobian(lambda x: patchify(apply(x, t, labels), 2)[0].sum(-1)))(x)  # [16, 2, 8, 8, 3]
+    influence = np.abs(patchify(jacobian[:, 0], 2)).max(-1)
+    assert influence.shape == (16, 16)
+    assert influence.min() > 1e-6
+
+
+def test_nothing_leaks_across_the_batch(make_tiny, make_inputs, randomised, conditioning):
+    model, (x, t, labels) = make_tiny(conditioning=conditioning), make_inputs(n=3)
+    params = randomised(model, (x, t, labels))
+    gradient = jax.jit(jax.grad(lambda x: jnp.square(model.apply(params, x, t, labels)[1]).sum()))(x)
+    assert np.abs(gradient[1]).min() > 0
+    np.testing.assert_array_equal(gradient[0], 0)
+    np.testing.assert_array_equal(gradient[2], 0)
+    apply = jax.jit(model.apply)
+    other = apply(params, x, t.at[0].set(7), labels.at[2].set(5))
+    np.testing.assert_array_equal(other[1], apply(params, x, t, labels)[1])
+
+
+def test_deterministic_without_any_random_key(net):
+    apply, inputs = net
+    np.testing.assert_array_equal(apply(*inputs), apply(*inputs))
+
+
+def test_bfloat16_is_close_and_its_products_are_summed_in_float32(make_tiny, make_inputs, randomised, conditioning):
+    inputs = make_inputs()
+    single, half = (make_tiny(conditioning=conditioning, dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16))
+    params = randomised(single, inputs)
+    exact, rounded = single.apply(params, *inputs), jax.jit(half.apply)(params, *inputs)
+    assert rounded.dtype == jnp.float32
+    error = np.sqrt(np.square(rounded - exact).mean() / np.square(exact).mean())
+    assert 1e-5 < error < 0.02
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(half.init(jax.random.key(0), *inputs)))
+    dots = [e for e in every_equation(jax.make_jaxpr(half.apply)(params, *inputs).jaxpr) if e.primitive.name == "dot_general"]
+    assert {str(v.aval.dtype) for e in dots for v in e.invars} == {"bfloat16"}
+    assert {str(e.outvars[0].aval.dtype) for e in dots} == {"float32"}
+
+
+def test_remat_changes_memory_and_nothing_else(make_tiny, make_inputs, randomised, conditioning):
+    inputs = make_inputs()
+    plain, remat = make_tiny(conditioning=conditioning), make_tiny(conditioning=conditioning, remat=True)
+    params = randomised(plain, inputs)
+
+    def value_and_grad(model):
+        return jax.value_and_grad(lambda p: jnp.square(model.apply(p, *inputs)).mean())
+
+    def names(model):
+        return [e.primitive.name for e in every_equation(jax.make_jaxpr(value_and_grad(model))(params).jaxpr)]
+
+    kinds = ("checkpoint", "remat", "remat2")
+    assert sum(name in kinds for name in names(remat)) == 2  # one for each block
+    assert not any(name in kinds for name in names(plain))
+    assert jax.tree.structure(remat.init(jax.random.key(0), *inputs)) == jax.tree.structure(params)
+    for one, other in zip(
+        jax.tree.leaves(jax.jit(value_and_grad(plain))(params)),
+        jax.tree.leaves(jax.jit(value_and_grad(remat))(params)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
