@@ -3,8 +3,8 @@
     python main.py --config configs/shapes.py --workdir runs/shapes
     python main.py --workdir runs/shapes --mode=sample --config.sample.n=100
 
-`--config FILE[:ARG]` names the experiment, and `--config.KEY=VALUE` overrides a key of it. Every mode but train reads the
-config from the workdir, and there it is the overrides that win. Exit code 2 is a user's error, with one line that says so.
+`--config FILE[:ARG]` names the experiment; `--config.KEY=VALUE` overrides a key of it. Without it, and in every mode
+but train, the config is the workdir's, and overrides win. Exit code 2 is a user's error, with one line that tells it.
 """
 
 import logging
@@ -26,6 +26,7 @@ flags.DEFINE_string("out", None, "Where sample writes; WORKDIR/samples unless gi
 
 
 def main(argv: list[str]) -> int:
+    """Parses the command line, runs the mode and returns the exit code."""
     try:
         assignments = configs.parse_flags(FLAGS, argv)
         if not FLAGS.workdir:

@@ -37,6 +37,7 @@ def check(config: ConfigDict, info: DatasetInfo) -> None:
 
 
 def check_model(c: ConfigDict, info: DatasetInfo) -> None:
+    """Checks the network: sizes that divide, known names."""
     H, W, _ = info.image_shape
     for key in ("patch_size", "width", "depth", "num_heads", "num_kv_heads", "mlp_ratio", "class_table_width"):
         require(c[key] >= 1, f"model.{key}", c[key], "use a whole number of at least 1")
@@ -55,6 +56,7 @@ def check_model(c: ConfigDict, info: DatasetInfo) -> None:
 
 
 def check_diffusion(c: ConfigDict) -> None:
+    """Checks the process, and whether its prediction can be read back everywhere."""
     choice("diffusion.schedule", c.schedule, SCHEDULES)
     choice("diffusion.prediction", c.prediction, PREDICTIONS)
     choice("diffusion.timestep_sampling", c.timestep_sampling, TIMESTEP_SAMPLING)
@@ -70,6 +72,7 @@ def check_diffusion(c: ConfigDict) -> None:
 
 
 def check_optimizer(c: ConfigDict) -> None:
+    """Checks the optimizer."""
     choice("optimizer.schedule", c.schedule, RATES)
     require(c.learning_rate > 0, "optimizer.learning_rate", c.learning_rate, "use a number above 0, such as 0.0002")
     for key in ("b1", "b2"):
@@ -79,6 +82,7 @@ def check_optimizer(c: ConfigDict) -> None:
 
 
 def check_train(c: ConfigDict) -> None:
+    """Checks the training run."""
     for key in ("steps", "batch_size", "steps_per_call", "checkpoint_every", "keep_checkpoints", "log_every"):
         require(c[key] >= 1, f"train.{key}", c[key], "use a whole number of at least 1")
     require(c.sample_every >= 0, "train.sample_every", c.sample_every, "use 0 (never) or a number of steps")
@@ -88,6 +92,7 @@ def check_train(c: ConfigDict) -> None:
 
 
 def check_sample(config: ConfigDict, info: DatasetInfo) -> None:
+    """Checks what is to be sampled, and that the model was trained for it."""
     c, T = config.sample, config.diffusion.num_steps
     choice("sample.sampler", c.sampler, SAMPLERS)
     choice("sample.variance", c.variance, VARIANCES)

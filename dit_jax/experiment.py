@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from dit_jax.models.dit import PRESETS, DiT
 from dit_jax.training import optimizer, sharding
 from dit_jax.training.checkpoint import Checkpointer, abstract
 from dit_jax.training.state import Params, TrainState, create
-from dit_jax.training.step import Recipe, Sums, make_train_call
+from dit_jax.training.step import CallResult, Recipe, make_train_call
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 Sample = Callable[..., jax.Array]
@@ -82,6 +83,10 @@ class Experiment:
             remat=c.remat,
         )
 
+    def apply(self, params: Params, x_t: jax.Array, t_B: jax.Array, labels_B: jax.Array) -> jax.Array:
+        """The network's prediction, float32 [B, H, W, C]."""
+        return cast(jax.Array, self.model.apply(params, x_t, t_B, labels_B))
+
     @cached_property
     def schedule(self) -> Schedule:
         """The noise schedule's tables."""
@@ -89,7 +94,7 @@ class Experiment:
         return make_schedule(c.schedule, c.num_steps, c.beta_start, c.beta_end)
 
     @cached_property
-    def learning_rate(self) -> optax.Schedule:
+    def learning_rate(self) -> optimizer.Schedule:
         """Learning rate by step."""
         c = self.config.optimizer
         return optimizer.learning_rate_schedule(c.schedule, c.learning_rate, c.warmup_steps, self.config.train.steps)
@@ -122,7 +127,8 @@ class Experiment:
     @cached_property
     def keys(self) -> tuple[jax.Array, jax.Array]:
         """(for the initial parameters, for the training draws), both from the run's only seed."""
-        return tuple(jax.random.split(jax.random.key(self.config.seed)))
+        for_params, for_training = jax.random.split(jax.random.key(self.config.seed))
+        return for_params, for_training
 
     def init_params(self) -> Params:
         """Fresh parameters, float32."""
@@ -141,10 +147,10 @@ class Experiment:
             jax.eval_shape(partial(create, self.init_params, self.optimizer)), sharding.replicated(self.mesh)
         )
 
-    def train_call(self) -> Callable[..., tuple[TrainState, Sums]]:
+    def train_call(self) -> Callable[..., CallResult]:
         """Many train steps in one dispatch, see `step.make_train_call`."""
         sharding.check_batch(self.config.train.batch_size, self.mesh, "train.batch_size")
-        return make_train_call(self.model.apply, self.optimizer, self.recipe, self.mesh, self.keys[1])
+        return make_train_call(self.apply, self.optimizer, self.recipe, self.mesh, self.keys[1])
 
     def labels(self) -> np.ndarray:
         """The class of each image to sample, int32 [sample.n]: the asked ones in turn."""
@@ -166,12 +172,12 @@ def make_sample(experiment: Experiment, plan: sampling.Plan, scale: float, clip_
     Image b draws its noise from fold_in(key, first + b) alone, whatever the batch. The batch is spread over the mesh
     and padded to fill it. One compile serves every batch of one size.
     """
-    model, schedule, mesh = experiment.model, experiment.schedule, experiment.mesh
+    schedule, mesh = experiment.schedule, experiment.mesh
     prediction, shape = experiment.config.diffusion.prediction, experiment.info.image_shape
     null_class = len(experiment.info.class_names)
 
     def per_device(params: Params, key: jax.Array, labels_B: jax.Array, index_B: jax.Array) -> jax.Array:
-        network = partial(model.apply, params)
+        network = partial(experiment.apply, params)
         predict = guidance.guided(network, labels_B, null_class, scale)
         denoise = guidance.denoiser(predict, schedule, prediction, clip_x_0)
         keys_B = sampling.image_keys(key, index_B)

@@ -1,4 +1,4 @@
-"""The modes of main.py: train a run, sample from one. What is computed is experiment.py's, what is shown reporting's."""
+"""The modes of main.py: train a run, sample from one. experiment.py computes, reporting shows."""
 
 import contextlib
 import logging
@@ -58,7 +58,7 @@ def train(config: ConfigDict, workdir: Path, out: Path | None) -> None:
         writer = stack.enter_context(contextlib.closing(create_writer(workdir, resume_step=step)))
         state = experiment.init_state() if state is None else state
         describe(writer, config, state, step)
-        images, labels = sharding.put_replicated((data.images, data.labels), experiment.mesh)
+        images, labels = (sharding.put_replicated(array, experiment.mesh) for array in data)
         progress = stack.enter_context(Progress(config.train.steps, "step", step, config.train.batch_size))
         hooks = make_hooks(experiment, writer, checkpointer, progress, n)
         compiled = call.lower(state, loop.zero_sums(), images, labels, np.int32(1)).compile()
@@ -110,7 +110,7 @@ def make_hooks(
     per_epoch = steps_per_epoch(num_examples, batch_size)
 
     def log(step: int, row: loop.Row) -> None:
-        rate = float(experiment.learning_rate(step - 1))
+        rate = np.asarray(experiment.learning_rate(step - 1)).item()
         seen = {"images": step * batch_size, "epoch": step / per_epoch}
         writer.write_scalars(step, seen | row | {"learning_rate": rate})
 
@@ -150,7 +150,7 @@ def sample(config: ConfigDict, workdir: Path, out: Path | None) -> None:
 
 
 def draw_all(run: experiments.Run, labels: np.ndarray, batch_size: int, seed: int) -> np.ndarray:
-    """Images uint8 [n, H, W, C] for labels [n], a batch at a time; the last batch is filled up, so one compile serves."""
+    """Images uint8 [n, H, W, C] for labels [n], a batch at a time; the last is filled up, so one compile serves all."""
     key, n = jax.random.key(seed), len(labels)
     batch_size = min(batch_size, n)
     images = np.empty((n, *run.experiment.info.image_shape), np.uint8)

@@ -13,7 +13,9 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     return num_examples // batch_size
 
 
-def epoch_orders(key: jax.Array, first_step: jax.Array, num_steps: int, num_examples: int, batch_size: int) -> jax.Array:
+def epoch_orders(
+    key: jax.Array, first_step: jax.Array, num_steps: int, num_examples: int, batch_size: int
+) -> jax.Array:
     """The permutations of every epoch that steps first_step .. first_step + num_steps - 1 can touch.
 
     Returns int32 [epochs, num_examples]; row 0 is the epoch of `first_step`.
@@ -24,7 +26,7 @@ def epoch_orders(key: jax.Array, first_step: jax.Array, num_steps: int, num_exam
 
 
 def batch_indices(orders: jax.Array, first_step: jax.Array, step: jax.Array, batch_size: int) -> jax.Array:
-    """Which examples the global batch of `step` holds: int32 [batch_size], from `epoch_orders(..., first_step, ...)`."""
+    """Which examples the global batch of `step` holds: int32 [batch_size]; `orders` are those from `first_step` on."""
     per_epoch = steps_per_epoch(orders.shape[1], batch_size)
     row = step // per_epoch - first_step // per_epoch
     start = step % per_epoch * batch_size

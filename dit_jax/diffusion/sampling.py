@@ -10,7 +10,7 @@ worked out in float64; one function runs them all. The last row leaves no noise.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,15 +25,15 @@ VARIANCES = ("small", "large")
 class Plan(NamedTuple):
     """A sampler's table: t int [R], the coefficients float64 [R] each, R network evaluations."""
 
-    t: np.ndarray
-    x: np.ndarray
-    base: np.ndarray
-    x_0: np.ndarray
-    x_0_prev: np.ndarray
-    eps: np.ndarray
-    eps_prev: np.ndarray
-    noise: np.ndarray
-    keep: np.ndarray
+    t: Any
+    x: Any
+    base: Any
+    x_0: Any
+    x_0_prev: Any
+    eps: Any
+    eps_prev: Any
+    noise: Any
+    keep: Any
 
 
 def make_plan(t: np.ndarray, **coefficients: np.ndarray | float) -> Plan:

@@ -28,8 +28,8 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x_BND: jax.Array) -> jax.Array:
         B, N, D = x_BND.shape
-        H, K, E = self.num_heads, self.num_kv_heads, D // self.num_heads
-        qkv = Dense((H + 2 * K) * E, dtype=self.dtype, name="qkv")(x_BND).astype(self.dtype)
-        q, k, v = jnp.split(qkv, [H * E, (H + K) * E], axis=-1)
-        out_BNKGE = grouped_query_attention(q.reshape(B, N, K, H // K, E), k.reshape(B, N, K, E), v.reshape(B, N, K, E))
+        K, G, E = self.num_kv_heads, self.num_heads // self.num_kv_heads, D // self.num_heads
+        qkv = Dense((K * G + 2 * K) * E, dtype=self.dtype, name="qkv")(x_BND).astype(self.dtype)
+        q, k, v = jnp.split(qkv, [K * G * E, (K * G + K) * E], axis=-1)
+        out_BNKGE = grouped_query_attention(q.reshape(B, N, K, G, E), k.reshape(B, N, K, E), v.reshape(B, N, K, E))
         return Dense(D, dtype=self.dtype, name="out")(out_BNKGE.reshape(B, N, D))

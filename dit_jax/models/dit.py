@@ -73,7 +73,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP, each added to the stream; with `adaptive`, shifted, scaled and gated by the condition."""
+    """Pre-norm attention and MLP, each added to the stream; `adaptive`: shifted, scaled and gated by the condition."""
 
     num_heads: int
     num_kv_heads: int

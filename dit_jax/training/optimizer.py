@@ -1,12 +1,17 @@
 """AdamW with warm-up, decay, clipping, and weight decay on matrices only."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import jax
 import optax
 
+Schedule = Callable[[Any], Any]  # the learning rate by step
 SCHEDULES = ("constant", "cosine")
 
 
-def learning_rate_schedule(schedule: str, peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
+def learning_rate_schedule(schedule: str, peak: float, warmup_steps: int, total_steps: int) -> Schedule:
     """Rises linearly to `peak` in `warmup_steps`, then stays (`constant`) or falls to 0 at `total_steps` (`cosine`).
 
     The first step of a warm-up already moves: step k of it takes peak (k + 1) / warmup_steps.
@@ -22,15 +27,15 @@ def learning_rate_schedule(schedule: str, peak: float, warmup_steps: int, total_
     return optax.join_schedules([rise, rest], [warmup_steps])
 
 
-def decays(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.Array) -> bool:
+def decays(path: tuple[Any, ...], leaf: jax.Array) -> bool:
     """Whether weight decay applies to a parameter: to matrices, not to biases nor to the class table."""
     return leaf.ndim >= 2 and path[-1].key != "embedding"
 
 
 def adamw(
-    learning_rate: optax.Schedule, b1: float, b2: float, weight_decay: float, clip_norm: float
+    learning_rate: Schedule, b1: float, b2: float, weight_decay: float, clip_norm: float
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter 2019, eps 1e-8) on gradients clipped to a global norm; clip_norm 0 is no clipping."""
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
-    mask = lambda params: jax.tree_util.tree_map_with_path(decays, params)  # noqa: E731
+    mask = partial(jax.tree_util.tree_map_with_path, decays)
     return optax.chain(clip, optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask))

@@ -35,6 +35,6 @@ def global_index(mesh: Mesh, batch_size: int) -> jax.Array:
     return jax.lax.axis_index(AXIS) * local + jax.numpy.arange(local)
 
 
-def put_replicated(tree: object, mesh: Mesh) -> object:
-    """Places host arrays whole on every device."""
-    return jax.device_put(jax.tree.map(np.asarray, tree), replicated(mesh))
+def put_replicated(array: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Places a host array whole on every device."""
+    return jax.device_put(array, replicated(mesh))

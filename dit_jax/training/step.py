@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 
 from dit_jax.data import pipeline
 from dit_jax.diffusion import objective
-from dit_jax.diffusion.guidance import Network
 from dit_jax.diffusion.schedule import Schedule
 from dit_jax.training import sharding
 from dit_jax.training.state import Params, TrainState, ema_decay, update_ema
@@ -80,7 +79,7 @@ def batch_loss(
 
 
 def make_train_call(
-    apply: Network,
+    apply: Callable[..., jax.Array],
     optimizer: optax.GradientTransformation,
     recipe: Recipe,
     mesh: Mesh,

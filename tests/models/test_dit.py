@@ -158,7 +158,11 @@ def test_bfloat16_is_close_and_its_products_are_summed_in_float32(make_tiny, mak
     error = np.sqrt(np.square(rounded - exact).mean() / np.square(exact).mean())
     assert 1e-5 < error < 0.02
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(half.init(jax.random.key(0), *inputs)))
-    dots = [e for e in every_equation(jax.make_jaxpr(half.apply)(params, *inputs).jaxpr) if e.primitive.name == "dot_general"]
+    dots = [
+        e
+        for e in every_equation(jax.make_jaxpr(half.apply)(params, *inputs).jaxpr)
+        if e.primitive.name == "dot_general"
+    ]
     assert {str(v.aval.dtype) for e in dots for v in e.invars} == {"bfloat16"}
     assert {str(e.outvars[0].aval.dtype) for e in dots} == {"float32"}
 

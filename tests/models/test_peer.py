@@ -50,7 +50,9 @@ def time_vector(p, t, activation):
 
 def label_vector(p, label):
     row = np.asarray(p["Embed_0"]["embedding"], np.float64)[label]
-    layers = sorted((v for k, v in p.items() if k != "Embed_0"), key=lambda d: d["kernel"].shape)  # 12 x 32, then 32 x 32
+    layers = sorted(
+        (v for k, v in p.items() if k != "Embed_0"), key=lambda d: d["kernel"].shape
+    )  # 12 x 32, then 32 x 32
     return dense(layers[1], gelu(dense(layers[0], row))) if layers else row
 
 
@@ -60,13 +62,20 @@ def patches_of(image, size):
     rows = []
     for top in range(0, height, size):
         for left in range(0, width, size):
-            rows.append([image[top + i, left + j, c] for i in range(size) for j in range(size) for c in range(channels)])
+            rows.append(
+                [image[top + i, left + j, c] for i in range(size) for j in range(size) for c in range(channels)]
+            )
     return np.array(rows)
 
 
 def position(row, column, features):
     frequencies = 10_000.0 ** (-np.arange(features // 4) / (features // 4))
-    parts = [np.sin(column * frequencies), np.cos(column * frequencies), np.sin(row * frequencies), np.cos(row * frequencies)]
+    parts = [
+        np.sin(column * frequencies),
+        np.cos(column * frequencies),
+        np.sin(row * frequencies),
+        np.cos(row * frequencies),
+    ]
     return np.concatenate(parts)
 
 

@@ -45,7 +45,10 @@ def test_report_has_64_patches_and_one_token(conditioning, tokens):
     model = build("report", 10, depth=1, conditioning=conditioning)
     zero = jnp.zeros((1,), jnp.int32)
     _, state = jax.eval_shape(
-        partial(model.init_with_output, jax.random.key(0), capture_intermediates=True), jnp.zeros((1, 32, 32, 3)), zero, zero
+        partial(model.init_with_output, jax.random.key(0), capture_intermediates=True),
+        jnp.zeros((1, 32, 32, 3)),
+        zero,
+        zero,
     )
     assert state["intermediates"]["block_0"]["__call__"][0].shape == (1, tokens, 384)
 
