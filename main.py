@@ -3,8 +3,8 @@
     python main.py --config configs/shapes.py --workdir runs/shapes
     python main.py --workdir runs/shapes --mode=sample --config.sample.n=100
 
-`--config FILE[:ARG]` names the experiment; `--config.KEY=VALUE` overrides a key of it. Without it, and in every mode
-but train, the config is the workdir's, and overrides win. Exit code 2 is a user's error, with one line that tells it.
+`--config FILE[:ARG]` names the experiment; without it, the config is the workdir's. `--config.KEY=VALUE` overrides a
+key of either. Exit code 2 is a user's error, with one line that tells it.
 """
 
 import logging
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
+from configs import default
 from dit_jax import config as configs
 from dit_jax import jobs
 from dit_jax.errors import UserError
@@ -27,12 +28,16 @@ flags.DEFINE_string("out", None, "Where sample writes; WORKDIR/samples unless gi
 
 def main(argv: list[str]) -> int:
     """Parses the command line, runs the mode and returns the exit code."""
+    if {"-h", "--help"} & set(argv[1:]):
+        print(f"{__doc__}\n{FLAGS.main_module_help()}")
+        return 0
     try:
         assignments = configs.parse_flags(FLAGS, argv)
         if not FLAGS.workdir:
             raise UserError("--workdir is missing; name the run's folder, such as --workdir runs/shapes")
         workdir = Path(FLAGS.workdir)
-        config = configs.load(FLAGS.config) if FLAGS.mode == "train" and FLAGS.config else configs.read(workdir)
+        config = configs.load(FLAGS.config) if FLAGS.config else configs.read(workdir)
+        configs.check_keys(config, default.get_config(), FLAGS.config or str(configs.path_of(workdir)))
         configs.override(config, assignments)
         jobs.MODES[FLAGS.mode](resolve(config), workdir, Path(FLAGS.out) if FLAGS.out else None)
     except (UserError, flags.Error) as error:

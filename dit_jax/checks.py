@@ -1,10 +1,12 @@
 """Every rule a config must keep, each with the line that a user reads when it does not."""
 
+import math
 from collections.abc import Collection, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from dit_jax.config import leaves
 from dit_jax.data.datasets import DatasetInfo
 from dit_jax.diffusion.objective import PREDICTIONS, TIMESTEP_SAMPLING, solvable
 from dit_jax.diffusion.sampling import SAMPLERS, VARIANCES
@@ -28,12 +30,21 @@ def require(holds: bool, key: str, value: object, fix: str) -> None:
 
 def check(config: ConfigDict, info: DatasetInfo) -> None:
     """Raises UserError for the first value that cannot work; builds and compiles nothing."""
+    check_numbers(config)
     check_model(config.model, info)
     check_diffusion(config.diffusion)
     check_optimizer(config.optimizer)
     check_train(config.train)
     check_sample(config, info)
     require(0 <= config.seed < 2**32, "seed", config.seed, "use a whole number from 0 to 2^32 - 1")
+
+
+def check_numbers(config: ConfigDict) -> None:
+    """Refuses what is no number (NaN), infinite, or, seeds aside, beyond what a device counts with."""
+    for key, value in leaves(config):
+        require(not isinstance(value, float) or math.isfinite(value), key, value, "use a finite number")
+        small = not isinstance(value, int) or key.endswith("seed") or abs(value) < 2**31
+        require(small, key, value, "use a whole number below 2^31")
 
 
 def check_model(c: ConfigDict, info: DatasetInfo) -> None:

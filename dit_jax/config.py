@@ -27,7 +27,7 @@ def load(spec: str) -> ConfigDict:
     """Runs `get_config()` of a config file: FILE or FILE:ARG.
 
     Raises:
-      UserError: no such file, no `get_config` in it, or an ARG that it does not know.
+      UserError: no such file, no `get_config` in it, one that fails, or an ARG that it does not know.
     """
     path, _, argument = spec.partition(":")
     if not Path(path).is_file():
@@ -36,10 +36,19 @@ def load(spec: str) -> ConfigDict:
     if module_spec is None or module_spec.loader is None:
         raise UserError(f"--config={spec}: {path} is not a Python file; give a file with get_config(), or FILE:ARG")
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"--config={spec}: {path} defines no get_config(); see configs/default.py")
-    return module.get_config(*([argument] if argument else []))
+    try:
+        module_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError(f"--config={spec}: {path} defines no get_config(); see configs/default.py")
+        config = module.get_config(*([argument] if argument else []))
+    except UserError:
+        raise
+    except Exception as error:  # the file is the user's: whatever it raises is theirs to mend
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--config={spec} cannot be loaded ({type(error).__name__}: {reason}); mend {path}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config={spec}: get_config() gave {config!r}, not a ConfigDict; see configs/default.py")
+    return config
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -86,6 +95,22 @@ def override(config: ConfigDict, assignments: Sequence[str]) -> None:
             raise UserError(f"--config.{key}={text} is not of type {kind.__name__}; it is now {known[key]!r}") from None
 
 
+def check_keys(config: ConfigDict, known: ConfigDict, source: str) -> None:
+    """Refuses a config whose keys are not those of `known`; `source` names where it is from.
+
+    Raises:
+      UserError: a key that nothing reads (with the nearest known one), or one that is missing.
+    """
+    have, want = dict(leaves(config)), dict(leaves(known))
+    for key in have:
+        if key not in want:
+            near = difflib.get_close_matches(key, want, n=1, cutoff=0)
+            raise UserError(f"{source}: there is no key {key}; did you mean {near[0]}?")
+    for key in want:
+        if key not in have:
+            raise UserError(f"{source}: the key {key} is missing; add it, configs/default.py has {want[key]!r}")
+
+
 def path_of(workdir: Path) -> Path:
     """Where a workdir keeps its config."""
     return workdir / CONFIG_JSON
@@ -105,9 +130,12 @@ def read(workdir: Path) -> ConfigDict:
             f"--workdir={workdir}: no {CONFIG_JSON} in it; train first with --config FILE --workdir {workdir}"
         )
     try:
-        return ConfigDict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+        values = json.loads(path.read_text())
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); restore it, or use another workdir") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds {type(values).__name__}, not a config; restore it, or use another workdir")
+    return ConfigDict(values)
 
 
 def write(config: ConfigDict, workdir: Path) -> None:
@@ -117,10 +145,10 @@ def write(config: ConfigDict, workdir: Path) -> None:
         temporary.write_text(text)
 
 
-def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """`key: old -> new` for every key that a run may not change."""
+def differences(old: ConfigDict, new: ConfigDict, free: tuple[str, ...] = FREE_KEYS) -> list[str]:
+    """`key: old -> new` for every key that a run may not change; `free` ones it may."""
     before, after = dict(leaves(old)), dict(leaves(new))
-    changed = [key for key in before | after if before.get(key) != after.get(key) and not key.startswith(FREE_KEYS)]
+    changed = [key for key in before | after if before.get(key) != after.get(key) and not key.startswith(free)]
     return [f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}" for key in changed]
 
 

@@ -127,7 +127,8 @@ class Experiment:
     @cached_property
     def keys(self) -> tuple[jax.Array, jax.Array]:
         """(for the initial parameters, for the training draws), both from the run's only seed."""
-        for_params, for_training = jax.random.split(jax.random.key(self.config.seed))
+        with jax.ensure_compile_time_eval():  # first asked for inside a trace, the cache would keep a tracer
+            for_params, for_training = jax.random.split(jax.random.key(self.config.seed))
         return for_params, for_training
 
     def init_params(self) -> Params:

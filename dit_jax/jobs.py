@@ -27,6 +27,7 @@ from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
+SAMPLE_FREE_KEYS = (*configs.FREE_KEYS, "model.dtype", "model.remat")  # the same weights, other arithmetic
 WATCH_PER_CLASS, WATCH_CLASSES, WATCH_STEPS = 4, 10, 25  # the grid drawn while training: DDIM, small and quick
 
 
@@ -67,11 +68,11 @@ def train(config: ConfigDict, workdir: Path, out: Path | None) -> None:
     logger.info("trained %d steps; the checkpoint and loss.png are in %s", config.train.steps, workdir)
 
 
-def check_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Refuses a workdir that is a file, or that holds a run of another config; touches nothing."""
+def check_workdir(workdir: Path, config: ConfigDict, free: tuple[str, ...] = configs.FREE_KEYS) -> None:
+    """Refuses a workdir that is a file, or that holds a run of another config, `free` keys aside; touches nothing."""
     require(not workdir.exists() or workdir.is_dir(), "--workdir", workdir, "it is a file; name a folder")
     if configs.path_of(workdir).exists():
-        changed = configs.differences(configs.read(workdir), config)
+        changed = configs.differences(configs.read(workdir), config, free)
         if changed:
             raise UserError(
                 f"--workdir={workdir} holds a run of another config ({'; '.join(changed)}); use another workdir"
@@ -135,8 +136,9 @@ def sample(config: ConfigDict, workdir: Path, out: Path | None) -> None:
     """Draws `sample.n` images with the EMA weights: `samples.npz` and `grid.png` in `out` (default: WORKDIR/samples).
 
     Raises:
-      UserError: no checkpoint, or `out` is a file.
+      UserError: no checkpoint, one of another config, or `out` is a file.
     """
+    check_workdir(workdir, config, SAMPLE_FREE_KEYS)
     out = out or workdir / "samples"
     require(not out.exists() or out.is_dir(), "--out", out, "it is a file; name a folder")
     run = experiments.load(workdir, config)

@@ -15,12 +15,13 @@ Denoiser = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 def guided(network: Network, labels_B: jax.Array, null_class: int, scale: float) -> Callable[..., jax.Array]:
     """The network steered towards its labels: uncond + scale (cond - uncond), all channels, in one doubled pass.
 
-    Scale 1 is the plain conditional network, in a single pass; 0 the unconditional one.
+    Scale 1 is the plain conditional network and 0 the unconditional one, each in a single pass.
     Source: classifier-free guidance, Ho & Salimans 2022, equation 6 with w = scale - 1.
     """
-    if scale == 1:
-        return lambda x_t, t_B: network(x_t, t_B, labels_B)
-    both_labels = jnp.concatenate([labels_B, jnp.full_like(labels_B, null_class)])
+    null_B = jnp.full_like(labels_B, null_class)
+    if scale in (0, 1):
+        return lambda x_t, t_B: network(x_t, t_B, labels_B if scale else null_B)
+    both_labels = jnp.concatenate([labels_B, null_B])
 
     def predict(x_t: jax.Array, t_B: jax.Array) -> jax.Array:
         both = network(jnp.concatenate([x_t, x_t]), jnp.concatenate([t_B, t_B]), both_labels)

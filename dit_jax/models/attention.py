@@ -13,8 +13,8 @@ def grouped_query_attention(q_BNKGE: jax.Array, k_BMKE: jax.Array, v_BMKE: jax.A
     Keys and values are never repeated in memory; the softmax is in float32, the products in the inputs' dtype.
     """
     scale = q_BNKGE.shape[-1] ** -0.5
-    scores_BKGNM = jnp.einsum("BNKGE,BMKE->BKGNM", q_BNKGE * scale, k_BMKE, preferred_element_type=jnp.float32)
-    weights_BKGNM = jax.nn.softmax(scores_BKGNM, axis=-1).astype(v_BMKE.dtype)
+    scores_BKGNM = jnp.einsum("BNKGE,BMKE->BKGNM", q_BNKGE, k_BMKE, preferred_element_type=jnp.float32)
+    weights_BKGNM = jax.nn.softmax(scores_BKGNM * scale, axis=-1).astype(v_BMKE.dtype)
     return jnp.einsum("BKGNM,BMKE->BNKGE", weights_BKGNM, v_BMKE, preferred_element_type=jnp.float32)
 
 

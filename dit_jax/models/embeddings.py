@@ -93,4 +93,5 @@ class ClassEmbedding(nn.Module):
         if not self.table_width:
             return nn.Embed(self.num_classes + 1, self.width, embedding_init=nn.initializers.normal(0.02))(labels_B)
         rows = nn.Embed(self.num_classes + 1, self.table_width, embedding_init=nn.initializers.normal(1.0))(labels_B)
-        return Dense(self.width, self.dtype)(ACTIVATIONS["gelu"](Dense(self.width, self.dtype)(rows)))
+        hidden = Dense(self.width, self.dtype)(rows)
+        return Dense(self.width, self.dtype)(ACTIVATIONS["gelu"](hidden))

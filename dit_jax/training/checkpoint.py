@@ -5,7 +5,8 @@ over; the newest whole one is used. Nothing is ever unpickled.
 """
 
 import logging
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ class Checkpointer:
 
     def __init__(self, workdir: Path, keep: int, read_only: bool = False):
         """`keep` newest checkpoints stay. `read_only` neither creates nor cleans anything."""
-        self.folder = workdir.absolute() / "checkpoints"
+        self.folder, self._read_only = workdir.absolute() / "checkpoints", read_only
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=not read_only, create=not read_only, read_only=read_only
         )
@@ -40,11 +41,12 @@ class Checkpointer:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        # Orbax reads an item of the name `metrics` of every checkpoint when it starts, and dies of a damaged one.
         items = {"state": ocp.args.StandardSave(state), "config": ocp.args.JsonSave(dict(config))}
-        self._manager.save(step, args=ocp.args.Composite(**items, metrics=ocp.args.JsonSave(dict(metrics))))
+        self._manager.save(step, args=ocp.args.Composite(**items, scalars=ocp.args.JsonSave(dict(metrics))))
 
     def restore(self, like: TrainState) -> TrainState | None:
-        """The newest checkpoint that is whole, or None where there is none at all.
+        """The newest checkpoint that is whole, or None where there is none at all; newer ones are set aside.
 
         `like` has the shapes, dtypes and shardings to restore to (`jax.ShapeDtypeStruct` leaves), on any device count.
 
@@ -54,19 +56,30 @@ class Checkpointer:
         damaged = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))[
-                    "state"
-                ]
+                items = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
             except Exception as error:  # by the kind of damage: ValueError, KeyError, JSONDecodeError, Exception
                 damaged.append(step)
                 reason = str(error).strip().split("\n")[0][:200]
                 logger.warning("checkpoint %s cannot be read and is passed over: %s", self.folder / str(step), reason)
+            else:
+                self._set_aside(damaged)
+                return items["state"]
         if damaged:
             raise UserError(
                 f"none of the checkpoints {damaged} in {self.folder} can be read; restore one from a backup, "
                 "or use another workdir to start over"
             )
         return None
+
+    def _set_aside(self, steps: Iterable[int]) -> None:
+        """Renames checkpoints to `<step>.damaged`: Orbax saves no step that is there, nor one before it."""
+        if self._read_only:
+            return
+        for step in steps:
+            aside = self.folder / f"{step}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self.folder / str(step)).rename(aside)
+        self._manager.reload()
 
 
 def abstract(state: TrainState, sharding: jax.sharding.Sharding) -> TrainState:

@@ -49,24 +49,31 @@ def test_large_scores_stay_finite():
     assert np.isfinite(grouped_query_attention(100 * q, 100 * k, v)).all()
 
 
-@pytest.mark.parametrize("which", ["k", "v"])
-def test_query_head_h_uses_key_value_head_h_over_g(which):
-    """Eight query heads on two key/value heads, the report: heads 0-3 see head 0 alone, heads 4-7 head 1."""
-    width, heads, kv_heads, head_width = 48, 8, 2, 6
-    x = jax.random.normal(jax.random.key(1), (1, 3, width))
-    attention = Attention(heads, kv_heads, jnp.float32)
-    params = attention.init(jax.random.key(0), x)["params"]
-    params["out"]["kernel"] = jnp.eye(width)  # shows the heads side by side
-    before = attention.apply({"params": params}, x).reshape(3, heads, head_width)
-    group = 1
-    start = (heads + (0 if which == "k" else kv_heads) + group) * head_width
-    changed = jax.tree.map(jnp.array, params)
-    kernel = params["qkv"]["kernel"]
-    noise = jax.random.normal(jax.random.key(2), (width, head_width))
-    changed["qkv"]["kernel"] = kernel.at[:, start : start + head_width].add(noise)
-    after = attention.apply({"params": changed}, x).reshape(3, heads, head_width)
-    moved = np.abs(after - before).max(axis=(0, 2)) > 1e-4
-    assert moved.tolist() == [False] * 4 + [True] * 4
+WIDTH, HEADS, KV_HEADS, HEAD_WIDTH = 48, 8, 2, 6  # eight query heads on two key/value heads, as in the report
+
+
+# First column of `qkv` to change, in heads, and the query heads whose output must move.
+@pytest.mark.parametrize(
+    ("column", "moved"),
+    [(5, {5}), (2, {2}), (HEADS + 1, {4, 5, 6, 7}), (HEADS + KV_HEADS, {0, 1, 2, 3})],
+    ids=["query 5", "query 2", "key 1", "value 0"],
+)
+def test_query_head_h_uses_key_value_head_h_over_g(column, moved):
+    x = jax.random.normal(jax.random.key(1), (1, 3, WIDTH))
+    attention = Attention(HEADS, KV_HEADS, jnp.float32)
+    kernel = jax.random.normal(jax.random.key(0), (WIDTH, (HEADS + 2 * KV_HEADS) * HEAD_WIDTH)) / WIDTH**0.5
+    shapes = jax.eval_shape(attention.init, jax.random.key(0), x)
+    apply = jax.jit(attention.apply)
+
+    def heads(kernel):
+        params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)["params"]
+        params["qkv"]["kernel"] = kernel
+        params["out"]["kernel"] = jnp.eye(WIDTH)  # shows the heads side by side
+        return np.asarray(apply({"params": params}, x)).reshape(3, HEADS, HEAD_WIDTH)
+
+    columns = slice(column * HEAD_WIDTH, (column + 1) * HEAD_WIDTH)
+    change = np.abs(heads(kernel.at[:, columns].multiply(-2)) - heads(kernel)).max(axis=(0, 2))
+    assert {h for h in range(HEADS) if change[h] > 1e-4} == moved
 
 
 def every_variable(jaxpr):
@@ -105,6 +112,6 @@ def test_softmax_stays_in_float32_under_bfloat16():
     assert out.dtype == jnp.float32
     np.testing.assert_allclose(out, 1, rtol=4e-3)
     jaxpr = jax.make_jaxpr(grouped_query_attention)(q, k, v).jaxpr
-    exponentials = [e for e in jaxpr.eqns for e in [e] if e.primitive.name == "exp"]
+    exponentials = [e for e in jaxpr.eqns if e.primitive.name == "exp"]
     assert exponentials
     assert all(e.outvars[0].aval.dtype == jnp.float32 for e in exponentials)

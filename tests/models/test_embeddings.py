@@ -30,8 +30,7 @@ def test_patches_are_in_reading_order():
     np.testing.assert_array_equal(first_pixels, [0, 2, 4, 12, 14, 16])
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 3), (4, 12, 1), (12, 4, 5), (32, 32, 3)])
-@pytest.mark.parametrize("patch", [2, 4])
+@pytest.mark.parametrize(("shape", "patch"), [((8, 8, 3), 2), ((4, 12, 1), 4), ((12, 4, 5), 2)])
 def test_unpatchify_is_the_inverse(shape, patch):
     x = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
     patches = patchify(jnp.asarray(x), patch)
@@ -78,7 +77,7 @@ def test_grid_frequencies_by_hand():
 
 
 def test_grid_positions_by_hand():
-    """A 2 x 4 grid, 8 features: wavelengths 8 and 2 along the columns, 4 and 2 along the rows. Patch 6 is row 1, column 2."""
+    """2 x 4 patches: wavelengths 8 and 2 along the columns, 4 and 2 along the rows; patch 6 is row 1, column 2."""
     column = [sin(2 * pi / 4), sin(2 * pi), cos(2 * pi / 4), cos(2 * pi)]
     row = [sin(pi / 2), sin(pi), cos(pi / 2), cos(pi)]
     np.testing.assert_allclose(position_table(2, 4, 8, "grid")[6], column + row, atol=1e-6)

@@ -27,7 +27,7 @@ def dense(inputs, outputs):
 
 
 def test_report_has_19_096_624_parameters():
-    """The report on CIFAR-10: 4x4 patches of three channels, width 384, depth 12, 8 query and 2 key/value heads of 48."""
+    """The report on CIFAR-10: 4x4 patches, 3 channels, width 384, depth 12, 8 query and 2 key/value heads of 48."""
     patch_embedding = dense(4 * 4 * 3, 384)  # 18,816
     time = dense(256, 384) + dense(384, 384)  # 246,528
     label = (10 + 1) * 128 + dense(128, 384) + dense(384, 384)  # 198,784; ten classes and "no class"
@@ -54,14 +54,13 @@ def test_report_has_64_patches_and_one_token(conditioning, tokens):
 
 
 def by_paper(width, depth, patch):
-    """A DiT of the official code on 32x32x4 latents: 1000 + 1 classes, learned variance, its fixed position table too."""
+    """A DiT of the official code on 32x32x4 latents: 1000 + 1 classes, learned variance, no position table."""
     attention = dense(width, 3 * width) + dense(width, width)
     mlp = dense(width, 4 * width) + dense(4 * width, width)
     block = attention + mlp + dense(width, 6 * width)
     time = dense(256, width) + dense(width, width)
     output = dense(width, 2 * width) + dense(width, patch**2 * 8)
-    positions = (32 // patch) ** 2 * width
-    return dense(patch**2 * 4, width) + time + 1001 * width + depth * block + output + positions
+    return dense(patch**2 * 4, width) + time + 1001 * width + depth * block + output
 
 
 # Millions of parameters of DiT-size/(2, 4, 8): Peebles & Xie 2023, tables 1 and 4.
@@ -73,15 +72,13 @@ def test_sizes_are_the_papers(size):
     shape = DIT_SIZES[size]
     totals = [by_paper(shape["width"], shape["depth"], patch) for patch in (2, 4, 8)]
     assert tuple(round(total / 1e6) for total in totals) == PAPER[size]
-    # Ours keeps the table out of the parameters and predicts no variance: 4 channels instead of 8.
-    for patch, total in list(zip((2, 4, 8), totals, strict=True))[:1]:
-        ours = total - (32 // patch) ** 2 * shape["width"] - dense(shape["width"], patch**2 * 4)
-        assert count(f"DiT-{size}/{patch}", (32, 32, 4), 1000) == ours
+    ours = totals[0] - dense(shape["width"], 2**2 * 4)  # predicts no variance: 4 channels instead of 8
+    assert count(f"DiT-{size}/2", (32, 32, 4), 1000) == ours
 
 
 def test_xl_2_against_the_official_codes_count():
     """675,129,632 is what the official DiT-XL/2 reports; less its table (256 x 1152) and its variance outputs (16)."""
-    assert by_paper(1152, 28, 2) == 675_129_632
+    assert by_paper(1152, 28, 2) + 256 * 1152 == 675_129_632
     assert count("DiT-XL/2", (32, 32, 4), 1000) == 675_129_632 - 256 * 1152 - (1152 * 16 + 16)
 
 

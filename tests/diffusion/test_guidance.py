@@ -1,0 +1,89 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dit_jax.diffusion.guidance import denoiser, guided
+from dit_jax.diffusion.schedule import Schedule
+
+NULL = 10
+TABLES = Schedule(alpha=np.array([0.8, 0.6]), sigma=np.array([0.6, 0.8]))
+
+
+def make_network():
+    """A network whose every channel depends on x, t and the label, and the list of batch sizes it was called with."""
+    calls = []
+
+    def network(x, t_B, labels_B):
+        calls.append(x.shape[0])
+        condition = jnp.sin(labels_B * 1.7 + 0.3) + 0.01 * t_B
+        return jnp.tanh(x) * (1 + condition)[:, None, None, None] + condition[:, None, None, None] * x**2
+
+    return network, calls
+
+
+@pytest.fixture
+def batch():
+    x = jax.random.normal(jax.random.key(0), (3, 4, 4, 5))
+    return x, jnp.array([1, 50, 999]), jnp.array([2, 7, 2])
+
+
+def test_scale_1_is_the_conditional_network_in_one_single_pass(batch):
+    network, calls = make_network()
+    x, t, labels = batch
+    out = guided(network, labels, NULL, 1.0)(x, t)
+    assert calls == [3]
+    np.testing.assert_array_equal(out, network(x, t, labels))
+
+
+def test_guidance_is_one_doubled_pass(batch):
+    network, calls = make_network()
+    x, t, labels = batch
+    guided(network, labels, NULL, 3.0)(x, t)
+    assert calls == [6]
+
+
+@pytest.mark.parametrize("scale", [0.5, 3.0, 7.5])
+def test_guidance_equals_two_passes_in_all_channels(batch, scale):
+    """Ho & Salimans 2022, equation 6: (1 + w) cond - w uncond with w = scale - 1."""
+    network, _ = make_network()
+    x, t, labels = batch
+    conditional, unconditional = network(x, t, labels), network(x, t, jnp.full(3, NULL))
+    out = guided(network, labels, NULL, scale)(x, t)
+    np.testing.assert_allclose(out, scale * conditional - (scale - 1) * unconditional, rtol=1e-4, atol=1e-5)
+    assert (np.abs(out - conditional).max(axis=(0, 1, 2)) > 1e-2).all()  # channel by channel
+
+
+def test_scale_0_is_unconditional(batch):
+    network, _ = make_network()
+    x, t, labels = batch
+    np.testing.assert_allclose(guided(network, labels, NULL, 0.0)(x, t), network(x, t, jnp.full(3, NULL)), rtol=1e-6)
+
+
+def test_guidance_by_hand():
+    """Conditional 5, unconditional 2, scale 3: 2 + 3 * 3 = 11."""
+    network = lambda x, t, labels: jnp.where(labels == NULL, 2.0, 5.0)[:, None, None, None] * jnp.ones_like(x)  # noqa: E731
+    out = guided(network, jnp.array([4]), NULL, 3.0)(jnp.zeros((1, 2, 2, 3)), jnp.array([0]))
+    np.testing.assert_array_equal(out, np.full((1, 2, 2, 3), 11.0))
+
+
+def test_denoiser_reads_the_prediction():
+    """t = 0: x = 0.8 x_0 + 0.6 eps. The noise 0.5 in x = 1 leaves x_0 = (1 - 0.3) / 0.8."""
+    x_0, eps = denoiser(lambda x, t: 0 * x + 0.5, TABLES, "eps")(jnp.ones((1, 1, 1, 1)), jnp.array([0]))
+    np.testing.assert_allclose(x_0.ravel(), 0.7 / 0.8, rtol=1e-6)
+    np.testing.assert_allclose(eps.ravel(), 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "velocity"])
+def test_clipping_keeps_x_0_in_range_and_eps_agrees(prediction):
+    """x = 3, 0.4, -2.8 at t = 0 with true (x_0, eps) = (3, 1), (0.5, 0), (-2, -2): x_0 is cut to 1, 0.5, -1."""
+    x_0, eps = np.array([3.0, 0.5, -2.0]), np.array([1.0, 0.0, -2.0])
+    x = 0.8 * x_0 + 0.6 * eps
+    output = {"eps": eps, "x0": x_0, "v": 0.8 * eps - 0.6 * x_0, "velocity": eps - x_0}[prediction]
+    as_images = lambda a: jnp.asarray(a, jnp.float32).reshape(3, 1, 1, 1)  # noqa: E731
+    denoise = denoiser(lambda x, t: as_images(output), TABLES, prediction, clip_x_0=True)
+    clipped, agreeing = denoise(as_images(x), jnp.zeros(3, jnp.int32))
+    np.testing.assert_allclose(clipped.ravel(), [1.0, 0.5, -1.0], rtol=1e-6)
+    np.testing.assert_allclose(agreeing.ravel(), [(2.4 + 0.6 - 0.8) / 0.6, 0.0, (-2.8 + 0.8) / 0.6], atol=1e-5)
+    free, _ = denoiser(lambda x, t: as_images(output), TABLES, prediction)(as_images(x), jnp.zeros(3, jnp.int32))
+    np.testing.assert_allclose(free.ravel(), x_0, rtol=1e-5)  # off unless asked for

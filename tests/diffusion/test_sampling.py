@@ -1,0 +1,192 @@
+"""The samplers at work: what they visit, where they carry noise to, and how fast their error shrinks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import io_callback
+
+from dit_jax.diffusion.guidance import denoiser
+from dit_jax.diffusion.sampling import SAMPLERS, VARIANCES, ddim, ddpm, heun, image_keys, image_noise, sample
+from dit_jax.diffusion.schedule import linear, rectified, respace
+
+
+def run(denoise, plan, x_T, keys_B=None):
+    keys_B = image_keys(jax.random.key(0), jnp.arange(len(x_T))) if keys_B is None else keys_B
+    return np.asarray(jax.jit(lambda x, keys: sample(denoise, plan, x, keys))(x_T, keys_B))
+
+
+def start(n, shape, seed=0):
+    return image_noise(image_keys(jax.random.key(seed), jnp.arange(n)), 0, shape)
+
+
+def visits(plan):
+    """The timesteps that the denoiser is given at run time, one by one."""
+    seen = []
+
+    def denoise(x, t_B):
+        io_callback(lambda t: seen.append(t.tolist()), None, t_B, ordered=True)
+        return x, x
+
+    run(denoise, plan, jnp.zeros((2, 1, 1, 1)))
+    jax.effects_barrier()
+    assert all(len(set(t_B)) == 1 for t_B in seen)
+    return [t_B[0] for t_B in seen]
+
+
+@pytest.mark.parametrize("sampler", [ddpm, ddim], ids=["ddpm", "ddim"])
+@pytest.mark.parametrize("schedule", [linear(1000, 1e-4, 0.02), rectified(1000)], ids=["linear", "rectified"])
+def test_visits_exactly_the_last_timestep_down_to_zero(sampler, schedule):
+    assert visits(sampler(schedule, respace(1000, 1000), "small")) == list(range(999, -1, -1))
+
+
+@pytest.mark.parametrize("steps", [50, 7, 1])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_fewer_steps_visit_both_ends_and_even_steps_between(sampler, steps):
+    seen = visits(SAMPLERS[sampler](rectified(1000), respace(1000, steps), "small"))
+    even = [999 * (1 - i / max(steps - 1, 1)) for i in range(steps)]
+    if sampler == "heun":  # from t to s: once at t, once at s; the last step, to clean data, only once
+        assert len(seen) == 2 * steps - 1
+        assert seen[1:-1:2] == seen[2::2]
+        seen = seen[::2]
+    assert len(seen) == steps
+    assert np.abs(np.array(seen) - even).max() <= 0.5
+    assert seen[0] == 999
+    assert seen[-1] == (0 if steps > 1 else 999)
+
+
+def assert_is(gaussian, images, n_sigma=5, slack=0.0):
+    """Mean, spread and independence of the pixels, within the statistical error and `slack` (in spreads)."""
+    n = len(images)
+    mean, std = gaussian.mean.ravel(), gaussian.std.ravel()
+    flat = images.reshape(n, -1).astype(np.float64)
+    assert (np.abs(flat.mean(0) - mean) < std * (n_sigma / np.sqrt(n) + slack)).all()
+    assert (np.abs(flat.std(0) / std - 1) < n_sigma / np.sqrt(2 * n) + slack).all()
+    correlation = np.corrcoef(flat.T) - np.eye(flat.shape[1])
+    assert np.abs(correlation).max() < n_sigma / np.sqrt(n) + slack
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun"])
+def test_flow_carries_noise_to_gaussian_data(gaussian, make_tables, case, sampler):
+    name, prediction = case
+    schedule, n = make_tables(name), 4000
+    plan = SAMPLERS[sampler](schedule, respace(1000, 200), "small")
+    x_T = start(n, (2, 2, 1))
+    images = run(gaussian.denoiser(schedule, prediction), plan, x_T)
+    assert_is(gaussian, images, slack=0.02)
+    # And not only in law: every pixel arrives where the flow's exact solution ends.
+    exact = gaussian.end_of(schedule, 999, x_T)
+    error = np.abs(images - exact).reshape(n, 4).max(0) / gaussian.std.ravel()
+    assert error.max() < (0.15 if sampler == "ddim" else 0.005)
+
+
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_ancestral_sampling_carries_noise_to_gaussian_data(gaussian, make_tables, case, variance):
+    name, prediction = case
+    schedule = make_tables(name, 250)
+    plan = ddpm(schedule, respace(250, 250), variance)
+    images = run(gaussian.denoiser(schedule, prediction), plan, start(2000, (2, 2, 1)))
+    assert_is(gaussian, images, slack=0.05)
+
+
+@pytest.mark.parametrize("name", ["linear", "rectified"])
+@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("heun", 2)])
+def test_error_shrinks_at_the_samplers_order(gaussian, make_tables, name, sampler, order):
+    """Twice the steps, half the error for DDIM and a quarter for Heun, on tables too fine to matter."""
+    T = 50_000
+    schedule = make_tables(name, T)
+    x_T = start(8, (2, 2, 1))
+    exact, errors = gaussian.end_of(schedule, T - 1, x_T), []
+    for intervals in (16, 32, 64):
+        plan = SAMPLERS[sampler](schedule, respace(T, intervals + 1), "small")
+        images = run(gaussian.denoiser(schedule, "velocity"), plan, x_T)
+        errors.append(np.sqrt(np.square(images - exact).mean()))
+    orders = np.log2(np.divide(errors[:-1], errors[1:]))
+    assert (np.abs(orders - order) < 0.3).all()
+
+
+def velocity_field(x, s):
+    """Some velocity that is not linear in x or s, for NumPy or JAX."""
+    xp = jnp if isinstance(x, jax.Array) else np
+    return xp.sin(2 * x) + s * x - 0.5
+
+
+def as_network(x, t_B):
+    return velocity_field(x, ((t_B + 1) / 1000)[:, None, None, None])
+
+
+@pytest.mark.parametrize("steps", [1, 9, 1000])
+def test_ddim_on_the_rectified_tables_is_eulers_method(steps):
+    t = respace(1000, steps)
+    x_T = start(3, (2, 2, 1))
+    images = run(denoiser(as_network, rectified(1000), "velocity"), ddim(rectified(1000), t, "small"), x_T)
+    x, s = np.asarray(x_T, np.float64), np.append((t + 1) / 1000, 0.0)
+    for i in range(steps):
+        x = x + (s[i + 1] - s[i]) * velocity_field(x, s[i])
+    np.testing.assert_allclose(images, x, atol=2e-5)
+
+
+def test_heun_on_the_rectified_tables_is_heuns_method():
+    """Karras et al. 2022, algorithm 1, with dx / ds = velocity: the last step, to s = 0, is Euler's."""
+    t = respace(1000, 9)
+    x_T = start(3, (2, 2, 1))
+    images = run(denoiser(as_network, rectified(1000), "velocity"), heun(rectified(1000), t, "small"), x_T)
+    x, s = np.asarray(x_T, np.float64), np.append((t + 1) / 1000, 0.0)
+    for i in range(9):
+        first, h = velocity_field(x, s[i]), s[i + 1] - s[i]
+        second = velocity_field(x + h * first, s[i + 1]) if s[i + 1] else first
+        x = x + h * (first + second) / 2
+    np.testing.assert_allclose(images, x, atol=2e-5)
+
+
+def test_ancestral_sampling_is_the_papers_algorithm_2():
+    """Ho et al. 2020: x <- (x - beta / sqrt(1 - alpha_bar) eps) / sqrt(alpha) + sigma z, z = 0 at the end."""
+    beta = np.linspace(0.01, 0.3, 6)
+    bar = np.cumprod(1 - beta)
+    keys, x_T = image_keys(jax.random.key(5), jnp.arange(2)), start(2, (2, 2, 1))
+    denoise = denoiser(lambda x, t: jnp.cos(x) * (1 + t)[:, None, None, None], linear(6, 0.01, 0.3), "eps")
+    images = run(denoise, ddpm(linear(6, 0.01, 0.3), np.arange(5, -1, -1), "large"), x_T, keys)
+    x = np.asarray(x_T, np.float64)
+    for row, t in enumerate(range(5, -1, -1)):
+        z = np.asarray(image_noise(keys, row + 1, (2, 2, 1))) if t else 0.0
+        eps = np.cos(x) * (1 + t)
+        x = (x - beta[t] / np.sqrt(1 - bar[t]) * eps) / np.sqrt(1 - beta[t]) + np.sqrt(beta[t]) * z
+    np.testing.assert_allclose(images, x, rtol=1e-4, atol=1e-4)
+
+
+def test_noise_of_an_image_is_its_own():
+    """Image 17 alone, in a batch of five and in another order; other images, draws and seeds differ."""
+    key, shape = jax.random.key(3), (4, 4, 3)
+
+    def noise(index, draw=0, key=key):
+        return np.asarray(image_noise(image_keys(key, jnp.array(index)), draw, shape))
+
+    alone = noise([17])[0]
+    np.testing.assert_array_equal(noise([15, 16, 17, 18, 19])[2], alone)
+    np.testing.assert_array_equal(noise([19, 17])[1], alone)
+    for other in (noise([18])[0], noise([17], draw=1)[0], noise([17], key=jax.random.key(4))[0]):
+        assert abs(np.corrcoef(alone.ravel(), other.ravel())[0, 1]) < 0.6
+        assert (alone != other).all()
+
+
+def test_noise_is_standard_normal():
+    values = np.asarray(start(100, (10, 10, 3)), np.float64)
+    assert abs(values.mean()) < 5 / np.sqrt(values.size)
+    assert abs(values.var() - 1) < 5 * np.sqrt(2 / values.size)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_image_is_the_same_in_any_batch(gaussian, make_tables, sampler):
+    schedule = make_tables("linear", 100)
+    denoise, plan = gaussian.denoiser(schedule, "v"), SAMPLERS[sampler](schedule, respace(100, 10), "large")
+
+    def images(index, seed=0):
+        keys = image_keys(jax.random.key(seed), jnp.array(index))
+        return run(denoise, plan, image_noise(keys, 0, (2, 2, 1)), keys)
+
+    batch = images([0, 1, 2, 3, 4, 5, 6, 7])
+    np.testing.assert_array_equal(images([5, 40, 3, 41, 42, 43, 44, 45])[0], batch[5])
+    # Another shape is another program, whose vector loops XLA may round otherwise in the last bit.
+    np.testing.assert_allclose(images([5])[0], batch[5], rtol=1e-5, atol=1e-6)
+    assert len(np.unique(batch.reshape(8, 4), axis=0)) == 8
+    assert not np.isclose(images([0, 1, 2, 3, 4, 5, 6, 7], seed=1), batch).any()

@@ -1,0 +1,162 @@
+"""Each value that cannot work is refused by one line with the key, the value and the fix."""
+
+import numpy as np
+import pytest
+
+from configs import default
+from dit_jax import checks
+from dit_jax import config as configs
+from dit_jax.errors import UserError
+from dit_jax.experiment import resolve
+
+CLASSES = ("airplane", "cat", "dog")
+
+BAD = [
+    ("model.patch_size=5", "must divide the images, 32 x 32 pixels; use one of [1, 2, 4, 8, 16, 32]"),
+    ("model.num_heads=7", "must divide model.width=384"),
+    ("model.num_kv_heads=3", "must divide model.num_heads=8; use one of [1, 2, 4, 8]"),
+    ("model.width=0", "at least 1"),
+    ("model.depth=-1", "at least 1"),
+    ("model.conditioning=tokens", "choose one of token, adaln_zero"),
+    ("model.positions=none", "choose one of mae, grid"),
+    ("model.dtype=float16", "choose one of float32, bfloat16"),
+    ("model.preset=DiT-XL", "DiT-XL/2"),
+    ("data.name=cifar100", "shapes, cifar10"),
+    ("diffusion.num_steps=0", "at least 1"),
+    ("diffusion.beta_start=0", "between 0 and 1"),
+    ("diffusion.beta_end=1", "between 0 and 1"),
+    ("diffusion.beta_end=-0.1", "between 0 and 1"),
+    ("diffusion.beta_start=0.03", "not be above diffusion.beta_end=0.02"),
+    ("diffusion.schedule=quadratic", "choose one of linear, rectified"),
+    ("diffusion.prediction=epsilon", "choose one of eps, x0, v, velocity"),
+    ("diffusion.timestep_sampling=normal", "choose one of uniform, logit_normal"),
+    ("diffusion.logit_std=0", "above 0"),
+    ("diffusion.logit_mean=nan", "finite"),
+    ("optimizer.learning_rate=0", "above 0"),
+    ("optimizer.learning_rate=-1", "above 0"),
+    ("optimizer.learning_rate=nan", "finite"),
+    ("optimizer.learning_rate=inf", "finite"),
+    ("optimizer.b1=1", "below 1"),
+    ("optimizer.b2=-0.1", "from 0"),
+    ("optimizer.weight_decay=-1", "use 0 (off)"),
+    ("optimizer.clip_norm=-1", "use 0 (off)"),
+    ("optimizer.warmup_steps=-1", "use 0 (off)"),
+    ("optimizer.schedule=linear", "choose one of constant, cosine"),
+    ("train.steps=0", "at least 1"),
+    ("train.steps=99999999999", "below 2^31"),
+    ("train.batch_size=0", "at least 1"),
+    ("train.steps_per_call=0", "at least 1"),
+    ("train.log_every=0", "at least 1"),
+    ("train.checkpoint_every=-5", "at least 1"),
+    ("train.keep_checkpoints=0", "at least 1"),
+    ("train.sample_every=-1", "0 (never)"),
+    ("train.label_dropout=1", "below 1"),
+    ("train.ema_half_life=-1", "0 for no averaging"),
+    ("train.ema_ramp=0", "above 0"),
+    ("sample.n=0", "at least 1"),
+    ("sample.batch_size=0", "at least 1"),
+    ("sample.steps=1001", "use 1 to 1000"),
+    ("sample.steps=0", "use 1 to 1000"),
+    ("sample.sampler=euler", "choose one of ddpm, ddim, heun"),
+    ("sample.variance=learned", "choose one of small, large"),
+    ("sample.guidance=-1", "use 0 (unconditional)"),
+    ("sample.guidance=nan", "finite"),
+    ("sample.labels=cat,whale", "there is no class 'whale'; the classes are 0 airplane, 1 automobile"),
+    ("sample.labels=10", "there is no class '10'"),
+    ("sample.labels=-1", "there is no class '-1'"),
+    ("sample.seed=-1", "2^32"),
+    ("seed=4294967296", "2^32"),
+]
+
+
+def refused(*assignments):
+    config = default.get_config()
+    configs.override(config, assignments)
+    with pytest.raises(UserError) as error:
+        resolve(config)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("assignment", "fix"), BAD)
+def test_a_bad_value_is_named_with_its_fix(assignment, fix):
+    line = refused(assignment)
+    key, _, value = assignment.partition("=")
+    assert key in line
+    assert value in line
+    assert fix in line
+
+
+@pytest.mark.parametrize(
+    ("assignments", "told"),
+    [
+        (("diffusion.schedule=rectified",), "diffusion.prediction=eps"),
+        (("train.label_dropout=0", "sample.guidance=2"), "sample.guidance=2.0"),
+        (("model.width=36", "model.num_heads=6", "model.num_kv_heads=4"), "use one of [1, 2, 3, 6]"),
+        (("model.width=6", "model.num_heads=2"), "multiple of 4"),
+        (("diffusion.num_steps=10",), "use 1 to 10"),
+    ],
+)
+def test_a_combination_that_cannot_work(assignments, told):
+    assert told in refused(*assignments)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "rectified"])
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "velocity"])
+def test_every_prediction_works_with_every_schedule_but_noise_with_pure_noise(schedule, prediction):
+    config = default.get_config()
+    configs.override(config, [f"diffusion.schedule={schedule}", f"diffusion.prediction={prediction}"])
+    if (schedule, prediction) == ("rectified", "eps"):
+        with pytest.raises(UserError, match="pure noise"):
+            resolve(config)
+    else:
+        resolve(config)
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        ("diffusion.num_steps=1", "sample.steps=1"),
+        ("diffusion.num_steps=2", "sample.steps=2"),
+        ("train.steps=1", "train.batch_size=1"),
+        ("train.label_dropout=0", "sample.guidance=1"),
+        ("seed=4294967295",),
+        ("train.sample_every=0", "optimizer.clip_norm=0", "train.ema_half_life=0"),
+    ],
+)
+def test_extremes_that_work(assignments):
+    config = default.get_config()
+    configs.override(config, assignments)
+    resolve(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("", [0, 1, 2]),
+        (" ", [0, 1, 2]),
+        ("[]", [0, 1, 2]),
+        ("cat", [1]),
+        ("Cat, DOG", [1, 2]),
+        ("2,0,2", [2, 0, 2]),
+        ("[2, 1]", [2, 1]),
+        ("(2,)", [2]),
+        ("('cat', \"dog\")", [1, 2]),
+        ("dog,1", [2, 1]),
+    ],
+)
+def test_labels_by_name_and_number(text, labels):
+    assert checks.parse_labels(text, CLASSES) == labels
+
+
+@pytest.mark.parametrize("text", ["3", "-1", "1.0", "whale", "cat dog", "cat,whale"])
+def test_labels_that_are_none(text):
+    with pytest.raises(UserError, match=r"the classes are 0 airplane, 1 cat, 2 dog$"):
+        checks.parse_labels(text, CLASSES)
+
+
+def test_label_range():
+    checks.label_range(np.array([0, 2, 3]), CLASSES)  # 3 is "no class"
+    for wrong in (-1, 4):
+        with pytest.raises(UserError, match=f"label {wrong} is out of range; the classes are 0 airplane"):
+            checks.label_range(np.array([0, wrong]), CLASSES)

@@ -1,0 +1,296 @@
+"""main.py as people use it: what a run leaves behind, what a kill costs, and one line for every mistake."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from configs import default
+from dit_jax import config as configs
+from dit_jax import jobs
+from dit_jax.data import shapes
+from dit_jax.experiment import Experiment, resolve
+from dit_jax.training.checkpoint import Checkpointer
+from tests import tiny
+
+SMALL = ["model.patch_size=8", "model.width=16", "model.depth=1", "model.num_heads=2", "model.num_kv_heads=1",
+         "model.class_table_width=8", "train.log_every=4", "train.checkpoint_every=4", "train.steps_per_call=2",
+         "train.steps=24", "train.sample_every=12", "sample.n=5", "sample.steps=3"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """The data set `shapes`, of 64 images."""
+    folder = tmp_path_factory.mktemp("small shapes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "NUM_EXAMPLES", {"train": 64, "test": 10})
+        shapes.prepare(folder)
+    return folder
+
+
+def command(*arguments):
+    return [sys.executable, "main.py", *map(str, arguments)]
+
+
+def main_py(*arguments):
+    """Runs main.py in a process of its own, on one device."""
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300)
+
+
+def training(data_dir, workdir, *more):
+    flags = [f"--config.{assignment}" for assignment in (*SMALL, f"data.data_dir={data_dir}", *more)]
+    return ["--config", "configs/shapes.py", "--workdir", workdir, *flags]
+
+
+@pytest.fixture(scope="session")
+def whole(data_dir, tmp_path_factory):
+    """A run that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("runs") / "made by main" / "ünbroken"
+    done = main_py(*training(data_dir, workdir))
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def final_state(workdir):
+    experiment = Experiment(resolve(configs.read(workdir)))
+    with Checkpointer(workdir, 3, read_only=True) as checkpointer:
+        return jax.device_get(checkpointer.restore(experiment.abstract_state()))
+
+
+def test_a_run_leaves_what_is_promised(whole):
+    assert sorted(p.name for p in (whole / "checkpoints").iterdir()) == ["16", "20", "24"]
+    config = json.loads((whole / "config.json").read_text())
+    assert config["model"]["positions"] == "grid"  # the preset's
+    assert config["train"]["steps"] == 24
+    assert [row["step"] for row in rows(whole)] == [4, 8, 12, 16, 20, 24]
+    keys = {
+        "step",
+        "images",
+        "loss",
+        "loss_q1",
+        "loss_q2",
+        "loss_q3",
+        "loss_q4",
+        "grad_norm",
+        "learning_rate",
+        "images_per_s",
+    }
+    assert all(keys <= set(row) for row in rows(whole))
+    assert [row["images"] for row in rows(whole)] == [16 * row["step"] for row in rows(whole)]
+    # Warm-up of 100 steps to 0.002: step 24 takes 24 hundredths of it.
+    assert rows(whole)[-1]["learning_rate"] == pytest.approx(0.002 * 0.24, rel=1e-5)
+    with Image.open(whole / "loss.png") as picture:
+        picture.load()
+        assert picture.format == "PNG"
+    tags = {
+        value.tag for f in whole.glob("events.*") for e in EventFileLoader(str(f)).Load() for value in e.summary.value
+    }
+    assert {"loss", "samples", "parameters"} <= {tag.split("/")[0] for tag in tags}
+    assert not list(whole.rglob("*.tmp"))
+
+
+def test_the_finished_run_is_left_alone(whole, data_dir):
+    before = {p: b for p, b in tiny.snapshot(whole).items() if p.name != "config.json"}
+    done = main_py(*training(data_dir, whole))
+    assert done.returncode == 0
+    assert "all of its 24 steps" in done.stderr
+    assert {p: b for p, b in tiny.snapshot(whole).items() if p.name != "config.json"} == before
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(whole, data_dir, tmp_path):
+    with subprocess.Popen(command(*training(data_dir, tmp_path)), stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 240
+        while not any(p.name.isdigit() for p in tmp_path.glob("checkpoints/*")) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.02 * (os.getpid() % 5))  # not always at the same place
+        process.send_signal(signal.SIGKILL)
+    killed = process.returncode == -signal.SIGKILL
+    assert killed or process.returncode == 0
+    resumed = main_py(*training(data_dir, tmp_path))
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming" in resumed.stderr or not killed or "all of its" in resumed.stderr
+    jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path), final_state(whole))
+    timed = {"images_per_s"}
+    ours, theirs = ([{k: v for k, v in row.items() if k not in timed} for row in rows(w)] for w in (tmp_path, whole))
+    assert ours == theirs
+
+
+def test_sampling(whole, tmp_path):
+    out = tmp_path / "pictures of it"
+    flags = ["--config.sample.labels=[blue star, 0]", "--config.sample.n", "5", "--config.sample.batch_size=2"]
+    done = main_py("--mode=sample", "--workdir", whole, "--out", out, *flags)
+    assert done.returncode == 0, done.stderr
+    assert str(out / "samples.npz") in done.stderr
+    with np.load(out / "samples.npz") as file:
+        assert set(file) == {"images", "labels"}
+        images, labels = file["images"], file["labels"]
+    assert images.dtype == np.uint8
+    assert images.shape == (5, 32, 32, 3)
+    star = shapes.CLASS_NAMES.index("blue star")
+    assert list(labels) == [star, 0, star, 0, star]
+    with Image.open(out / "grid.png") as grid:
+        grid.load()
+    assert not (whole / "samples").exists()
+
+
+def test_a_mistake_in_a_process_of_its_own(tmp_path):
+    done = main_py("--config=configs/shapes.py", "--workdir", tmp_path / "w", "--config.train.batchsize=8")
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "error: --config.train.batchsize: there is no such key; did you mean --config.train.batch_size?\n"
+    )
+    assert done.stdout == ""
+    assert not (tmp_path / "w").exists()
+
+
+def test_help():
+    done = main_py("--help")
+    assert done.returncode == 0
+    assert "--workdir" in done.stdout
+
+
+@pytest.fixture
+def tiny_data(monkeypatch):
+    tiny.install(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A workdir of two steps, made in this process."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.install(patch)
+        jobs.train(tiny.config(train__steps=2), folder, None)
+    return folder
+
+
+TRAIN_MISTAKES = {
+    "misspelt key": (["--config.train.batchsize=8"], "did you mean --config.train.batch_size"),
+    "wrong type": (["--config.train.steps=many"], "--config.train.steps=many is not of type int"),
+    "missing value": (["--config.seed"], "--config.seed has no value"),
+    "patch": (["--config.model.patch_size=3"], "model.patch_size=3: it must divide the images, 8 x 8"),
+    "heads": (["--config.model.num_heads=3"], "model.num_heads=3: it must divide model.width=16"),
+    "kv heads": (["--config.model.num_kv_heads=3"], "use one of [1, 2]"),
+    "devices": (["--config.train.batch_size=12"], "train.batch_size=12 does not split over 8 devices; use a multiple"),
+    "too large a batch": (["--config.train.batch_size=48"], "train.batch_size=48: the data has 40 images"),
+    "no steps": (["--config.diffusion.num_steps=0"], "diffusion.num_steps=0"),
+    "beta": (["--config.diffusion.beta_end=1"], "diffusion.beta_end=1.0: a beta lies between 0 and 1"),
+    "label": (["--config.sample.labels=purple"], "the classes are 0 red, 1 green, 2 blue"),
+    "unknown data": (["--config.data.name=imagenet"], "choose one of shapes, cifar10, tiny"),
+    "missing data": (["--config.data.name=cifar10", "--config.data.data_dir={tmp}/none"], "error: "),
+    "stray word": (["stray"], "stray is not an argument"),
+    "unknown flag": (["--seed=3"], "--seed=3 is not an argument"),
+    "unknown mode": (["--mode=trian"], "--mode=trian"),
+    "out while training": (["--out=x"], "--out=x: training writes to --workdir"),
+    "workdir is a file": (["--workdir={tmp}/file"], "it is a file; name a folder"),
+    "workdir below a file": (["--workdir={tmp}/file/w"], "name a folder that you may write"),
+    "data_dir is a file": (["--config.data.name=shapes", "--config.data.data_dir={tmp}/file"], "must be a folder"),
+}
+
+
+@pytest.mark.parametrize("mistake", TRAIN_MISTAKES)
+def test_a_mistake_in_training_is_one_line_before_anything_happens(mistake, tiny_data, tmp_path, capfd, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "w").mkdir()
+    before = tiny.snapshot(tmp_path)
+    if mistake == "missing data":
+        monkeypatch.setenv("no_proxy", "")
+        monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("jax._src.compiler.backend_compile_and_load", must_not_compile, raising=False)
+    arguments, told = TRAIN_MISTAKES[mistake]
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    done = tiny.run_main(capfd, *tiny.flags(), "--workdir", tmp_path / "w", *arguments)
+    assert done.code == 2
+    assert len(done.err) == 1
+    assert done.err[0].startswith("error: ")
+    assert told in done.err[0]
+    assert tiny.snapshot(tmp_path) == before
+    assert list((tmp_path / "w").iterdir()) == []
+
+
+def refuse(*_):
+    raise OSError("no network here")
+
+
+def must_not_compile(*_, **__):
+    raise AssertionError("compiled before the mistake was told")
+
+
+SAMPLE_MISTAKES = {
+    "another model": (["--config.model.width=32"], "another config (model.width: 16 -> 32)"),
+    "another config file": (["--config=configs/shapes.py"], "another config (data.flip"),
+    "label": (["--config.sample.labels=0,3"], "there is no class '3'; the classes are 0 red"),
+    "guidance": (["--config.sample.guidance=-2"], "sample.guidance=-2.0"),
+    "out is a file": (["--out={tmp}/file"], "it is a file"),
+    "out below a file": (["--out={tmp}/file/x"], "cannot be made"),
+    "no workdir": (["--workdir={tmp}/nothing"], "no such folder; train first"),
+    "workdir is a file": (["--workdir={tmp}/file"], "no such folder"),
+    "empty workdir": (["--workdir={tmp}"], "no config.json in it; train first"),
+    "no checkpoint": (["--workdir={tmp}/killed early"], "no checkpoint in it yet; train first"),
+    "no flag": (["--workdir="], "--workdir is missing"),
+}
+
+
+@pytest.mark.parametrize("mistake", SAMPLE_MISTAKES)
+def test_a_mistake_in_sampling_is_one_line(mistake, trained, tiny_data, tmp_path, capfd):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "killed early").mkdir()
+    configs.write(tiny.config(), tmp_path / "killed early")
+    before, before_run = tiny.snapshot(tmp_path), tiny.snapshot(trained)
+    arguments, told = SAMPLE_MISTAKES[mistake]
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    done = tiny.run_main(capfd, "--mode=sample", "--workdir", trained, *arguments)
+    assert done.code == 2
+    assert len(done.err) == 1
+    assert done.err[0].startswith("error: ")
+    assert told in done.err[0]
+    assert tiny.snapshot(tmp_path) == before
+    assert tiny.snapshot(trained) == before_run
+
+
+def test_a_workdir_of_another_config_lists_the_difference(trained, tiny_data, capfd):
+    before = tiny.snapshot(trained)
+    done = tiny.run_main(capfd, *tiny.flags(train__steps=2, model__depth=2, seed=5), "--workdir", trained)
+    assert done.code == 2
+    assert "model.depth: 1 -> 2; seed: 0 -> 5" in done.err[0]
+    assert tiny.snapshot(trained) == before
+
+
+def test_free_keys_may_change_and_the_run_goes_on(trained, tiny_data, tmp_path, capfd):
+    done = tiny.run_main(capfd, "--workdir", trained, "--config.train.steps=4", "--config.train.log_every=1")
+    assert done.code == 0
+    assert [row["step"] for row in rows(trained)] == [2, 3, 4]
+    images = {}
+    for name, flags in {
+        "plain": [],
+        "again": [],
+        "seed": ["--config.sample.seed=1"],
+        "guided": ["--config.sample.guidance=3"],
+    }.items():
+        out = tmp_path / name
+        assert tiny.run_main(capfd, "--mode=sample", "--workdir", trained, "--out", out, *flags).code == 0
+        images[name] = np.load(out / "samples.npz")["images"]
+    np.testing.assert_array_equal(images["plain"], images["again"])
+    assert np.any(images["plain"] != images["seed"])
+    assert np.any(images["plain"] != images["guided"])
+
+
+def test_every_default_key_has_a_flag_of_its_type():
+    for key, value in configs.leaves(default.get_config()):
+        if value is not None:
+            config = default.get_config()
+            configs.override(config, [f"{key}={value}"])
+            assert dict(configs.leaves(config))[key] == value

@@ -1,0 +1,247 @@
+"""Configs: every one builds, every key is read, and every wrong word is named."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from configs import default
+from dit_jax import config as configs
+from dit_jax.errors import UserError
+from dit_jax.experiment import Experiment, resolve
+from dit_jax.jobs import pace_of
+from dit_jax.models.dit import PRESETS
+from dit_jax.training.step import zero_sums
+
+CONFIGS = ["configs/default.py", "configs/cifar10.py", "configs/cifar10.py:report", "configs/shapes.py"]
+# Read where files are, not where the model is built: by jobs.train and jobs.sample.
+READ_BY_JOBS = {"data.data_dir", "train.keep_checkpoints", "sample.batch_size", "sample.seed"}
+
+
+class Recording(ConfigDict):
+    """A config that notes each leaf that is read by name."""
+
+    def __init__(self, source, read, prefix=""):
+        super().__init__()
+        for key in source:
+            value = source[key]
+            nested = isinstance(value, ConfigDict)
+            super().__setitem__(key, Recording(value, read, f"{prefix}{key}.") if nested else value)
+        object.__setattr__(self, "_read", read)
+        object.__setattr__(self, "_prefix", prefix)
+
+    def __getitem__(self, key):
+        value = super().__getitem__(key)
+        if "_read" in self.__dict__ and not isinstance(value, ConfigDict):
+            self._read.add(self._prefix + key)
+        return value
+
+    def __getattr__(self, key):
+        value = super().__getattr__(key)
+        if not key.startswith("_") and "_read" in self.__dict__ and not isinstance(value, ConfigDict):
+            self._read.add(self._prefix + key)
+        return value
+
+
+def build(config):
+    """Traces everything that training and sampling compute, without computing it."""
+    experiment = Experiment(config)
+    pace_of(config)
+    state = experiment.abstract_state()
+    image = (*experiment.info.image_shape,)
+    data = jax.ShapeDtypeStruct((512, *image), np.uint8), jax.ShapeDtypeStruct((512,), np.int32)
+    jax.eval_shape(experiment.train_call(), state, zero_sums(), *data, np.int32(1))
+    sample, labels = experiment.sampler(), experiment.labels()[:8]
+    images = jax.eval_shape(lambda params: sample(params, jax.random.key(0), labels), state.ema_params)
+    assert images.shape == (8, *image)
+
+
+def unread(config):
+    read = set()
+    build(Recording(config, read))
+    return {key for key, _ in configs.leaves(config)} - read - READ_BY_JOBS
+
+
+@pytest.mark.parametrize("spec", CONFIGS)
+def test_every_config_builds_and_has_every_key_read(spec):
+    config = resolve(configs.load(spec))
+    assert all(value is not None for _, value in configs.leaves(config))
+    # The preset's name is read by `resolve`; logit_* belong to a sampling of timesteps that may not be chosen.
+    assert unread(config) <= {"model.preset"}
+
+
+def test_a_key_that_nothing_reads_is_found():
+    config = resolve(configs.load("configs/shapes.py"))
+    with config.unlocked():
+        config.train.forgotten = 3
+    assert "train.forgotten" in unread(config)
+
+
+def test_the_list_of_configs_is_whole():
+    assert {f"configs/{p.name}" for p in Path("configs").glob("[!_]*.py")} == {c.partition(":")[0] for c in CONFIGS}
+
+
+def small():
+    config = ConfigDict(
+        {"a": {"whole": 3, "real": 0.5, "flag": True, "word": "x", "unset": placeholder(int)}, "top": 1}
+    )
+    return config.lock()
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("a.whole=12", 12),
+        ("a.whole=-7", -7),
+        ("a.whole=1e6", 1_000_000),
+        ("a.whole=1_000", 1000),
+        ("a.real=2", 2.0),
+        ("a.real=1e-4", 1e-4),
+        ("a.flag=false", False),
+        ("a.flag=True", True),
+        ("a.flag=0", False),
+        ("a.word=", ""),
+        ("a.word=b=c", "b=c"),
+        ("a.word=3", "3"),
+        ("a.unset=4", 4),
+        ("top=2", 2),
+    ],
+)
+def test_override_takes_the_type_of_the_key(assignment, expected):
+    config = small()
+    configs.override(config, [assignment])
+    value = dict(configs.leaves(config))[assignment.partition("=")[0]]
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+@pytest.mark.parametrize(
+    "assignment", ["a.whole=1.5", "a.whole=many", "a.whole=", "a.whole=nan", "a.whole=inf", "a.whole=True", "a.real=x",
+                   "a.flag=2", "a.flag=", "a.unset=None", "a.unset=0.5", "top=[1]"],
+)  # fmt: skip
+def test_a_wrong_type_is_named(assignment):
+    key, _, value = assignment.partition("=")
+    with pytest.raises(UserError) as error:
+        configs.override(small(), [assignment])
+    assert str(error.value).startswith(f"--config.{key}={value} is not of type ")
+
+
+def test_the_last_override_wins():
+    config = small()
+    configs.override(config, ["top=2", "top=3"])
+    assert config.top == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [("train.batchsize", "train.batch_size"), ("model.widht", "model.width"), ("sede", "seed"),
+     ("optimiser.learning_rate", "optimizer.learning_rate"), ("guidance", "sample.guidance")],
+)  # fmt: skip
+def test_a_misspelt_key_is_told_the_right_one(key, near):
+    with pytest.raises(UserError, match=f"--config.{key}: there is no such key; did you mean --config.{near}\\?$"):
+        configs.override(default.get_config(), [f"{key}=1"])
+
+
+@pytest.mark.parametrize("key", ["model", "", "train."])
+def test_a_section_is_no_key(key):
+    with pytest.raises(UserError, match="there is no such key"):
+        configs.override(default.get_config(), [f"{key}=1"])
+
+
+def test_a_missing_value_is_named():
+    with pytest.raises(UserError, match=r"^--config.seed has no value; write --config.seed=VALUE \(int\)$"):
+        configs.override(default.get_config(), ["seed"])
+
+
+def test_json_and_back(tmp_path):
+    config = resolve(configs.load("configs/shapes.py"))
+    configs.write(config, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+    again = configs.read(tmp_path)
+    assert again.to_dict() == config.to_dict()
+    assert [type(v) for _, v in configs.leaves(again)] == [type(v) for _, v in configs.leaves(config)]
+    assert configs.differences(again, config) == []
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"seed": 1', "[]", "3", "null", "\x00"])
+def test_a_broken_config_json_is_named(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json .*; restore it, or use another workdir$"):
+        configs.read(tmp_path)
+
+
+def test_differences_leave_out_what_a_run_may_change():
+    old = resolve(configs.load("configs/shapes.py"))
+    new = old.copy_and_resolve_references()
+    changes = ["model.depth=2", "train.steps=9", "train.log_every=7", "sample.n=3", "data.data_dir=x", "seed=4"]
+    configs.override(new, [*changes, "train.label_dropout=0.2"])
+    assert sorted(configs.differences(old, new)) == [
+        "model.depth: 4 -> 2",
+        "seed: 0 -> 4",
+        "train.label_dropout: 0.1 -> 0.2",
+    ]
+
+
+def test_keys_missing_or_unknown():
+    config = default.get_config()
+    configs.check_keys(config, default.get_config(), "F")
+    config.train.stpes = 3
+    with pytest.raises(UserError, match=r"^F: there is no key train.stpes; did you mean train.steps\?$"):
+        configs.check_keys(config, default.get_config(), "F")
+    config = default.get_config()
+    del config.train.steps
+    with pytest.raises(UserError, match=r"^F: the key train\.steps is missing; add it, configs/default\.py has 39000$"):
+        configs.check_keys(config, default.get_config(), "F")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_fills_what_is_unset_and_nothing_else(preset):
+    config = default.get_config()
+    configs.override(config, [f"model.preset={preset}", "model.depth=1", "model.num_kv_heads=1", "model.patch_size=2"])
+    model = resolve(config).model
+    assert (model.depth, model.num_kv_heads, model.patch_size) == (1, 1, 2)
+    assert {key: model[key] for key in ("width", "num_heads", "conditioning", "positions")} == {
+        key: PRESETS[preset][key] for key in ("width", "num_heads", "conditioning", "positions")
+    }
+    assert config.model.width is None  # a copy was resolved
+
+
+FILES = {
+    "syntax": ("def get_config(:", "SyntaxError"),
+    "raises": ("def get_config():\n  raise RuntimeError('a\\nb')", "RuntimeError: a b"),
+    "imports": ("import nothing_of_this_name", "nothing_of_this_name"),
+    "nothing": ("def get_config():\n  pass", "gave None"),
+    "no function": ("x = 3", "defines no get_config"),
+    "misspelt": ("from configs import default\ndef get_config():\n  c = default.get_config().lock()\n"
+                 "  c.train.stpes = 3\n  return c", "stpes"),
+    "wrong type": ("from configs import default\ndef get_config():\n  c = default.get_config()\n"
+                   "  c.train.steps = 'many'\n  return c", "steps"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_config_file_that_fails_is_one_line(case, tmp_path):
+    text, told = FILES[case]
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=told) as error:
+        configs.load(str(tmp_path / "mine.py"))
+    assert str(error.value).startswith(f"--config={tmp_path}/mine.py")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("configs/nothing.py", "no file configs/nothing.py"),
+        ("configs", "no file configs"),
+        ("pyproject.toml", "not a Python file"),
+        ("configs/shapes.py:fast", "cannot be loaded"),
+        ("configs/cifar10.py:reprot", "use configs/cifar10.py:report"),
+    ],
+)
+def test_a_wrong_config_argument(spec, told):
+    with pytest.raises(UserError, match=told):
+        configs.load(spec)

@@ -1,0 +1,108 @@
+"""A data set, a model and a config so small that a training call compiles in about a second."""
+
+import sys
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+from absl.testing import flagsaver
+from jax.sharding import AxisType
+
+import main as program
+from configs import default
+from dit_jax import config as configs
+from dit_jax.data import datasets
+from dit_jax.experiment import Experiment, resolve
+from dit_jax.training import sharding
+
+INFO = datasets.DatasetInfo("tiny", (8, 8, 3), ("red", "green", "blue"))
+NUM_EXAMPLES = 40
+SETTINGS = {
+    "data.name": "tiny",
+    "model.width": 16,
+    "model.depth": 1,
+    "model.num_heads": 2,
+    "model.num_kv_heads": 1,
+    "model.class_table_width": 8,
+    "diffusion.num_steps": 20,
+    "optimizer.learning_rate": 0.01,
+    "train.steps": 6,
+    "train.batch_size": 8,
+    "train.steps_per_call": 2,
+    "train.ema_half_life": 30.0,
+    "train.checkpoint_every": 2,
+    "train.log_every": 2,
+    "train.sample_every": 0,
+    "sample.n": 7,
+    "sample.batch_size": 4,
+    "sample.steps": 3,
+}
+
+
+def install(monkeypatch):
+    """Makes `tiny` a data set beside the others, without any file."""
+    monkeypatch.setitem(datasets.DATASETS, "tiny", INFO)
+    real = datasets.load
+    monkeypatch.setattr(datasets, "load", lambda name, *rest: split() if name == "tiny" else real(name, *rest))
+
+
+def split():
+    rng = np.random.default_rng(7)
+    images = rng.integers(0, 256, (NUM_EXAMPLES, *INFO.image_shape), dtype=np.uint8)
+    return datasets.Split(images, np.arange(NUM_EXAMPLES, dtype=np.int32) % 3)
+
+
+def assignments(**more):
+    """`key=value` of every setting; in `more` a dot is written as two underscores."""
+    settings = SETTINGS | {key.replace("__", "."): value for key, value in more.items()}
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
+def config(**more):
+    """The resolved tiny config; needs `install`."""
+    made = default.get_config().lock()
+    configs.override(made, assignments(**more))
+    return resolve(made)
+
+
+def on_devices(monkeypatch, count):
+    """From here on, meshes have the first `count` of the eight devices."""
+    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh(count))
+
+
+def mesh(count):
+    return jax.make_mesh((count,), (sharding.AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:count])
+
+
+def start(experiment, optimizer=None):
+    """What a training call takes: (call, fresh state, images, labels), with another optimizer if one is given."""
+    if optimizer is not None:
+        object.__setattr__(experiment, "optimizer", optimizer)
+    data = (sharding.put_replicated(array, experiment.mesh) for array in split())
+    return experiment.train_call(), experiment.init_state(), *data
+
+
+def experiment(**more):
+    return Experiment(config(**more))
+
+
+def run_main(capfd, *arguments):
+    """`python main.py ARGUMENTS` in this process: exit code, lines on stderr, and what was on stdout."""
+    capfd.readouterr()
+    with flagsaver.flagsaver():
+        for name in ("config", "workdir", "mode", "out"):
+            program.FLAGS[name].unparse()
+        code = program.main(["main.py", *map(str, arguments)])
+    out, err = capfd.readouterr()
+    return SimpleNamespace(code=code, err=err.splitlines(), out=out)
+
+
+def snapshot(folder):
+    """Every file below a folder with its bytes and time of change."""
+    return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def flags(**more):
+    """The tiny config as a command line."""
+    root = sys.modules[default.__name__].__file__
+    return [f"--config={root}", *(f"--config.{assignment}" for assignment in assignments(**more))]

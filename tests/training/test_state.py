@@ -1,0 +1,49 @@
+"""The average of the weights: half-life and ramp in images."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dit_jax.training.state import create, ema_decay, update_ema
+
+
+def weight_of_the_old(steps, batch_size, half_life, ramp, first=0):
+    return float(np.prod([ema_decay(jnp.asarray(first + i), batch_size, half_life, ramp) for i in range(steps)]))
+
+
+@pytest.mark.parametrize("batch_size", [10, 100])
+def test_half_of_the_weight_is_gone_after_half_life_images(batch_size):
+    late = 1_000_000  # where the ramp is over
+    assert weight_of_the_old(1000 // batch_size, batch_size, 1000.0, 0.05, late) == pytest.approx(0.5, rel=1e-3)
+    assert weight_of_the_old(3000 // batch_size, batch_size, 1000.0, 0.05, late) == pytest.approx(0.125, rel=1e-3)
+
+
+def test_ramp_bounds_the_half_life_by_the_images_seen():
+    # After 1,000 images of batch 10 the half-life is 0.05 x 1,000 = 50 images: a step keeps 0.5^(10 / 50).
+    assert ema_decay(jnp.asarray(99), 10, 1e6, 0.05) == pytest.approx(0.5**0.2, rel=1e-5)
+    # From 2,000 images on, a half-life of 100 is the smaller of the two.
+    assert ema_decay(jnp.asarray(199), 10, 100.0, 0.05) == pytest.approx(0.5**0.1, rel=1e-5)
+    assert ema_decay(jnp.asarray(399), 10, 100.0, 0.05) == pytest.approx(0.5**0.1, rel=1e-5)
+    # The first step: half-life 0.5 images, so that the fresh weights are forgotten at once.
+    assert weight_of_the_old(3, 10, 1e6, 0.05) < 1e-10
+
+
+def test_half_life_zero_is_no_average():
+    assert ema_decay(jnp.asarray(5), 16, 0.0, 0.05) == 0
+
+
+def test_update_by_hand():
+    ema = update_ema({"w": jnp.array([1.0, -2.0])}, {"w": jnp.array([3.0, 2.0])}, jnp.asarray(0.75))
+    np.testing.assert_allclose(ema["w"], [1.5, -1.0])  # 0.75 old + 0.25 new
+
+
+def test_fresh_state():
+    params = {"w": jnp.arange(3.0)}
+    state = jax.jit(lambda: create(lambda: params, optax.sgd(0.1)))()
+    assert state.step == 0
+    assert state.step.dtype == jnp.int32
+    np.testing.assert_array_equal(state.params["w"], state.ema_params["w"])
+    # Two buffers: a donated one must not be the other's.
+    assert state.params["w"].unsafe_buffer_pointer() != state.ema_params["w"].unsafe_buffer_pointer()

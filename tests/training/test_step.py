@@ -1,0 +1,135 @@
+"""The train step: the same numbers on any mesh and at any rhythm, and draws that differ."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dit_jax.data.datasets import Split
+from tests.training.toy import Trainer, apply
+
+
+def close(a, b, rtol=1e-5):
+    """Whether two runs have the same state and metrics but for rounding."""
+    pairs = zip(jax.tree.leaves((a.state, a.sums)), jax.tree.leaves((b.state, b.sums)), strict=True)
+    return all(np.allclose(x, y, rtol, atol=1e-6) for x, y in pairs)
+
+
+@pytest.fixture(scope="module")
+def single():
+    """Seven plain SGD steps on one device; an epoch has five."""
+    return Trainer(optax.sgd(0.05)).run(4, 3)
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_any_number_of_devices_takes_the_same_steps(devices, single):
+    assert close(Trainer(optax.sgd(0.05), devices).run(4, 3), single)
+
+
+def test_a_gradient_too_large_by_a_factor_would_show(single):
+    assert not close(Trainer(optax.sgd(0.05 * 2)).run(4, 3), single)
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 7])
+def test_steps_per_call_changes_nothing(steps_per_call, single):
+    counts = [1] * 7 if steps_per_call == 1 else [7]
+    assert close(Trainer(optax.sgd(0.05), steps_per_call=steps_per_call).run(*counts), single)
+
+
+def test_sums(single):
+    sums = jax.device_get(single.sums)
+    assert sums["steps"] == 7
+    assert sums["quarter_count"].sum() == 7 * 8
+    np.testing.assert_allclose(sums["quarter_loss"].sum() / 8, sums["loss"], rtol=1e-5)
+    assert np.all(sums["quarter_loss"][sums["quarter_count"] > 0] > 0)
+    assert int(single.state.step) == 7
+
+
+def test_grad_norm_is_the_length_of_a_plain_step_and_steps_differ():
+    trainer = Trainer(optax.sgd(1.0))
+    before = jax.device_get(trainer.state.params)
+    trainer.run(1)
+    moved = jax.tree.map(lambda a, b: np.sum(np.square(a - b)), before, jax.device_get(trainer.state.params))
+    np.testing.assert_allclose(np.sqrt(sum(jax.tree.leaves(moved))), trainer.sums["grad_norm"], rtol=1e-4)
+
+
+def test_ema_follows_the_parameters():
+    # Batch 8, ramp 0.05: after step k the half-life is 0.4 k images, a step keeps 0.5^(8 / 0.4 k) = 2^(-20 / k).
+    trainer = Trainer(optax.sgd(0.05), ema_half_life=1e9)
+    ema = np.asarray(trainer.state.params["kernel"], np.float64)
+    for k in range(1, 13):
+        kernel = np.array(trainer.run(1).state.params["kernel"])
+        ema = ema + (1 - 2 ** (-20 / k)) * (kernel - ema)
+    np.testing.assert_allclose(trainer.state.ema_params["kernel"], ema, rtol=1e-5)
+    assert np.abs(ema - kernel).max() > 1e-4
+
+
+class Spy:
+    """A network that keeps what it is shown: (x_t, t, labels) of each device and step."""
+
+    def __init__(self):
+        self.seen, self.traces = [], 0
+
+    def __call__(self, params, x_t, t_B, labels_B):
+        self.traces += 1
+        jax.debug.callback(lambda *arrays: self.seen.append([np.array(a) for a in arrays]), x_t, t_B, labels_B)
+        return apply(params, x_t, t_B, labels_B)
+
+
+def shown(devices, steps, **recipe):
+    """Everything a network sees in so many steps on images that are all alike: x_t, t and labels, sorted by x_t."""
+    spy = Spy()
+    grey = Split(np.full((40, 8, 8, 3), 128, np.uint8), np.arange(40, dtype=np.int32) % 3)
+    trainer = Trainer(optax.sgd(0.0), devices, spy, data=grey, **recipe)
+    jax.block_until_ready(trainer.run(steps).state)
+    jax.effects_barrier()
+    x, t, labels = (np.concatenate(parts) for parts in zip(*spy.seen, strict=True))
+    order = np.argsort(x[:, 0, 0, 0])
+    return x[order], t[order], labels[order]
+
+
+def test_every_image_of_every_device_and_step_has_its_own_noise():
+    x, t, labels = shown(8, 3)
+    assert x.shape == (24, 8, 8, 3)
+    flat = x.reshape(24, -1)
+    assert np.abs(np.corrcoef(flat) - np.eye(24)).max() < 0.5  # 192 independent normals correlate by 0.07
+    assert len(set(t)) > 8
+    # One device sees the very same images, times and labels.
+    for ours, theirs in zip((x, t, labels), shown(1, 3), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_the_share_of_labels_that_are_dropped():
+    # 100 epochs-and-a-bit of 8: 800 draws of probability 1/4, standard deviation 0.0153.
+    _, t, labels = shown(1, 100, steps_per_call=100)
+    assert abs(np.mean(labels == 3) - 0.25) < 0.06
+    kept = np.bincount(labels, minlength=4)[:3]
+    assert kept.min() > 130  # the classes of the data, 200 each
+    assert t.min() == 0
+    assert t.max() == 19
+    assert not np.any(shown(1, 10, steps_per_call=10, label_dropout=0.0)[2] == 3)
+
+
+def test_one_compile_and_no_transfer_whatever_the_count():
+    spy = Spy()
+    trainer = Trainer(optax.adamw(0.01), devices=8, network=spy)
+    counts = [jax.device_put(np.int32(n), trainer.data[0].sharding) for n in (3, 1, 2, 4)]
+    for i, count in enumerate(counts):
+        with jax.transfer_guard("disallow" if i else "allow"):
+            trainer.state, trainer.sums, done = trainer.call(trainer.state, trainer.sums, *trainer.data, count)
+            done.block_until_ready()
+    assert int(done) == 10
+    assert spy.traces == 1
+    with pytest.raises(Exception, match="transfer"), jax.transfer_guard("disallow"):
+        trainer.call(trainer.state, trainer.sums, np.zeros((40, 8, 8, 3), np.uint8), trainer.data[1], counts[0])
+
+
+def test_state_and_sums_are_donated():
+    trainer = Trainer(optax.sgd(0.1))
+    before, sums = trainer.state, trainer.sums
+    jax.block_until_ready(trainer.run(1).state)
+    assert before.params["kernel"].is_deleted()
+    assert sums["loss"].is_deleted()
+    assert not trainer.data[0].is_deleted()
+    assert jnp.isfinite(trainer.sums["loss"])

@@ -1,0 +1,53 @@
+"""Training calls around a network of three parameters: they compile in a second and have no model to hide behind."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from dit_jax.diffusion.schedule import linear
+from dit_jax.training import sharding
+from dit_jax.training.state import create
+from dit_jax.training.step import Recipe, make_train_call, zero_sums
+from tests import tiny
+
+RECIPE = Recipe(
+    schedule=linear(20, 0.01, 0.3),
+    prediction="eps",
+    timestep_sampling="uniform",
+    logit_mean=0.0,
+    logit_std=1.0,
+    label_dropout=0.25,
+    null_class=3,
+    flip=True,
+    batch_size=8,
+    steps_per_call=4,
+    ema_half_life=30.0,
+    ema_ramp=0.05,
+)
+
+
+def init_params():
+    return {"kernel": jnp.eye(3) * 0.5, "embedding": jnp.full((4, 3), 0.1), "bias": jnp.zeros(3)}
+
+
+def apply(params, x_t, t_B, labels_B):
+    shift_BC = params["embedding"][labels_B] + params["bias"][None] * t_B[:, None]
+    return jnp.einsum("bhwc,cd->bhwd", x_t, params["kernel"]) + shift_BC[:, None, None]
+
+
+class Trainer:
+    """A run from the first step on, whose calls are made one by one."""
+
+    def __init__(self, optimizer, devices=1, network=apply, params=init_params, data=None, **recipe):
+        mesh = tiny.mesh(devices)
+        recipe = dataclasses.replace(RECIPE, **recipe)
+        self.call = make_train_call(network, optimizer, recipe, mesh, jax.random.key(5))
+        self.data = [sharding.put_replicated(array, mesh) for array in data or tiny.split()]
+        make = jax.jit(lambda: create(params, optimizer), out_shardings=sharding.replicated(mesh))
+        self.state, self.sums = make(), jax.device_put(zero_sums(), sharding.replicated(mesh))
+
+    def run(self, *counts):
+        for count in counts:
+            self.state, self.sums, _ = self.call(self.state, self.sums, *self.data, jnp.int32(count))
+        return self
