@@ -43,6 +43,9 @@ def main(argv: list[str]) -> int:
     except (UserError, flags.Error) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that may not be written, a name too long
+        print(f"error: {error.strerror or error}: {error.filename}; make room, or name another folder", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -18,7 +18,7 @@ from dit_jax.errors import UserError
 from dit_jax.reporting.files import replacing
 
 CONFIG_JSON = "config.json"
-# Keys that a resumed run may change: they end it later, watch it, or say where things are; its numbers stay the same.
+# Keys that a resumed run may change: they end it earlier or later, watch it, or say where things are.
 FREE_KEYS = ("train.steps", "train.log_every", "train.sample_every", "train.checkpoint_every", "train.keep_checkpoints",
              "train.steps_per_call", "data.data_dir", "sample.")  # fmt: skip
 

@@ -190,7 +190,10 @@ TRAIN_MISTAKES = {
     "beta": (["--config.diffusion.beta_end=1"], "diffusion.beta_end=1.0: a beta lies between 0 and 1"),
     "label": (["--config.sample.labels=purple"], "the classes are 0 red, 1 green, 2 blue"),
     "unknown data": (["--config.data.name=imagenet"], "choose one of shapes, cifar10, tiny"),
-    "missing data": (["--config.data.name=cifar10", "--config.data.data_dir={tmp}/none"], "error: "),
+    "missing data": (
+        ["--config.data.name=cifar10", "--config.data.data_dir={tmp}/none"],
+        "python -m dit_jax.data.cifar10",
+    ),
     "stray word": (["stray"], "stray is not an argument"),
     "unknown flag": (["--seed=3"], "--seed=3 is not an argument"),
     "unknown mode": (["--mode=trian"], "--mode=trian"),
@@ -209,11 +212,13 @@ def test_a_mistake_in_training_is_one_line_before_anything_happens(mistake, tiny
     if mistake == "missing data":
         monkeypatch.setenv("no_proxy", "")
         monkeypatch.setattr("socket.socket.connect", refuse)
-    monkeypatch.setattr("jax._src.compiler.backend_compile_and_load", must_not_compile, raising=False)
+    monkeypatch.setattr(Experiment, "init_state", must_not_come_so_far)
     arguments, told = TRAIN_MISTAKES[mistake]
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
     done = tiny.run_main(capfd, *tiny.flags(), "--workdir", tmp_path / "w", *arguments)
     assert done.code == 2
+    if mistake == "missing data":
+        assert done.err.pop(0).startswith("preparing the data set cifar10")  # it tried
     assert len(done.err) == 1
     assert done.err[0].startswith("error: ")
     assert told in done.err[0]
@@ -225,8 +230,8 @@ def refuse(*_):
     raise OSError("no network here")
 
 
-def must_not_compile(*_, **__):
-    raise AssertionError("compiled before the mistake was told")
+def must_not_come_so_far(_):
+    raise AssertionError("the first state was computed before the mistake was told")
 
 
 SAMPLE_MISTAKES = {

@@ -29,7 +29,7 @@ BACKGROUNDS = {
 }
 
 SIZE = 32  # pixels, both ways
-RADIUS = (9.0, 13.0)  # pixels from the centre of a figure to its farthest point
+RADIUS = (10.0, 14.0)  # pixels from the centre of a figure to its farthest point
 TILT = 1 / 6  # tangent of half the largest angle by which a figure leans
 RING_HOLE = 0.55  # radius of the hole, in radii of the ring
 NUM_EXAMPLES = {"train": 20_000, "test": 2_000}

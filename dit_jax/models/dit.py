@@ -28,7 +28,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         patch_size=4, width=384, depth=12, num_heads=8, num_kv_heads=2, conditioning="token", positions="mae"
     ),
     # The demo's: 0.8 M parameters, learns to draw in two minutes on two CPU cores.
-    "demo": dict(patch_size=4, width=128, depth=4, num_heads=4, num_kv_heads=2, conditioning="token", positions="grid"),
+    "demo": dict(
+        patch_size=4, width=128, depth=4, num_heads=4, num_kv_heads=2, conditioning="adaln_zero", positions="grid"
+    ),
     **{
         f"DiT-{size}/{patch}": dict(
             **shape, patch_size=patch, num_kv_heads=shape["num_heads"], conditioning="adaln_zero", positions="mae"

@@ -113,7 +113,7 @@ def make_train_call(
         new = {
             "steps": 1.0,
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "quarter_loss": quarter_loss,
             "quarter_count": quarter_count,
         }

@@ -28,7 +28,7 @@ RECIPE = Recipe(
 
 
 def init_params():
-    return {"kernel": jnp.eye(3) * 0.5, "embedding": jnp.full((4, 3), 0.1), "bias": jnp.zeros(3)}
+    return {"kernel": jnp.eye(3) * 0.5, "embedding": jnp.full((4, 3), 0.1, jnp.float32), "bias": jnp.zeros(3)}
 
 
 def apply(params, x_t, t_B, labels_B):

@@ -1,0 +1,33 @@
+"""The demo, whole: what `make demo` draws is recognised and as varied as the data. Minutes, so marked slow."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments: str) -> str:
+    """Runs Python with `arguments` in the checkout, as the Makefile's demo does, and returns its standard output."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_NUM_CPU_DEVICES": "2"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, check=True, stdout=-1
+    ).stdout.decode()
+
+
+@pytest.mark.slow
+def test_the_demo_draws_what_it_is_asked_for(tmp_path):
+    run("main.py", "--config=configs/shapes.py", f"--workdir={tmp_path}")
+    run("main.py", "--mode=sample", f"--workdir={tmp_path}", "--config.sample.n=500")
+    verdict = json.loads(run("-m", "tests.shapes_judge", str(tmp_path / "samples" / "samples.npz")))
+    assert verdict["accuracy_real"] > 0.98  # else the judge is no judge
+    assert verdict["accuracy"] >= 0.95
+    for name, (mean, spread) in verdict["variety"].items():
+        real_mean, real_spread = (np.array(row) for row in verdict["variety_real"][name])
+        assert np.all(np.abs(np.array(mean) - real_mean) < 0.5 * real_spread), name
+        assert np.all(np.array(spread) > 0.5 * real_spread), name
