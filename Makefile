@@ -19,14 +19,14 @@ PIP := $(VENV) -m pip install -qq --disable-pip-version-check
 
 .PHONY: demo test test-slow lint format clean
 
-# Without a GPU each of two cores is a device of its own, half of the batch on each: a third faster than one for both.
+# Without a GPU each of two cores is a device of its own, half of the batch on each.
 demo: export JAX_NUM_CPU_DEVICES ?= 2
 demo: .venv/requirements$(if $(GPU),-gpu).stamp
 	$(VENV) main.py --config=configs/shapes.py --workdir=$(RUN) $(DEMO_FLAGS)
 	$(VENV) main.py --mode=sample --workdir=$(RUN)
 
 test: .venv/requirements-dev.stamp
-	$(VENV) -m pytest -n 2 $(PYTEST_FLAGS)
+	$(VENV) -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS)
 
 test-slow: .venv/requirements-dev.stamp
 	$(VENV) -m pytest -m 'slow and not gpu' $(PYTEST_FLAGS)

@@ -7,6 +7,7 @@
 key of either. Exit code 2 is a user's error, with one line that tells it.
 """
 
+import errno
 import logging
 import sys
 from pathlib import Path
@@ -24,6 +25,8 @@ flags.DEFINE_string("config", None, "The experiment: a Python file with get_conf
 flags.DEFINE_string("workdir", None, "The run's folder: config, checkpoints, metrics, pictures.")
 flags.DEFINE_enum("mode", "train", list(jobs.MODES), "What to do.")
 flags.DEFINE_string("out", None, "Where sample writes; WORKDIR/samples unless given.")
+# Full disks, folders that may not be written, names that are too long: all else is a bug and keeps its traceback.
+USERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 
 
 def main(argv: list[str]) -> int:
@@ -43,8 +46,10 @@ def main(argv: list[str]) -> int:
     except (UserError, flags.Error) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except OSError as error:  # a full disk, a folder that may not be written, a name too long
-        print(f"error: {error.strerror or error}: {error.filename}; make room, or name another folder", file=sys.stderr)
+    except OSError as error:
+        if error.errno not in USERS_ERRNO:
+            raise
+        print(f"error: {error.strerror}: {error.filename}; make room, or name another folder", file=sys.stderr)
         return 2
     return 0
 

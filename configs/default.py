@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.name = "cifar10"  # cifar10 | shapes
     config.data.data_dir = "data"  # where TFDS keeps prepared data
-    config.data.flip = True  # mirror left to right with probability 1/2
+    config.data.flip = True  # mirror left to right with probability 1/2 (DDPM on CIFAR-10)
 
     config.model = ConfigDict()
     config.model.preset = "report"  # report | demo | DiT-{S,B,L,XL}/{2,4,8}: gives each key below that is left unset
@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
     config.optimizer.weight_decay = 1e-4  # on matrices alone (the report)
     config.optimizer.warmup_steps = 0
     config.optimizer.schedule = "constant"  # constant | cosine (to 0 at train.steps)
-    config.optimizer.clip_norm = 1.0  # global gradient norm; 0 is no clipping
+    config.optimizer.clip_norm = 1.0  # global gradient norm; 0 is no clipping (DDPM's code: 1)
 
     config.train = ConfigDict()
     config.train.steps = 39_000  # 200 epochs of CIFAR-10 at batch 256 (the report)

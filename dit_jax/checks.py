@@ -71,7 +71,7 @@ def check_diffusion(c: ConfigDict) -> None:
     choice("diffusion.schedule", c.schedule, SCHEDULES)
     choice("diffusion.prediction", c.prediction, PREDICTIONS)
     choice("diffusion.timestep_sampling", c.timestep_sampling, TIMESTEP_SAMPLING)
-    require(1 <= c.num_steps <= 10**6, "diffusion.num_steps", c.num_steps, "use 1 to 1,000,000 (DDPM has 1000)")
+    require(1 <= c.num_steps <= 10_000, "diffusion.num_steps", c.num_steps, "use 1 to 10,000 (DDPM has 1000)")
     for key in ("beta_start", "beta_end"):
         require(0 < c[key] < 1, f"diffusion.{key}", c[key], "a beta lies between 0 and 1 (DDPM has 0.0001 to 0.02)")
     ordered = f"it must not be above diffusion.beta_end={c.beta_end}"

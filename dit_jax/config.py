@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dit_jax.errors import UserError
-from dit_jax.reporting.files import replacing
+from dit_jax.files import replacing
 
 CONFIG_JSON = "config.json"
 # Keys that a resumed run may change: they end it earlier or later, watch it, or say where things are.
@@ -96,10 +96,12 @@ def override(config: ConfigDict, assignments: Sequence[str]) -> None:
 
 
 def check_keys(config: ConfigDict, known: ConfigDict, source: str) -> None:
-    """Refuses a config whose keys are not those of `known`; `source` names where it is from.
+    """Refuses a config whose keys or types are not those of `known`; `source` names where it is from.
+
+    A whole number where a float belongs becomes one.
 
     Raises:
-      UserError: a key that nothing reads (with the nearest known one), or one that is missing.
+      UserError: a key that nothing reads (with the nearest known one), one that is missing, or a value of a wrong type.
     """
     have, want = dict(leaves(config)), dict(leaves(known))
     for key in have:
@@ -109,6 +111,13 @@ def check_keys(config: ConfigDict, known: ConfigDict, source: str) -> None:
     for key in want:
         if key not in have:
             raise UserError(f"{source}: the key {key} is missing; add it, configs/default.py has {want[key]!r}")
+        section, _, name = key.rpartition(".")
+        holder, kind = (config[section], known[section].get_type(name)) if section else (config, known.get_type(name))
+        if kind is float and type(have[key]) is int:
+            with holder.ignore_type():
+                holder[name] = float(have[key])
+        elif type(have[key]) is not kind and not (have[key] is None and want[key] is None):
+            raise UserError(f"{source}: {key}={have[key]!r} is not of type {kind.__name__}; mend it there")
 
 
 def path_of(workdir: Path) -> Path:
@@ -123,6 +132,8 @@ def read(workdir: Path) -> ConfigDict:
       UserError: the workdir or its config.json is missing or cannot be read.
     """
     path = path_of(workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir}: it is a file; name a folder")
     if not workdir.is_dir():
         raise UserError(f"--workdir={workdir}: no such folder; train first with --config FILE --workdir {workdir}")
     if not path.is_file():

@@ -216,7 +216,11 @@ def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
       UserError: no workdir, no checkpoint in it, or none that can be read.
     """
     workdir = Path(workdir)
-    experiment = Experiment(config or resolve(configs.read(workdir)))
+    try:
+        experiment = Experiment(config or resolve(configs.read(workdir)))
+    except (AttributeError, KeyError, TypeError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{configs.path_of(workdir)} is not of this version of dit-jax ({reason}); mend it") from None
     missing = UserError(
         f"--workdir={workdir}: no checkpoint in it yet; train first with --config FILE --workdir {workdir}"
     )

@@ -17,7 +17,7 @@ from dit_jax.data import datasets
 from dit_jax.data.pipeline import steps_per_epoch
 from dit_jax.errors import UserError
 from dit_jax.experiment import Experiment
-from dit_jax.reporting.files import replacing
+from dit_jax.files import replacing
 from dit_jax.reporting.images import label_grid, save_png, to_uint8
 from dit_jax.reporting.plots import plot_loss
 from dit_jax.reporting.progress import Progress
@@ -51,10 +51,12 @@ def train(config: ConfigDict, workdir: Path, out: Path | None) -> None:
         checkpointer = stack.enter_context(Checkpointer(workdir, config.train.keep_checkpoints))
         state = checkpointer.restore(experiment.abstract_state())
         step = 0 if state is None else int(state.step)
-        configs.write(config, workdir)
         if step >= config.train.steps:
             logger.info("%s has all of its %d steps; set --config.train.steps higher to go on", workdir, step)
+            plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
             return
+        warn_of_new_decay(workdir, config, step)
+        configs.write(config, workdir)
         logger.info("%s %s at step %d of %d", "resuming" if step else "starting", workdir, step, config.train.steps)
         writer = stack.enter_context(contextlib.closing(create_writer(workdir, resume_step=step)))
         state = experiment.init_state() if state is None else state
@@ -74,9 +76,19 @@ def check_workdir(workdir: Path, config: ConfigDict, free: tuple[str, ...] = con
     if configs.path_of(workdir).exists():
         changed = configs.differences(configs.read(workdir), config, free)
         if changed:
-            raise UserError(
-                f"--workdir={workdir} holds a run of another config ({'; '.join(changed)}); use another workdir"
-            )
+            listed = "; ".join(changed)
+            raise UserError(f"--workdir={workdir} holds a run of another config ({listed}); use another workdir")
+    elif (workdir / "checkpoints").exists():
+        raise UserError(f"--workdir={workdir} has checkpoints but no config.json; restore it, or use another workdir")
+
+
+def warn_of_new_decay(workdir: Path, config: ConfigDict, step: int) -> None:
+    """Says so when a resumed run's cosine rate now ends at another step: it is then no longer the run it was."""
+    if step and config.optimizer.schedule == "cosine":
+        before = configs.read(workdir).train.steps
+        if before != config.train.steps:
+            change = f"{before} -> {config.train.steps}"
+            logger.warning("train.steps: %s moves the end of the cosine rate; from here on this is another run", change)
 
 
 def make_folder(folder: Path, flag: str) -> None:

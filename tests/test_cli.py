@@ -117,10 +117,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(whole, data_dir, tmp_path):
         time.sleep(0.02 * (os.getpid() % 5))  # not always at the same place
         process.send_signal(signal.SIGKILL)
     killed = process.returncode == -signal.SIGKILL
-    assert killed or process.returncode == 0
+    assert killed
     resumed = main_py(*training(data_dir, tmp_path))
     assert resumed.returncode == 0, resumed.stderr
-    assert "resuming" in resumed.stderr or not killed or "all of its" in resumed.stderr
+    assert "resuming" in resumed.stderr
     jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path), final_state(whole))
     timed = {"images_per_s"}
     ours, theirs = ([{k: v for k, v in row.items() if k not in timed} for row in rows(w)] for w in (tmp_path, whole))
@@ -242,7 +242,7 @@ SAMPLE_MISTAKES = {
     "out is a file": (["--out={tmp}/file"], "it is a file"),
     "out below a file": (["--out={tmp}/file/x"], "cannot be made"),
     "no workdir": (["--workdir={tmp}/nothing"], "no such folder; train first"),
-    "workdir is a file": (["--workdir={tmp}/file"], "no such folder"),
+    "workdir is a file": (["--workdir={tmp}/file"], "it is a file; name a folder"),
     "empty workdir": (["--workdir={tmp}"], "no config.json in it; train first"),
     "no checkpoint": (["--workdir={tmp}/killed early"], "no checkpoint in it yet; train first"),
     "no flag": (["--workdir="], "--workdir is missing"),

@@ -27,7 +27,8 @@ def test_the_demo_draws_what_it_is_asked_for(tmp_path):
     verdict = json.loads(run("-m", "tests.shapes_judge", str(tmp_path / "samples" / "samples.npz")))
     assert verdict["accuracy_real"] > 0.98  # else the judge is no judge
     assert verdict["accuracy"] >= 0.95
-    for name, (mean, spread) in verdict["variety"].items():
-        real_mean, real_spread = (np.array(row) for row in verdict["variety_real"][name])
-        assert np.all(np.abs(np.array(mean) - real_mean) < 0.5 * real_spread), name
-        assert np.all(np.array(spread) > 0.5 * real_spread), name
+    for name, components in verdict["variety"].items():
+        mean, spread = np.array(components).T
+        real_mean, real_spread = np.array(verdict["variety_real"][name]).T
+        assert np.all(np.abs(mean - real_mean) < 0.5 * real_spread), name
+        assert np.all(spread > 0.5 * real_spread), name

@@ -1,13 +1,18 @@
 """A trained run sampled as a library: image i of a seed is the same in any batch and on any mesh."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
+import optax
 import pytest
 
 import dit_jax
 from dit_jax import jobs
 from dit_jax.errors import UserError
 from dit_jax.experiment import load
+from dit_jax.training import loop
+from dit_jax.training.checkpoint import Checkpointer
 from tests import tiny
 
 
@@ -62,9 +67,40 @@ def test_the_importable_twin(workdir, reference, monkeypatch):
 def test_the_ema_weights_are_not_the_parameters(workdir, monkeypatch):
     tiny.install(monkeypatch)
     run = load(workdir)
-    fresh = run.experiment.init_params()
-    moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), run.ema_params, fresh)
-    assert max(jax.tree.leaves(moved)) > 1e-3
+    with Checkpointer(workdir, keep=3, read_only=True) as checkpointer:
+        state = checkpointer.restore(run.experiment.abstract_state())
+    assert state is not None
+    jax.tree.map(np.testing.assert_array_equal, run.ema_params, state.ema_params)
+    apart = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), run.ema_params, state.params)
+    assert max(jax.tree.leaves(apart)) > 1e-4
+
+
+def test_the_guides_lines_read_a_checkpoint(workdir, monkeypatch):
+    code = Path("docs/workdir.md").read_text().split("```python\n")[1].split("```")[0]
+    read = {}
+    exec(code.replace("/absolute/path/to/runs/shapes/checkpoints/3200", str(workdir / "checkpoints" / "4")), read)
+    tiny.install(monkeypatch)
+    assert int(read["state"]["step"]) == 4
+    jax.tree.map(np.testing.assert_array_equal, read["state"]["ema_params"], load(workdir).ema_params)
+
+
+@pytest.mark.parametrize("conditioning", ["token", "adaln_zero"])
+def test_eight_devices_train_the_dit_as_one_does(conditioning, monkeypatch):
+    """Plain SGD, which shows a gradient of the wrong size that AdamW would hide."""
+    tiny.install(monkeypatch)
+    params = []
+    for devices in (1, 8):
+        tiny.on_devices(monkeypatch, devices)
+        experiment = tiny.experiment(model__conditioning=conditioning, train__steps_per_call=3)
+        call, state, images, labels = tiny.start(experiment, optax.sgd(0.5))
+        fresh = jax.device_get(state.params)
+        state, sums, _ = call(state, loop.zero_sums(), images, labels, np.int32(3))
+        params.append((jax.device_get(state.params), float(sums["loss"])))
+    (one, loss_of_one), (eight, loss_of_eight) = params
+    assert loss_of_eight == pytest.approx(loss_of_one, rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-4), one, eight)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), one, fresh)
+    assert max(jax.tree.leaves(moved)) > 1e-2
 
 
 def test_an_unknown_workdir(tmp_path):

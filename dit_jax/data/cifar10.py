@@ -61,7 +61,9 @@ class Cifar10(cifar.Cifar10, skip_registration=True):
     def _download(self, dl_manager) -> Path:
         url = self._cifar_info.url
         try:
-            requests.head(url, timeout=10, allow_redirects=True)  # TFDS alone gives up after minutes of retrying
+            requests.head(
+                url, timeout=10, allow_redirects=True
+            ).raise_for_status()  # TFDS alone gives up after minutes of retrying
             return Path(dl_manager.download(url))
         except Exception as error:  # the network fails in many ways, and TFDS passes them all through
             data_dir = self.data_path.parent.parent
@@ -114,7 +116,9 @@ def read_archive(path: Path) -> dict[str, bytes]:
                     _read_member(tar, member, contents)
             while stream.read(SMALL_BYTES):  # to the end, where gzip compares its own checksum
                 pass
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except UserError:
+        raise
+    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
         raise UserError(f"{path} is no whole gzip-compressed tar archive ({error}): get it again") from error
     _check_contents(path, contents)
     return contents
@@ -125,7 +129,7 @@ def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, contents: dict[s
     folder, _, name = member.name.removeprefix("./").partition("/")
     if folder != FOLDER or "/" in name or name == "..":
         raise UserError(f"archive member {member.name!r} lies outside the folder {FOLDER}: archive refused")
-    if not (member.isfile() or (member.isdir() and not name)):
+    if member.issparse() or not (member.isfile() or (member.isdir() and not name)):
         raise UserError(f"archive member {member.name!r} is no plain file: archive refused")
     if name in contents:
         raise UserError(f"archive member {member.name!r} comes twice: archive refused")
@@ -135,6 +139,10 @@ def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, contents: dict[s
         raise UserError(
             f"archive member {member.name!r} has {member.size} bytes, not {expected} "
             f"({RECORDS_PER_FILE} records of {RECORD_BYTES}): archive refused"
+        )
+    if name == NAMES_FILE and member.size > SMALL_BYTES:
+        raise UserError(
+            f"archive member {member.name!r} has {member.size} bytes, no list of ten names: archive refused"
         )
     if binary or name == NAMES_FILE:
         contents[name] = _read_content(tar, member)

@@ -31,7 +31,7 @@ def is_prepared(directory: Path) -> bool:
     return (directory / "dataset_info.json").is_file()
 
 
-def prepare(builder: tfds.core.DatasetBuilder, download_config: tfds.download.DownloadConfig | None = None) -> None:
+def prepare(builder: tfds.core.DatasetBuilder) -> None:
     """Writes the data set of `builder` (its `file_format` must be array_record) unless it is there.
 
     Raises UserError if the folder is there without a data set in it or cannot be written; what the builder raises
@@ -42,7 +42,7 @@ def prepare(builder: tfds.core.DatasetBuilder, download_config: tfds.download.Do
         raise UserError(f"{directory} holds no whole data set (no dataset_info.json): delete that folder and try again")
     try:
         with no_empty_parent(directory), redirect_stdout(io.StringIO()):  # TFDS chats there, of unknown sizes
-            builder.download_and_prepare(download_config=download_config)
+            builder.download_and_prepare()
     except OSError as error:
         if not is_prepared(directory):  # else another run was faster, and the rename onto its folder failed
             raise UserError(f"cannot write the data set to {directory} ({error}): name another data_dir") from error

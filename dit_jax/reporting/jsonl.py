@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from clu.metric_writers import MetricWriter
 
-from dit_jax.reporting.files import replacing
+from dit_jax.files import replacing
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

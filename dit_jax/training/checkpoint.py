@@ -53,10 +53,12 @@ class Checkpointer:
         Raises:
           UserError: checkpoints are there, and not one of them can be read.
         """
-        damaged = []
+        damaged, reason = [], ""
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 items = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
+            except PermissionError:
+                raise
             except Exception as error:  # by the kind of damage: ValueError, KeyError, JSONDecodeError, Exception
                 damaged.append(step)
                 reason = str(error).strip().split("\n")[0][:200]
@@ -66,8 +68,8 @@ class Checkpointer:
                 return items["state"]
         if damaged:
             raise UserError(
-                f"none of the checkpoints {damaged} in {self.folder} can be read; restore one from a backup, "
-                "or use another workdir to start over"
+                f"none of the checkpoints {damaged} in {self.folder} can be read ({reason}); restore one from a "
+                "backup, or use another workdir to start over"
             )
         return None
 

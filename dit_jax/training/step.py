@@ -78,6 +78,40 @@ def batch_loss(
     return loss_B.mean(), objective.by_quarter(loss_B, t_B, T)
 
 
+def train_step(
+    apply: Callable[..., jax.Array],
+    optimizer: optax.GradientTransformation,
+    recipe: Recipe,
+    key: jax.Array,
+    state: TrainState,
+    images: jax.Array,
+    labels_B: jax.Array,
+    mine: jax.Array,
+) -> tuple[TrainState, Sums]:
+    """One step on a device's share of the batch, uint8 images at the positions `mine` of it; and its metrics.
+
+    Gradients meet in one mean over the mesh. They are taken inside `shard_map(check_vma=False)`, where `grad` sees one
+    device's loss alone.
+    """
+    step_key = jax.random.fold_in(key, state.step)
+    keys_B = jax.vmap(partial(jax.random.fold_in, step_key))(mine)
+    grad = jax.value_and_grad(batch_loss, has_aux=True)
+    (loss, quarters), grads = grad(state.params, apply, recipe, pipeline.to_float(images), labels_B, keys_B)
+    loss, grads = jax.lax.pmean((loss, grads), sharding.AXIS)
+    quarter_loss, quarter_count = jax.lax.psum(quarters, sharding.AXIS)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    decay = ema_decay(state.step, recipe.batch_size, recipe.ema_half_life, recipe.ema_ramp)
+    metrics = {
+        "steps": jnp.ones(()),
+        "loss": loss,
+        "grad_norm": optax.tree.norm(grads),
+        "quarter_loss": quarter_loss,
+        "quarter_count": quarter_count,
+    }
+    return TrainState(state.step + 1, params, update_ema(state.ema_params, params, decay), opt_state), metrics
+
+
 def make_train_call(
     apply: Callable[..., jax.Array],
     optimizer: optax.GradientTransformation,
@@ -88,45 +122,21 @@ def make_train_call(
     """call(state, sums, images uint8 [n, H, W, C], labels int32 [n], count) runs `count` steps, at most steps_per_call.
 
     Returns (state, sums, steps done). One compile serves every count. State and sums are donated; the third result is
-    there to wait for while the next call already has them. Gradients meet in one mean over the mesh; they are
-    taken inside `shard_map(check_vma=False)`, where `grad` sees one device's loss alone.
+    there to wait for while the next call already has them.
     """
     order_key, draw_key = jax.random.split(key)
-    local_index = partial(sharding.global_index, mesh, recipe.batch_size)
-
-    def one_step(
-        state: TrainState, sums: Sums, images: Any, labels: Any, indices: jax.Array
-    ) -> tuple[TrainState, Sums]:
-        mine = local_index()
-        chosen = indices[mine]
-        step_key = jax.random.fold_in(draw_key, state.step)
-        keys_B = jax.vmap(partial(jax.random.fold_in, step_key))(mine)
-        x_0, labels_B = pipeline.to_float(images[chosen]), labels[chosen]
-        grad = jax.value_and_grad(batch_loss, has_aux=True)
-        (loss, quarters), grads = grad(state.params, apply, recipe, x_0, labels_B, keys_B)
-        loss, grads = jax.lax.pmean((loss, grads), sharding.AXIS)
-        quarter_loss, quarter_count = jax.lax.psum(quarters, sharding.AXIS)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        decay = ema_decay(state.step, recipe.batch_size, recipe.ema_half_life, recipe.ema_ramp)
-        ema_params = update_ema(state.ema_params, params, decay)
-        new = {
-            "steps": 1.0,
-            "loss": loss,
-            "grad_norm": optax.tree.norm(grads),
-            "quarter_loss": quarter_loss,
-            "quarter_count": quarter_count,
-        }
-        return TrainState(state.step + 1, params, ema_params, opt_state), jax.tree.map(jnp.add, sums, new)
+    step = partial(train_step, apply, optimizer, recipe, draw_key)
 
     def call(state: TrainState, sums: Sums, images: Any, labels: Any, count: jax.Array) -> CallResult:
-        first = state.step
-        n, batch_size = images.shape[0], recipe.batch_size
-        orders = pipeline.epoch_orders(order_key, first, recipe.steps_per_call, n, batch_size)
+        first, batch_size = state.step, recipe.batch_size
+        orders = pipeline.epoch_orders(order_key, first, recipe.steps_per_call, images.shape[0], batch_size)
+        mine = sharding.global_index(mesh, batch_size)
 
         def body(_: jax.Array, carry: tuple[TrainState, Sums]) -> tuple[TrainState, Sums]:
-            indices = pipeline.batch_indices(orders, first, carry[0].step, batch_size)
-            return one_step(*carry, images, labels, indices)
+            state, sums = carry
+            chosen = pipeline.batch_indices(orders, first, state.step, batch_size)[mine]
+            state, metrics = step(state, images[chosen], labels[chosen], mine)
+            return state, jax.tree.map(jnp.add, sums, metrics)
 
         state, sums = jax.lax.fori_loop(0, count, body, (state, sums))
         return state, sums, state.step + 0

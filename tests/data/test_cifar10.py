@@ -236,6 +236,24 @@ def test_bomb(run, tmp_path):
     assert "unpacks to more" in refused(run, bomb)
 
 
+def test_bomb_of_a_hole(run, tmp_path):
+    """A sparse member, a few bytes that read as 600 MB of zeros (GNU tar's format 1.0)."""
+    member = tarfile.TarInfo(f"{FOLDER}/batches.meta.txt")
+    member.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": "600000000", "GNU.sparse.numblocks": "1"}
+    assert "no plain file" in refused(run, pack(tmp_path / "a.tar.gz", good_files() | {member.name: member}))
+
+
+def test_a_list_of_names_that_is_none(run, tmp_path):
+    files = good_files() | {f"{FOLDER}/batches.meta.txt": b"x" * (cifar10.SMALL_BYTES + 1)}
+    assert "no list of ten names" in refused(run, pack(tmp_path / "a.tar.gz", files))
+
+
+def test_a_header_that_is_no_header(run, tmp_path):
+    member = tarfile.TarInfo(f"{FOLDER}/readme.html")
+    member.pax_headers = {"GNU.sparse.map": "a,b"}
+    assert "no whole gzip-compressed tar" in refused(run, pack(tmp_path / "a.tar.gz", {"": member} | good_files()))
+
+
 def test_bomb_in_a_header(run, tmp_path):
     """An extended header that is held in memory as a whole is bounded just so."""
     member = tarfile.TarInfo(f"{FOLDER}/readme.html")
@@ -292,6 +310,7 @@ def test_load_takes_an_archive_placed_by_hand(tmp_path, monkeypatch):
     assert len(datasets.load("cifar10", tmp_path).labels) == 15
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_nothing_that_is_taken_for_whole(run, archive, tmp_path):
     """SIGKILL in the midst of the training split; the same command then prepares all."""
     code = (

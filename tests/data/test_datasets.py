@@ -65,6 +65,7 @@ def test_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
     assert len(datasets.load("shapes", tmp_path).labels) == SMALL["train"]
 
 
+@pytest.mark.slow
 def test_two_runs_may_prepare_at_once(tmp_path):
     code = (
         "import sys; from dit_jax.data import datasets, shapes; shapes.NUM_EXAMPLES = {'train': 40, 'test': 20}\n"

@@ -58,6 +58,12 @@ def make_tables():
     return lambda name, T=1000: rectified(T) if name == "rectified" else linear(T, 0.1 / T, 20 / T)
 
 
-@pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
+QUICK = {("linear", "eps"), ("rectified", "velocity")}  # the rest takes the same way with other numbers
+
+
+@pytest.fixture(
+    params=[case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES],
+    ids=lambda case: "-".join(case),
+)
 def case(request):
     return request.param

@@ -67,7 +67,7 @@ def by_paper(width, depth, patch):
 PAPER = {"S": (33, 33, 33), "B": (130, 130, 131), "L": (458, 458, 459), "XL": (675, 675, 676)}
 
 
-@pytest.mark.parametrize("size", PAPER)
+@pytest.mark.parametrize("size", ["S", "B", *(pytest.param(size, marks=pytest.mark.slow) for size in ("L", "XL"))])
 def test_sizes_are_the_papers(size):
     shape = DIT_SIZES[size]
     totals = [by_paper(shape["width"], shape["depth"], patch) for patch in (2, 4, 8)]
