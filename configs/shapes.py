@@ -19,20 +19,20 @@ def get_config() -> ConfigDict:
     config.diffusion.schedule = "rectified"
     config.diffusion.prediction = "velocity"
     config.diffusion.timestep_sampling = "logit_normal"
-    config.diffusion.logit_mean = 0.6
+    config.diffusion.logit_mean = 0.7
     config.optimizer.learning_rate = 2e-3
     config.optimizer.b2 = 0.99
     config.optimizer.warmup_steps = 100
     config.optimizer.schedule = "cosine"
-    config.train.steps = 3_200
+    config.train.steps = 4_000
     config.train.batch_size = 16
     config.train.steps_per_call = 25
     config.train.ema_half_life = 5_000.0
-    config.train.checkpoint_every = 800
+    config.train.checkpoint_every = 1_000
     config.train.log_every = 100
     config.train.sample_every = 0
     config.sample.sampler = "heun"
     config.sample.steps = 20
-    config.sample.guidance = 3.0
+    config.sample.guidance = 4.0
     config.sample.clip_x_0 = False
     return config

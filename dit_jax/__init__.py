@@ -10,8 +10,6 @@ key/value heads; G query heads per K; E head width; F MLP width; T steps of the 
 
 from typing import Any
 
-__all__ = ["load"]
-
 
 def __getattr__(name: str) -> Any:
     """`dit_jax.load`, imported when first used: a submodule alone does not need them all (PEP 562)."""
