@@ -53,7 +53,8 @@ def train(config: ConfigDict, workdir: Path, out: Path | None) -> None:
         step = 0 if state is None else int(state.step)
         if step >= config.train.steps:
             logger.info("%s has all of its %d steps; set --config.train.steps higher to go on", workdir, step)
-            plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
+            if not (workdir / "loss.png").exists():  # the run was killed between its last save and this picture
+                plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
             return
         warn_of_new_decay(workdir, config, step)
         configs.write(config, workdir)
