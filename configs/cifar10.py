@@ -5,8 +5,8 @@ at 2e-4, 200 epochs at batch 256. Ours beside it: averaged weights, label dropou
 
     python main.py --config configs/cifar10.py:report --workdir runs/cifar10
 
-Needs the data: see README, "CIFAR-10". Measured so far: results/cifar10_report_cpu, the loss over a third of an epoch; the
-200 epochs have not been run.
+Needs the data: see README, "CIFAR-10". Measured so far: results/cifar10_report_cpu, the loss over a third of an epoch;
+the 200 epochs have not been run.
 """
 
 from ml_collections import ConfigDict
