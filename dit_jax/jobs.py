@@ -79,7 +79,7 @@ def check_workdir(workdir: Path, config: ConfigDict, free: tuple[str, ...] = con
         if changed:
             listed = "; ".join(changed)
             raise UserError(f"--workdir={workdir} holds a run of another config ({listed}); use another workdir")
-    elif (workdir / "checkpoints").exists():
+    elif any((workdir / "checkpoints").glob("[0-9]*")):
         raise UserError(f"--workdir={workdir} has checkpoints but no config.json; restore it, or use another workdir")
 
 

@@ -299,3 +299,13 @@ def test_every_default_key_has_a_flag_of_its_type():
             config = default.get_config()
             configs.override(config, [f"{key}={value}"])
             assert dict(configs.leaves(config))[key] == value
+
+
+def test_checkpoints_of_an_unknown_config_are_refused(trained, tiny_data, tmp_path, capfd):
+    """An empty folder of checkpoints is one of a run killed at its start, and no reason to refuse."""
+    (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+    done = tiny.run_main(capfd, *tiny.flags(), "--workdir", tmp_path)
+    assert done.code == 2
+    assert "has checkpoints but no config.json" in done.err[0]
+    (tmp_path / "checkpoints" / "2").rmdir()
+    assert tiny.run_main(capfd, *tiny.flags(train__steps=2), "--workdir", tmp_path).code == 0
