@@ -61,9 +61,8 @@ class Cifar10(cifar.Cifar10, skip_registration=True):
     def _download(self, dl_manager) -> Path:
         url = self._cifar_info.url
         try:
-            requests.head(
-                url, timeout=10, allow_redirects=True
-            ).raise_for_status()  # TFDS alone gives up after minutes of retrying
+            # TFDS alone gives up after minutes of retrying.
+            requests.head(url, timeout=10, allow_redirects=True).raise_for_status()
             return Path(dl_manager.download(url))
         except Exception as error:  # the network fails in many ways, and TFDS passes them all through
             data_dir = self.data_path.parent.parent
