@@ -24,8 +24,9 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        product = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=jnp.float32)
-        return product + jnp.expand_dims(bias, range(x.ndim - 1))
+        rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+        product = jnp.matmul(rows, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+        return (product + bias[None]).reshape(*x.shape[:-1], self.features)
 
 
 def layer_norm(x: jax.Array) -> jax.Array:
