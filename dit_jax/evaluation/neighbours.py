@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dit_jax.evaluation.distances import blocks, widened
 from dit_jax.errors import UserError
+from dit_jax.evaluation.distances import blocks, widened
 
 TILE = 2_000  # a tile of pairwise distances is 32 MB in float64
 

@@ -13,7 +13,7 @@ import pickletools
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 
@@ -141,8 +141,8 @@ def _build(file: BinaryIO, storages: dict[str, Storage]) -> Any:
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
-    for opcode, argument, _ in pickletools.genops(file):
-        name = opcode.name
+    for opcode, value, _ in pickletools.genops(file):
+        name, argument = opcode.name, cast("Any", value)
         if name == "STOP":
             return stack.pop()
         if name in ("BINPUT", "LONG_BINPUT"):
@@ -154,7 +154,7 @@ def _build(file: BinaryIO, storages: dict[str, Storage]) -> Any:
             storages[storage.key] = storage
             stack.append(storage)
         elif name == "GLOBAL":
-            stack.append(Name(*argument.split(" ")))
+            stack.append(Name(*argument.split(" ", 1)))
         elif name in LITERALS:
             stack.append(LITERALS[name](argument))
         elif name in COMMANDS:
@@ -170,7 +170,7 @@ def _storage(description: tuple) -> Storage:
     known = isinstance(storage_type, Name) and storage_type.module == "torch" and storage_type.name in DTYPES
     if kind != "storage" or not known or any(view):
         raise _Unreadable(f"its pickle refers to {str(storage_type)[:60]!r}, which holds neither float32 nor int64")
-    if not isinstance(key, str) or not isinstance(count, int) or count < 0:
+    if not isinstance(key, str) or not isinstance(count, int) or not 0 <= count <= LIMIT:
         raise _Unreadable("a storage makes no sense")
     return Storage(key, DTYPES[storage_type.name], count)
 
@@ -237,11 +237,10 @@ def _append_all(stack: list[Any]) -> None:
     _plain(stack, list).extend(items)
 
 
+LITERAL_NAMES = ("BINUNICODE", "SHORT_BINSTRING", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT")
 # Opcodes that push what they say.
 LITERALS: dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(
-        ("BINUNICODE", "SHORT_BINSTRING", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"), lambda x: x
-    ),
+    **dict.fromkeys(LITERAL_NAMES, lambda value: value),
     "NONE": lambda _: None,
     "NEWTRUE": lambda _: True,
     "NEWFALSE": lambda _: False,
