@@ -100,34 +100,47 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     Raises UserError for fewer than two images in a set.
     Source: Dowson & Landau 1982; Heusel et al. 2017, eq. 6 (FID, with Inception's features).
     """
-    root_a, root_b = root(a.covariance_DD), root(b.covariance_DD)
+    return _distance(a.mean_D - b.mean_D, root(a.covariance_DD), root(b.covariance_DD))
+
+
+def _distance(step_D: np.ndarray, root_a: np.ndarray, root_b: np.ndarray) -> float:
+    """The Frechet distance of covariances that are given by roots [D, any]."""
     common = np.linalg.svd(root_a.T @ root_b, compute_uv=False).sum() if root_a.size and root_b.size else 0.0
-    step_D = a.mean_D - b.mean_D
     return max(0.0, float(step_D @ step_D + np.square(root_a).sum() + np.square(root_b).sum() - 2 * common))
 
 
 def expected_bias(reference: Moments, count: int, seed: int = 0) -> float:
-    """The Frechet distance from `reference` that `count` images as good as the reference's own would show.
+    """About the Frechet distance from `reference` of `count` images that are as good as the reference's own.
 
-    Simulated once: so many draws from the reference's Gaussian against that Gaussian itself. The sum over D x D terms
-    makes one draw a good average. Takes count x D float64 of memory. (To second order in 1 / count, with variances l_i
-    and count far above D, it is (sum_i l_i + sum_ij l_i l_j (1 + [i = j]) / (2 (l_i + l_j))) / count.)
+    Simulated once: so many draws from the reference's Gaussian against that Gaussian. The D x D variances that a
+    distance adds up make one draw a good average. Takes count x D float64 of memory.
+
+    Raises UserError for fewer than two images.
     """
-    variances = np.linalg.eigvalsh(reference.covariance_DD).clip(0)
-    known = Moments(reference.count, np.zeros_like(variances), np.diag(variances * (reference.count - 1)))
-    noise = np.random.default_rng(seed).normal(size=(count, len(variances)))
-    return frechet_distance(known, Moments.of(noise * np.sqrt(variances)))
+    if count < 2:
+        raise UserError(f"a covariance needs at least 2 images, got {count}: evaluate more")
+    std_D = np.sqrt(np.linalg.eigvalsh(reference.covariance_DD).clip(0))
+    draws_ND = np.random.default_rng(seed).normal(size=(count, len(std_D))) * std_D
+    mean_D = draws_ND.mean(0)
+    return _distance(mean_D, (draws_ND - mean_D).T / np.sqrt(count - 1), np.diag(std_D))
 
 
-def bias_warning(reference: Moments, samples: Moments) -> str | None:
-    """One line that says how biased a distance is when a covariance cannot have full rank, else None."""
-    D = len(reference.mean_D)
-    if min(reference.count, samples.count) > D:
+def bias_warning(a: Moments, b: Moments) -> str | None:
+    """One line that says how biased the distance is when a covariance cannot have full rank, else None.
+
+    The bias is simulated from the larger set. If that is too small itself, its variances are too few and the bias is
+    larger than said, hence "at least".
+
+    Raises UserError for fewer than two images in a set.
+    """
+    fewer, more = sorted((a, b), key=lambda moments: moments.count)
+    D = len(a.mean_D)
+    if fewer.count > D:
         return None
     return (
-        f"{samples.count} samples against {reference.count} reference images do not fill {D} feature dimensions: "
-        f"perfect samples would score about {expected_bias(reference, min(samples.count, D)):.3g}, not 0; "
-        f"compare only with figures of the same counts, or evaluate more than {D}"
+        f"{fewer.count} images against {more.count} are too few for {D} features: even two sets of the same kind would "
+        f"be at least about {expected_bias(more, fewer.count):.3g} apart; compare only with figures of the same "
+        f"counts, or evaluate more than {D}"
     )
 
 
