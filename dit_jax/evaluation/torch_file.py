@@ -237,7 +237,7 @@ def _append_all(stack: list[Any]) -> None:
     _plain(stack, list).extend(items)
 
 
-LITERAL_NAMES = ("BINUNICODE", "SHORT_BINSTRING", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT")
+LITERAL_NAMES = ("BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1")
 # Opcodes that push what they say.
 LITERALS: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(LITERAL_NAMES, lambda value: value),
