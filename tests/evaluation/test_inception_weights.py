@@ -38,6 +38,11 @@ def tensors():
     return state
 
 
+@pytest.fixture(scope="module")
+def converted(tensors):
+    return convert(tensors, FILE)["params"]
+
+
 def test_the_published_file_has_566_tensors(tensors):
     """As others have reported of it: 94 convolutions with six each (one a count of batches), and fc's two."""
     assert len(tensors) == 566
@@ -47,9 +52,9 @@ def test_the_published_file_has_566_tensors(tensors):
 
 
 @pytest.mark.parametrize("unit", ["Conv2d_1a_3x3", "Mixed_6b.branch7x7_2"])
-def test_folded_batch_norm_is_convolution_then_batch_norm(tensors, unit):
+def test_folded_batch_norm_is_convolution_then_batch_norm(tensors, converted, unit):
     """One output pixel: the sum over a window, then gamma (x - mean) / sqrt(variance + 0.001) + beta."""
-    params = convert(tensors, FILE)["params"]
+    params = converted
     for part in unit.split("."):
         params = params[part]
     weight = tensors[f"{unit}.conv.weight"].astype(np.float64)  # [out, in, height, width]
@@ -62,10 +67,9 @@ def test_folded_batch_norm_is_convolution_then_batch_norm(tensors, unit):
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_fc_is_transposed(tensors):
-    params = convert(tensors, FILE)["params"]
-    assert params["fc"]["kernel"][5, 3] == 3 * 2048 + 5
-    assert params["fc_bias"][7] == 7
+def test_fc_is_transposed(converted):
+    assert converted["fc"]["kernel"][5, 3] == 3 * 2048 + 5
+    assert converted["fc_bias"][7] == 7
 
 
 def test_other_networks_are_refused(tensors):
