@@ -1,0 +1,110 @@
+"""Fidelity and variety of samples from nearest neighbours among features.
+
+Each set's manifold is the union of balls round its images, each out to its k-th nearest neighbour of the same set.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from dit_jax.errors import UserError
+from dit_jax.evaluation.distances import blocks, widened
+
+TILE = 2_000  # a tile of pairwise distances is 32 MB in float64
+
+
+class NeighbourScores(NamedTuple):
+    """precision, recall, coverage in 0..1; density from 0, about 1 for samples like the reference; images compared.
+
+    precision: share of samples within the reference's manifold; recall: share of the reference within the samples'.
+    density: reference balls that a sample lies in, over k; coverage: share of reference balls that hold a sample.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+    reference_count: int
+    sample_count: int
+
+
+def neighbour_scores(
+    reference_ND: np.ndarray,
+    samples_ND: np.ndarray,
+    precision_k: int = 3,
+    density_k: int = 5,
+    limit: int = 10_000,
+    seed: int = 0,
+) -> NeighbourScores:
+    """Improved precision and recall with k = `precision_k`; density and coverage with k = `density_k`.
+
+    The time grows with the product of the counts, so of a larger set `limit` images are drawn by `seed`. All four
+    depend on the counts: compare only figures of the same ones. A set needs more than k images to have a k-th
+    neighbour.
+
+    Raises UserError for fewer images than that.
+    Source: Kynkaanniemi et al. 2019, eq. 1-2 (k = 3); Naeem et al. 2020, eq. 3 and 4 (k = 5).
+    """
+    reference_ND, samples_ND = (_drawn(set_ND, limit, seed) for set_ND in (reference_ND, samples_ND))
+    _check_counts(len(reference_ND), len(samples_ND), max(precision_k, density_k))
+    reference_radii = _squared_radii(reference_ND, (precision_k, density_k))
+    (sample_radii,) = _squared_radii(samples_ND, (precision_k,))
+    hits = np.zeros(len(samples_ND))  # balls of density_k that the sample lies in
+    precise = np.zeros(len(samples_ND), bool)
+    recalled = np.zeros(len(reference_ND), bool)
+    covered = np.zeros(len(reference_ND), bool)
+    for rows in blocks(len(reference_ND), TILE):
+        for columns in blocks(len(samples_ND), TILE):
+            squared = _squared_distances(reference_ND[rows], samples_ND[columns])
+            within = squared <= reference_radii[1, rows, None]
+            hits[columns] += within.sum(0)
+            covered[rows] |= within.any(1)
+            precise[columns] |= (squared <= reference_radii[0, rows, None]).any(0)
+            recalled[rows] |= (squared <= sample_radii[None, columns]).any(1)
+    return NeighbourScores(
+        precision=float(precise.mean()),
+        recall=float(recalled.mean()),
+        density=float(hits.mean() / density_k),
+        coverage=float(covered.mean()),
+        reference_count=len(reference_ND),
+        sample_count=len(samples_ND),
+    )
+
+
+def _drawn(features_ND: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """At most `limit` rows, drawn by `seed`."""
+    count = len(features_ND)
+    return features_ND if count <= limit else features_ND[np.random.default_rng(seed).permutation(count)[:limit]]
+
+
+def _check_counts(reference_count: int, sample_count: int, k: int) -> None:
+    if min(reference_count, sample_count) <= k:
+        raise UserError(
+            f"neighbour scores with k = {k} need more than {k} images in each set, "
+            f"got {reference_count} reference images and {sample_count} samples: evaluate more"
+        )
+
+
+def _squared_distances(a_ND: np.ndarray, b_MD: np.ndarray) -> np.ndarray:
+    """float64 [N, M] of all pairs, by |a|^2 + |b|^2 - 2 a.b."""
+    a, b = widened(a_ND), widened(b_MD)
+    squared = a @ b.T
+    squared *= -2
+    squared += np.square(a).sum(1)[:, None]
+    squared += np.square(b).sum(1)[None]
+    return squared.clip(0, out=squared)
+
+
+def _squared_radii(features_ND: np.ndarray, ks: tuple[int, ...]) -> np.ndarray:
+    """Squared distance of every row to its k-th nearest other row, for every k: float64 [len(ks), N]."""
+    count, most = len(features_ND), max(ks)
+    radii = np.empty((len(ks), count))
+    for rows in blocks(count, TILE):
+        nearest = np.full((rows.stop - rows.start, most), np.inf)
+        for columns in blocks(count, TILE):
+            squared = _squared_distances(features_ND[rows], features_ND[columns])
+            if rows == columns:
+                np.fill_diagonal(squared, np.inf)  # a row is no neighbour of its own
+            nearest = np.partition(np.concatenate([nearest, squared], axis=1), most - 1, axis=1)[:, :most]
+        radii[:, rows] = np.sort(nearest, axis=1)[:, [k - 1 for k in ks]].T
+    return radii
