@@ -4,18 +4,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dit_jax.models.layers import Dense
+from dit_jax.models.layers import Dense, product
 
 
-def grouped_query_attention(q_BNKGE: jax.Array, k_BMKE: jax.Array, v_BMKE: jax.Array) -> jax.Array:
-    """softmax(q k / sqrt(E)) v, every group of G query heads on its own key/value head: [B, N, K, G, E].
+def grouped_query_attention(
+    q_BNKGE: jax.Array, k_BMKE: jax.Array, v_BMKE: jax.Array, dtype: jnp.dtype = jnp.float32
+) -> jax.Array:
+    """softmax(q k / sqrt(E)) v, every group of G query heads on its own key/value head: float32 [B, N, K, G, E].
 
-    Keys and values are never repeated in memory; the softmax is in float32, the products in the inputs' dtype.
+    Keys and values are never repeated in memory; the softmax is in float32, the products are taken in `dtype`.
     """
     scale = q_BNKGE.shape[-1] ** -0.5
-    scores_BKGNM = jnp.einsum("BNKGE,BMKE->BKGNM", q_BNKGE, k_BMKE, preferred_element_type=jnp.float32)
-    weights_BKGNM = jax.nn.softmax(scores_BKGNM * scale, axis=-1).astype(v_BMKE.dtype)
-    return jnp.einsum("BKGNM,BMKE->BNKGE", weights_BKGNM, v_BMKE, preferred_element_type=jnp.float32)
+    scores_BKGNM = product("BNKGE,BMKE->BKGNM", dtype, q_BNKGE, k_BMKE)
+    return product("BKGNM,BMKE->BNKGE", dtype, jax.nn.softmax(scores_BKGNM * scale, axis=-1), v_BMKE)
 
 
 class Attention(nn.Module):
@@ -29,7 +30,9 @@ class Attention(nn.Module):
     def __call__(self, x_BND: jax.Array) -> jax.Array:
         B, N, D = x_BND.shape
         K, G, E = self.num_kv_heads, self.num_heads // self.num_kv_heads, D // self.num_heads
-        qkv = Dense((K * G + 2 * K) * E, dtype=self.dtype, name="qkv")(x_BND).astype(self.dtype)
+        qkv = Dense((K * G + 2 * K) * E, dtype=self.dtype, name="qkv")(x_BND)
         q, k, v = jnp.split(qkv, [K * G * E, (K * G + K) * E], axis=-1)
-        out_BNKGE = grouped_query_attention(q.reshape(B, N, K, G, E), k.reshape(B, N, K, E), v.reshape(B, N, K, E))
+        out_BNKGE = grouped_query_attention(
+            q.reshape(B, N, K, G, E), k.reshape(B, N, K, E), v.reshape(B, N, K, E), self.dtype
+        )
         return Dense(D, dtype=self.dtype, name="out")(out_BNKGE.reshape(B, N, D))
