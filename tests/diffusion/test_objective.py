@@ -8,9 +8,9 @@ from dit_jax.diffusion.objective import (
     PREDICTIONS,
     by_quarter,
     diffusion_loss,
-    sample_timestep,
     solvable,
     target_of,
+    timestep_at,
     to_x_0_and_eps,
 )
 from dit_jax.diffusion.schedule import Schedule, linear, rectified
@@ -68,8 +68,7 @@ def test_noise_prediction_is_refused_where_no_signal_is_left():
 
 
 def draw(T, sampling, mean=0.0, std=1.0, n=20_000):
-    keys = jax.random.split(jax.random.key(0), n)
-    t = jax.jit(jax.vmap(lambda key: sample_timestep(key, T, sampling, mean, std)))(keys)
+    t = jax.jit(lambda u: timestep_at(u, T, sampling, mean, std))(jax.random.uniform(jax.random.key(0), (n,)))
     assert t.dtype == jnp.int32
     return np.asarray(t)
 

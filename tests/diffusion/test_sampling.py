@@ -8,7 +8,8 @@ from jax.experimental import io_callback
 
 from dit_jax.diffusion.guidance import denoiser
 from dit_jax.diffusion.sampling import SAMPLERS, VARIANCES, ddim, ddpm, heun, image_keys, image_noise, sample
-from dit_jax.diffusion.schedule import linear, rectified, respace
+from dit_jax.diffusion.schedule import linear, rectified
+from dit_jax.diffusion.spacing import linspace
 
 
 def run(denoise, plan, x_T, keys_B=None):
@@ -34,16 +35,16 @@ def visits(plan):
     return [t_B[0] for t_B in seen]
 
 
-@pytest.mark.parametrize("sampler", [ddpm, ddim], ids=["ddpm", "ddim"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 @pytest.mark.parametrize("schedule", [linear(1000, 1e-4, 0.02)], ids=["linear"])
 def test_visits_exactly_the_last_timestep_down_to_zero(sampler, schedule):
-    assert visits(sampler(schedule, respace(1000, 1000), "small")) == list(range(999, -1, -1))
+    assert visits(SAMPLERS[sampler](schedule, linspace(1000, 1000), "small", 0.0)) == list(range(999, -1, -1))
 
 
 @pytest.mark.parametrize("steps", [50, 7, 1])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_fewer_steps_visit_both_ends_and_even_steps_between(sampler, steps):
-    seen = visits(SAMPLERS[sampler](rectified(1000), respace(1000, steps), "small"))
+    seen = visits(SAMPLERS[sampler](rectified(1000), linspace(1000, steps), "small", 0.0))
     even = [999 * (1 - i / max(steps - 1, 1)) for i in range(steps)]
     if sampler == "heun":  # from t to s: once at t, once at s; the last step, to clean data, only once
         assert len(seen) == 2 * steps - 1
@@ -70,7 +71,7 @@ def assert_is(gaussian, images, n_sigma=5, slack=0.0):
 def test_flow_carries_noise_to_gaussian_data(gaussian, make_tables, case, sampler):
     name, prediction = case
     schedule, n = make_tables(name), 4000
-    plan = SAMPLERS[sampler](schedule, respace(1000, 200), "small")
+    plan = SAMPLERS[sampler](schedule, linspace(1000, 200), "small", 0.0)
     x_T = start(n, (2, 2, 1))
     images = run(gaussian.denoiser(schedule, prediction), plan, x_T)
     assert_is(gaussian, images, slack=0.02)
@@ -84,7 +85,7 @@ def test_flow_carries_noise_to_gaussian_data(gaussian, make_tables, case, sample
 def test_ancestral_sampling_carries_noise_to_gaussian_data(gaussian, make_tables, case, variance):
     name, prediction = case
     schedule = make_tables(name, 250)
-    plan = ddpm(schedule, respace(250, 250), variance)
+    plan = ddpm(schedule, linspace(250, 250), variance)
     images = run(gaussian.denoiser(schedule, prediction), plan, start(2000, (2, 2, 1)))
     assert_is(gaussian, images, slack=0.05)
 
@@ -98,7 +99,7 @@ def test_error_shrinks_at_the_samplers_order(gaussian, make_tables, name, sample
     x_T = start(8, (2, 2, 1))
     exact, errors = gaussian.end_of(schedule, T - 1, x_T), []
     for intervals in (16, 32, 64):
-        plan = SAMPLERS[sampler](schedule, respace(T, intervals + 1), "small")
+        plan = SAMPLERS[sampler](schedule, linspace(T, intervals + 1), "small", 0.0)
         images = run(gaussian.denoiser(schedule, "velocity"), plan, x_T)
         errors.append(np.sqrt(np.square(images - exact).mean()))
     orders = np.log2(np.divide(errors[:-1], errors[1:]))
@@ -117,9 +118,9 @@ def as_network(x, t_B):
 
 @pytest.mark.parametrize("steps", [1, 9, 1000])
 def test_ddim_on_the_rectified_tables_is_eulers_method(steps):
-    t = respace(1000, steps)
+    t = linspace(1000, steps)
     x_T = start(3, (2, 2, 1))
-    images = run(denoiser(as_network, rectified(1000), "velocity"), ddim(rectified(1000), t, "small"), x_T)
+    images = run(denoiser(as_network, rectified(1000), "velocity"), ddim(rectified(1000), t), x_T)
     x, s = np.asarray(x_T, np.float64), np.append((t + 1) / 1000, 0.0)
     for i in range(steps):
         x = x + (s[i + 1] - s[i]) * velocity_field(x, s[i])
@@ -128,9 +129,9 @@ def test_ddim_on_the_rectified_tables_is_eulers_method(steps):
 
 def test_heun_on_the_rectified_tables_is_heuns_method():
     """Karras et al. 2022, algorithm 1, with dx / ds = velocity: the last step, to s = 0, is Euler's."""
-    t = respace(1000, 9)
+    t = linspace(1000, 9)
     x_T = start(3, (2, 2, 1))
-    images = run(denoiser(as_network, rectified(1000), "velocity"), heun(rectified(1000), t, "small"), x_T)
+    images = run(denoiser(as_network, rectified(1000), "velocity"), heun(rectified(1000), t), x_T)
     x, s = np.asarray(x_T, np.float64), np.append((t + 1) / 1000, 0.0)
     for i in range(9):
         first, h = velocity_field(x, s[i]), s[i + 1] - s[i]
@@ -178,7 +179,7 @@ def test_noise_is_standard_normal():
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_an_image_is_the_same_in_any_batch(gaussian, make_tables, sampler):
     schedule = make_tables("linear", 100)
-    denoise, plan = gaussian.denoiser(schedule, "v"), SAMPLERS[sampler](schedule, respace(100, 10), "large")
+    denoise, plan = gaussian.denoiser(schedule, "v"), SAMPLERS[sampler](schedule, linspace(100, 10), "large", 0.0)
 
     def images(index, seed=0):
         keys = image_keys(jax.random.key(seed), jnp.array(index))

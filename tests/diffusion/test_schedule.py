@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_jax.diffusion.schedule import SCHEDULES, gather, linear, make_schedule, q_sample, rectified, respace
+from dit_jax.diffusion.schedule import SCHEDULES, gather, linear, make_schedule, q_sample, rectified
+from dit_jax.diffusion.spacing import linspace
 
 
 def ddpm_alpha_bar(t, T=1000, first=1e-4, last=0.02):
@@ -74,17 +75,17 @@ def test_q_sample_by_hand():
 
 
 def test_respace_by_hand():
-    assert respace(1000, 1).tolist() == [999]
-    assert respace(1000, 2).tolist() == [999, 0]
-    assert respace(1000, 4).tolist() == [999, 666, 333, 0]
-    assert respace(1000, 1000).tolist() == list(range(999, -1, -1))
-    assert respace(1, 1).tolist() == [0]
+    assert linspace(1000, 1).tolist() == [999]
+    assert linspace(1000, 2).tolist() == [999, 0]
+    assert linspace(1000, 4).tolist() == [999, 666, 333, 0]
+    assert linspace(1000, 1000).tolist() == list(range(999, -1, -1))
+    assert linspace(1, 1).tolist() == [0]
 
 
 def test_respace_is_even_and_visits_no_timestep_twice():
     for T in range(1, 41):
         for steps in range(1, T + 1):
-            t = respace(T, steps)
+            t = linspace(T, steps)
             assert len(t) == steps
             assert t[0] == T - 1
             assert (np.diff(t) < 0).all()
