@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -68,10 +69,13 @@ def make_tables():
 
 def walk(denoise, plan, x, noise=lambda draw: 0.0):
     """What a plan says, row by row in float64: a second reading of the table, without `lax.scan`."""
+    denoise = jax.jit(denoise)
     x = base = np.asarray(x, np.float64)
     x_0_prev = eps_prev = np.zeros_like(x)
     for r, t in enumerate(plan.t):
-        x_0, eps = (np.asarray(part, np.float64) for part in denoise(jnp.asarray(x, jnp.float32), np.full(len(x), t)))
+        x_0, eps = (
+            np.asarray(part, np.float64) for part in denoise(jnp.asarray(x, jnp.float32), np.full(len(x), t, np.int32))
+        )
         base = x if plan.keep[r] else base
         x = plan.x[r] * x + plan.base[r] * base + plan.x_0[r] * x_0 + plan.eps[r] * eps
         x = x + plan.x_0_prev[r] * x_0_prev + plan.eps_prev[r] * eps_prev

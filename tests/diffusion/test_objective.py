@@ -161,7 +161,7 @@ def draw_batches(sampling, stratified, n=4000, B=16, T=1000):
 @pytest.mark.parametrize("sampling", ["uniform", "logit_normal"])
 def test_stratified_timesteps_steady_the_mean_loss(sampling):
     """Variance of the mean of f(t) over a batch: Var f / B for free draws; for one draw in each B-th, with F(u) the
-    loss at the u-quantile, the integral of F'^2 / (12 B^3), some hundred times less. Both means are the same.
+    loss at the u-quantile, the mean of its variances within the strata / B, far less. Both means are the same.
     """
     schedule, B = linear(1000, 1e-4, 0.02), 16
     free, even = (curve(draw_batches(sampling, stratified), schedule).mean(1) for stratified in (False, True))
@@ -171,7 +171,7 @@ def test_stratified_timesteps_steady_the_mean_loss(sampling):
     strata = F.reshape(B, -1).var(1).sum() / B**2  # the exact variance of one draw in each stratum
     assert free.var() == pytest.approx(F.var() / B, rel=0.1)
     assert even.var() == pytest.approx(strata, rel=0.1)
-    assert even.var() < free.var() / 50
+    assert even.var() < free.var() / 10
     assert abs(even.mean() - F.mean()) < 1e-3
     # Over many batches the timesteps are those of free draws.
     counts = [np.histogram(draw_batches(sampling, kind), 10, (0, 1000))[0] for kind in (False, True)]
