@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     config.diffusion.timestep_sampling = "uniform"  # uniform | logit_normal (Esser et al. 2024)
     config.diffusion.logit_mean = 0.0  # of logit(t / T); above 0 asks for more noise
     config.diffusion.logit_std = 1.0
-    config.diffusion.stratified_timesteps = False  # spread a batch's timesteps over their range: a steadier loss
+    config.diffusion.stratified_timesteps = False  # a batch's timesteps spread over their range: a steadier loss
     config.diffusion.loss_weighting = "uniform"  # of the squared error by noise: uniform | min_snr (Hang et al. 2023)
     config.diffusion.min_snr_gamma = 5.0  # where min_snr stops to grow with the SNR (Hang et al. 2023)
 
@@ -76,7 +76,7 @@ def get_config() -> ConfigDict:
     config.sample.seed = 0  # of the noise
     config.sample.sampler = "ddpm"  # ddpm | ddim | dpmpp_2m (DPM-Solver++) | heun
     config.sample.steps = 1000  # timesteps visited, 1..T
-    config.sample.spacing = "linspace"  # which timesteps: linspace | leading | trailing | karras | log_snr
+    config.sample.spacing = "linspace"  # timesteps: linspace, leading; trailing, karras, log_snr: better for dpmpp_2m
     config.sample.variance = "large"  # of ddpm: large (beta) | small (posterior) (DDPM, section 3.2)
     config.sample.eta = 0.0  # noise of ddim: 0 is none, 1 that of ddpm with small variance (Song et al. 2021)
     config.sample.guidance = 1.0  # scale of classifier-free guidance; 1 is none

@@ -51,8 +51,8 @@ def test_an_image_is_the_same_in_any_batch_and_on_any_mesh(devices, n, batch_siz
 def test_outside_the_guidance_interval_images_are_unguided(workdir, monkeypatch):
     """T = 20: no t / T is above 0.95, so guidance from 0.97 on is none, and over the whole range it is some."""
     none, whole, outside = (
-        draw(workdir, monkeypatch, sample__guidance=scale, sample__guidance_from=start)
-        for scale, start in ((1.0, 0.0), (5.0, 0.0), (5.0, 0.97))
+        draw(workdir, monkeypatch, devices, sample__guidance=scale, sample__guidance_from=start)
+        for devices, scale, start in ((1, 1.0, 0.0), (1, 5.0, 0.0), (8, 5.0, 0.97))
     )
     assert np.abs(outside.astype(int) - none.astype(int)).max() <= 1
     assert np.abs(whole.astype(int) - none.astype(int)).max() > 1
