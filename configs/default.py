@@ -33,9 +33,7 @@ def get_config() -> ConfigDict:
     config.model.remat = False  # recompute each block in the backward pass: less memory, a third more work
 
     config.diffusion = ConfigDict()
-    config.diffusion.schedule = (
-        "linear"  # linear (DDPM) | cosine (improved DDPM) | sigmoid (Chen 2023) | rectified (Liu 2023)
-    )
+    config.diffusion.schedule = "linear"  # linear (DDPM) | cosine (iDDPM) | sigmoid (Chen 2023) | rectified (Liu 2023)
     config.diffusion.num_steps = 1000  # T
     config.diffusion.beta_start = 1e-4  # linear schedule (DDPM, section 4)
     config.diffusion.beta_end = 0.02
