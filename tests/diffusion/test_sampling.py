@@ -108,7 +108,8 @@ def test_flow_carries_noise_to_gaussian_data(gaussian, make_tables, case, sample
     # And not only in law: every pixel arrives where the flow's exact solution ends.
     exact = gaussian.end_of(schedule, 999, x_T)
     error = np.abs(images - exact).reshape(n, 4).max(0) / gaussian.std.ravel()
-    assert error.max() < (0.15 if sampler == "ddim" else 0.005)
+    last = 4 * (schedule.sigma[0] / gaussian.std.min()) ** 2 / 2  # what Euler's last step misses, 4 deviations out
+    assert error.max() < (0.15 if sampler == "ddim" else 0.005 + last)
 
 
 @pytest.mark.parametrize("variance", VARIANCES)
@@ -125,10 +126,10 @@ def test_every_sampler_schedule_and_prediction_reaches_the_gaussian(gaussian, ma
     name, prediction = any_case
     schedule, rng = make_tables(name), np.random.default_rng(0)
     x_T, denoise = rng.normal(size=(1000, 2, 2, 1)), gaussian.denoiser(make_tables(name), prediction)
-    for sampler, far in (("ddpm", None), ("ddim", 0.1), ("heun", 0.01), ("dpmpp_2m", 0.01)):
-        plan = SAMPLERS[sampler](schedule, log_snr(schedule, 40), "small", 0.0)
+    for sampler, far in (("ddpm", None), ("ddim", 0.15), ("heun", 0.02), ("dpmpp_2m", 0.02)):
+        plan = SAMPLERS[sampler](schedule, log_snr(schedule, 24), "small", 0.0)
         images = run_by_hand(denoise, plan, x_T, lambda draw: rng.normal(size=x_T.shape))
-        assert_is(gaussian, images, slack=0.06)
+        assert_is(gaussian, images, slack=0.1)
         if far is not None:
             assert np.sqrt(np.square(images - gaussian.end_of(schedule, 999, x_T)).mean()) < far
 
