@@ -51,7 +51,7 @@ def test_targets_are_read_back(make_tables, any_case):
     alpha, sigma = (table[np.asarray(t)].reshape(-1, 1, 1, 1) for table in schedule)
     x_t = jnp.asarray(alpha * x_0 + sigma * eps, jnp.float32)
     target = target_of(schedule, prediction, x_0, eps, t)
-    found_x_0, found_eps = jax.jit(lambda out, x: to_x_0_and_eps(schedule, prediction, out, x, t))(target, x_t)
+    found_x_0, found_eps = to_x_0_and_eps(schedule, prediction, target, x_t, t)
     # One rounding of x_t, 4 * 2^-24, comes back divided by alpha or by sigma where the other is predicted.
     unit = 16 * 2.0**-24
     assert (np.abs(found_x_0 - x_0) < unit * (1 + (1 / alpha if prediction == "eps" else 1))).all()
