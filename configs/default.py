@@ -33,14 +33,18 @@ def get_config() -> ConfigDict:
     config.model.remat = False  # recompute each block in the backward pass: less memory, a third more work
 
     config.diffusion = ConfigDict()
-    config.diffusion.schedule = "linear"  # linear (DDPM) | rectified (Liu et al. 2023)
+    config.diffusion.schedule = "linear"  # linear (DDPM) | cosine (iDDPM) | sigmoid (Chen 2023) | rectified (Liu 2023)
     config.diffusion.num_steps = 1000  # T
     config.diffusion.beta_start = 1e-4  # linear schedule (DDPM, section 4)
     config.diffusion.beta_end = 0.02
+    config.diffusion.zero_terminal_snr = False  # stretch to pure noise at T-1 (Lin et al. 2023); rectified ends there
     config.diffusion.prediction = "eps"  # eps | x0 | v | velocity
     config.diffusion.timestep_sampling = "uniform"  # uniform | logit_normal (Esser et al. 2024)
     config.diffusion.logit_mean = 0.0  # of logit(t / T); above 0 asks for more noise
     config.diffusion.logit_std = 1.0
+    config.diffusion.stratified_timesteps = False  # a batch's timesteps spread over their range: a steadier loss
+    config.diffusion.loss_weighting = "uniform"  # of the squared error by noise: uniform | min_snr (Hang et al. 2023)
+    config.diffusion.min_snr_gamma = 5.0  # where min_snr stops to grow with the SNR (Hang et al. 2023)
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 2e-4  # peak (the report)
@@ -68,9 +72,13 @@ def get_config() -> ConfigDict:
     config.sample.batch_size = 100  # images at a time, over all devices; bounds the memory
     config.sample.labels = ""  # classes to draw, names or numbers: "cat,dog" or "3,5"; empty is all of them, in turn
     config.sample.seed = 0  # of the noise
-    config.sample.sampler = "ddpm"  # ddpm | ddim | heun
+    config.sample.sampler = "ddpm"  # ddpm | ddim | dpmpp_2m (DPM-Solver++) | heun
     config.sample.steps = 1000  # timesteps visited, 1..T
+    config.sample.spacing = "linspace"  # timesteps: linspace, leading; trailing, karras, log_snr: better for dpmpp_2m
     config.sample.variance = "large"  # of ddpm: large (beta) | small (posterior) (DDPM, section 3.2)
+    config.sample.eta = 0.0  # noise of ddim: 0 is none, 1 that of ddpm with small variance (Song et al. 2021)
     config.sample.guidance = 1.0  # scale of classifier-free guidance; 1 is none
+    config.sample.guidance_from = 0.0  # guide only where from <= t / T <= to (Kynkaanniemi et al. 2024)
+    config.sample.guidance_to = 1.0
     config.sample.clip_x_0 = True  # keep each predicted x_0 in [-1, 1] (DDPM's code)
     return config

@@ -8,9 +8,10 @@ from ml_collections import ConfigDict
 
 from dit_jax.config import leaves
 from dit_jax.data.datasets import DatasetInfo
-from dit_jax.diffusion.objective import PREDICTIONS, TIMESTEP_SAMPLING, solvable
+from dit_jax.diffusion.objective import LOSS_WEIGHTINGS, PREDICTIONS, TIMESTEP_SAMPLING, solvable
 from dit_jax.diffusion.sampling import SAMPLERS, VARIANCES
 from dit_jax.diffusion.schedule import SCHEDULES, make_schedule
+from dit_jax.diffusion.spacing import SPACINGS
 from dit_jax.errors import UserError
 from dit_jax.models.dit import CONDITIONINGS, POSITIONS
 from dit_jax.training.optimizer import SCHEDULES as RATES
@@ -77,8 +78,13 @@ def check_diffusion(c: ConfigDict) -> None:
     ordered = f"it must not be above diffusion.beta_end={c.beta_end}"
     require(c.beta_start <= c.beta_end, "diffusion.beta_start", c.beta_start, ordered)
     require(c.logit_std > 0, "diffusion.logit_std", c.logit_std, "use a number above 0 (Esser et al. have 1)")
-    schedule = make_schedule(c.schedule, c.num_steps, c.beta_start, c.beta_end)
-    fix = f"it cannot tell the image from pure noise, which diffusion.schedule={c.schedule} reaches; use velocity or v"
+    choice("diffusion.loss_weighting", c.loss_weighting, LOSS_WEIGHTINGS)
+    require(c.min_snr_gamma > 0, "diffusion.min_snr_gamma", c.min_snr_gamma, "use a number above 0 (the paper has 5)")
+    two_ends = not c.zero_terminal_snr or c.num_steps > 1 or c.schedule == "rectified"
+    require(two_ends, "diffusion.zero_terminal_snr", c.zero_terminal_snr, "diffusion.num_steps=1 is too few; use 2")
+    schedule = make_schedule(c.schedule, c.num_steps, c.beta_start, c.beta_end, c.zero_terminal_snr)
+    end = f"diffusion.schedule={c.schedule} with diffusion.zero_terminal_snr={c.zero_terminal_snr}"
+    fix = f"it cannot tell the image from pure noise, which {end} reaches; use velocity or v"
     require(solvable(schedule, c.prediction), "diffusion.prediction", c.prediction, fix)
 
 
@@ -106,7 +112,12 @@ def check_sample(config: ConfigDict, info: DatasetInfo) -> None:
     """Checks what is to be sampled, and that the model was trained for it."""
     c, T = config.sample, config.diffusion.num_steps
     choice("sample.sampler", c.sampler, SAMPLERS)
+    choice("sample.spacing", c.spacing, SPACINGS)
     choice("sample.variance", c.variance, VARIANCES)
+    require(0 <= c.eta <= 1, "sample.eta", c.eta, "use 0 (no noise) to 1 (as much as ddpm)")
+    require(
+        c.eta == 0 or c.sampler == "ddim", "sample.eta", c.eta, f"sample.sampler={c.sampler} has none; use 0, or ddim"
+    )
     for key in ("n", "batch_size"):
         require(c[key] >= 1, f"sample.{key}", c[key], "use a whole number of at least 1")
     require(1 <= c.steps <= T, "sample.steps", c.steps, f"use 1 to {T}, the steps of the process (diffusion.num_steps)")
@@ -115,6 +126,10 @@ def check_sample(config: ConfigDict, info: DatasetInfo) -> None:
     fix = "a model trained with train.label_dropout=0 knows no unconditional image; use 1"
     require(trained, "sample.guidance", c.guidance, fix)
     require(c.guidance >= 0, "sample.guidance", c.guidance, "use 0 (unconditional), 1 (none) or above")
+    for key in ("guidance_from", "guidance_to"):
+        require(0 <= c[key] <= 1, f"sample.{key}", c[key], "use a share of the timesteps, 0 (least noise) to 1")
+    ordered = f"it must be below sample.guidance_to={c.guidance_to}"
+    require(c.guidance_from < c.guidance_to, "sample.guidance_from", c.guidance_from, ordered)
     parse_labels(c.labels, info.class_names)
 
 

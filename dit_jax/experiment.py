@@ -20,7 +20,9 @@ from dit_jax import checks
 from dit_jax import config as configs
 from dit_jax.data import datasets
 from dit_jax.diffusion import guidance, sampling
-from dit_jax.diffusion.schedule import Schedule, make_schedule, respace
+from dit_jax.diffusion.objective import loss_weights
+from dit_jax.diffusion.schedule import Schedule, make_schedule
+from dit_jax.diffusion.spacing import SPACINGS
 from dit_jax.errors import UserError
 from dit_jax.models.dit import PRESETS, DiT
 from dit_jax.training import optimizer, sharding
@@ -91,7 +93,7 @@ class Experiment:
     def schedule(self) -> Schedule:
         """The noise schedule's tables."""
         c = self.config.diffusion
-        return make_schedule(c.schedule, c.num_steps, c.beta_start, c.beta_end)
+        return make_schedule(c.schedule, c.num_steps, c.beta_start, c.beta_end, c.zero_terminal_snr)
 
     @cached_property
     def learning_rate(self) -> optimizer.Schedule:
@@ -115,6 +117,8 @@ class Experiment:
             timestep_sampling=d.timestep_sampling,
             logit_mean=d.logit_mean,
             logit_std=d.logit_std,
+            stratified_timesteps=d.stratified_timesteps,
+            loss_weights=loss_weights(self.schedule, d.prediction, d.loss_weighting, d.min_snr_gamma),
             label_dropout=t.label_dropout,
             null_class=len(self.info.class_names),
             flip=self.config.data.flip,
@@ -162,12 +166,15 @@ class Experiment:
     def sampler(self, sampler: str | None = None, steps: int | None = None) -> Sample:
         """sample(params, key, labels, first=0): jitted; see `make_sample`. The arguments replace the config's."""
         c = self.config.sample
-        timesteps = respace(self.schedule.num_steps, steps or c.steps)
-        plan = sampling.SAMPLERS[sampler or c.sampler](self.schedule, timesteps, c.variance)
-        return make_sample(self, plan, c.guidance, c.clip_x_0)
+        timesteps = SPACINGS[c.spacing](self.schedule, steps or c.steps)
+        plan = sampling.SAMPLERS[sampler or c.sampler](self.schedule, timesteps, c.variance, c.eta)
+        interval = guidance.guidance_interval(self.schedule.num_steps, c.guidance_from, c.guidance_to)
+        return make_sample(self, plan, c.guidance, interval, c.clip_x_0)
 
 
-def make_sample(experiment: Experiment, plan: sampling.Plan, scale: float, clip_x_0: bool) -> Sample:
+def make_sample(
+    experiment: Experiment, plan: sampling.Plan, scale: float, interval: np.ndarray, clip_x_0: bool
+) -> Sample:
     """sample(params, key, labels int [B], first=0) -> float32 images [B, H, W, C] in about [-1, 1].
 
     Image b draws its noise from fold_in(key, first + b) alone, whatever the batch. The batch is spread over the mesh
@@ -179,10 +186,10 @@ def make_sample(experiment: Experiment, plan: sampling.Plan, scale: float, clip_
 
     def per_device(params: Params, key: jax.Array, labels_B: jax.Array, index_B: jax.Array) -> jax.Array:
         network = partial(experiment.apply, params)
-        predict = guidance.guided(network, labels_B, null_class, scale)
+        predict = guidance.guided(network, labels_B, null_class, scale, interval)
         denoise = guidance.denoiser(predict, schedule, prediction, clip_x_0)
         keys_B = sampling.image_keys(key, index_B)
-        return sampling.sample(denoise, plan, sampling.image_noise(keys_B, 0, shape), keys_B)
+        return sampling.sample(denoise, plan, sampling.start(schedule, plan, keys_B, shape), keys_B)
 
     whole, split = sharding.REPLICATED, sharding.SPLIT
     mapped = jax.jit(

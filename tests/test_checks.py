@@ -28,8 +28,10 @@ BAD = [
     ("diffusion.beta_end=1", "between 0 and 1"),
     ("diffusion.beta_end=-0.1", "between 0 and 1"),
     ("diffusion.beta_start=0.03", "not be above diffusion.beta_end=0.02"),
-    ("diffusion.schedule=quadratic", "choose one of linear, rectified"),
+    ("diffusion.schedule=quadratic", "choose one of linear, cosine, sigmoid, rectified"),
     ("diffusion.prediction=epsilon", "choose one of eps, x0, v, velocity"),
+    ("diffusion.min_snr_gamma=0", "above 0"),
+    ("diffusion.loss_weighting=snr", "choose one of uniform, min_snr"),
     ("diffusion.timestep_sampling=normal", "choose one of uniform, logit_normal"),
     ("diffusion.logit_std=0", "above 0"),
     ("diffusion.logit_mean=nan", "finite"),
@@ -58,7 +60,14 @@ BAD = [
     ("sample.batch_size=0", "at least 1"),
     ("sample.steps=1001", "use 1 to 1000"),
     ("sample.steps=0", "use 1 to 1000"),
-    ("sample.sampler=euler", "choose one of ddpm, ddim, heun"),
+    ("sample.sampler=euler", "choose one of ddpm, ddim, dpmpp_2m, heun"),
+    ("sample.spacing=even", "choose one of linspace, leading, trailing, karras, log_snr"),
+    ("sample.eta=1.5", "use 0 (no noise) to 1"),
+    ("sample.eta=-0.5", "use 0 (no noise) to 1"),
+    ("sample.eta=0.5", "sample.sampler=ddpm has none; use 0, or ddim"),
+    ("sample.guidance_from=-0.1", "use a share of the timesteps"),
+    ("sample.guidance_to=1.1", "use a share of the timesteps"),
+    ("sample.guidance_from=1.0", "must be below sample.guidance_to=1.0"),
     ("sample.variance=learned", "choose one of small, large"),
     ("sample.guidance=-1", "use 0 (unconditional)"),
     ("sample.guidance=nan", "finite"),
@@ -96,18 +105,25 @@ def test_a_bad_value_is_named_with_its_fix(assignment, fix):
         (("model.width=36", "model.num_heads=6", "model.num_kv_heads=4"), "use one of [1, 2, 3, 6]"),
         (("model.width=6", "model.num_heads=2"), "multiple of 4"),
         (("diffusion.num_steps=10",), "use 1 to 10"),
+        (("diffusion.zero_terminal_snr=true", "diffusion.prediction=eps"), "diffusion.zero_terminal_snr=True reaches"),
+        (("diffusion.zero_terminal_snr=true", "diffusion.num_steps=1"), "diffusion.num_steps=1 is too few"),
+        (("sample.guidance_from=0.6", "sample.guidance_to=0.4"), "must be below sample.guidance_to=0.4"),
+        (("sample.sampler=heun", "sample.eta=0.5"), "sample.sampler=heun has none"),
+        (("sample.sampler=dpmpp_2m", "sample.eta=1"), "sample.sampler=dpmpp_2m has none"),
     ],
 )
 def test_a_combination_that_cannot_work(assignments, told):
     assert told in refused(*assignments)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "rectified"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "sigmoid", "rectified"])
+@pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v", "velocity"])
-def test_every_prediction_works_with_every_schedule_but_noise_with_pure_noise(schedule, prediction):
+def test_every_prediction_works_with_every_schedule_but_noise_with_pure_noise(schedule, zero, prediction):
     config = default.get_config()
     configs.override(config, [f"diffusion.schedule={schedule}", f"diffusion.prediction={prediction}"])
-    if (schedule, prediction) == ("rectified", "eps"):
+    config.diffusion.zero_terminal_snr = zero
+    if prediction == "eps" and (zero or schedule == "rectified"):
         with pytest.raises(UserError, match="pure noise"):
             resolve(config)
     else:
@@ -119,6 +135,7 @@ def test_every_prediction_works_with_every_schedule_but_noise_with_pure_noise(sc
     [
         ("diffusion.num_steps=1", "sample.steps=1"),
         ("diffusion.num_steps=2", "sample.steps=2"),
+        ("sample.sampler=ddim", "sample.eta=1"),
         ("train.steps=1", "train.batch_size=1"),
         ("train.label_dropout=0", "sample.guidance=1"),
         ("seed=4294967295",),

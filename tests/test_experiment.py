@@ -48,6 +48,32 @@ def test_an_image_is_the_same_in_any_batch_and_on_any_mesh(devices, n, batch_siz
     assert len({image.tobytes() for image in reference}) == 7  # and it is not that all are alike
 
 
+def test_outside_the_guidance_interval_images_are_unguided(workdir, monkeypatch):
+    """T = 20: no t / T is above 0.95, so guidance from 0.97 on is none, and over the whole range it is some."""
+    none, whole, outside = (
+        draw(workdir, monkeypatch, devices, sample__guidance=scale, sample__guidance_from=start)
+        for devices, scale, start in ((1, 1.0, 0.0), (1, 5.0, 0.0), (8, 5.0, 0.97))
+    )
+    assert np.abs(outside.astype(int) - none.astype(int)).max() <= 1
+    assert np.abs(whole.astype(int) - none.astype(int)).max() > 1
+
+
+def test_the_plan_is_the_one_asked_for(monkeypatch):
+    tiny.install(monkeypatch)
+    monkeypatch.setattr("dit_jax.experiment.make_sample", lambda experiment, plan, *rest: plan)
+    plan = tiny.experiment(sample__sampler="ddim", sample__eta=0.5, sample__spacing="trailing").sampler()
+    assert plan.t.tolist() == [19, 12, 6]  # 20, 13.33, 6.67, each less one
+    assert (plan.noise[:-1] > 0).all()
+    assert plan.x_0_prev.tolist() == [0, 0, 0]
+    plan = tiny.experiment(sample__sampler="dpmpp_2m", diffusion__schedule="cosine").sampler()
+    assert plan.t.tolist() == [19, 10, 0]
+    assert plan.x_0_prev[1] < 0
+    recipe = tiny.experiment(diffusion__loss_weighting="min_snr", diffusion__stratified_timesteps=True).recipe
+    assert recipe.stratified_timesteps
+    snr = (recipe.schedule.alpha / recipe.schedule.sigma) ** 2
+    np.testing.assert_allclose(recipe.loss_weights, np.minimum(snr, 5) / snr)  # Hang et al. 2023, of an eps loss
+
+
 def test_the_importable_twin(workdir, reference, monkeypatch):
     tiny.install(monkeypatch)
     tiny.on_devices(monkeypatch, 1)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dit_jax.diffusion.objective import to_x_0_and_eps
 from dit_jax.diffusion.schedule import Schedule
@@ -12,23 +13,43 @@ Network = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (x_t, t_B, l
 Denoiser = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
-def guided(network: Network, labels_B: jax.Array, null_class: int, scale: float) -> Callable[..., jax.Array]:
+def guidance_interval(num_steps: int, start: float, end: float) -> np.ndarray:
+    """Which timesteps are guided, those with start <= t / T <= end: bool [T].
+
+    Source: Kynkaanniemi et al. 2024, with the interval in timesteps instead of sigma.
+    """
+    s = np.arange(num_steps) / num_steps
+    return (start <= s) & (s <= end)
+
+
+def guided(
+    network: Network, labels_B: jax.Array, null_class: int, scale: float, interval: np.ndarray | None = None
+) -> Callable[..., jax.Array]:
     """The network steered towards its labels: uncond + scale (cond - uncond), all channels, in one doubled pass.
 
-    Scale 1 is the plain conditional network and 0 the unconditional one, each in a single pass.
+    Scale 1 is the plain conditional network and 0 the unconditional one, each in a single pass. So is, with an
+    `interval` (bool [T]; the whole range unless given), every timestep outside of it: the conditional network. All
+    images of a batch must then be at one timestep, as they are in sampling.
     Source: classifier-free guidance, Ho & Salimans 2022, equation 6 with w = scale - 1.
     """
     null_B = jnp.full_like(labels_B, null_class)
-    if scale in (0, 1):
-        return lambda x_t, t_B: network(x_t, t_B, labels_B if scale else null_B)
     both_labels = jnp.concatenate([labels_B, null_B])
 
-    def predict(x_t: jax.Array, t_B: jax.Array) -> jax.Array:
-        both = network(jnp.concatenate([x_t, x_t]), jnp.concatenate([t_B, t_B]), both_labels)
-        conditional, unconditional = jnp.split(both, 2)
-        return unconditional + scale * (conditional - unconditional)
+    def conditional(x_t: jax.Array, t_B: jax.Array) -> jax.Array:
+        return network(x_t, t_B, labels_B)
 
-    return predict
+    def unconditional(x_t: jax.Array, t_B: jax.Array) -> jax.Array:
+        return network(x_t, t_B, null_B)
+
+    def steered(x_t: jax.Array, t_B: jax.Array) -> jax.Array:
+        both = network(jnp.concatenate([x_t, x_t]), jnp.concatenate([t_B, t_B]), both_labels)
+        with_label, without = jnp.split(both, 2)
+        return without + scale * (with_label - without)
+
+    inside = conditional if scale == 1 else steered if scale else unconditional
+    if interval is None or interval.all() or scale == 1:
+        return inside
+    return lambda x_t, t_B: jax.lax.cond(jnp.asarray(interval)[t_B[0]], inside, conditional, x_t, t_B)
 
 
 def denoiser(

@@ -19,7 +19,18 @@ PREDICTIONS: dict[str, Callable[[Schedule], tuple[np.ndarray, np.ndarray]]] = {
     "v": lambda s: (-s.sigma, s.alpha),  # Salimans & Ho 2022, section 4
     "velocity": lambda s: (-1 + 0 * s.alpha, 1 + 0 * s.sigma),  # rectified flow: d x_t / d s = eps - x_0
 }
-TIMESTEP_SAMPLING = ("uniform", "logit_normal")
+# name -> the u-quantile of t / T, of (u in [0, 1), mean, std): float32
+TIMESTEP_SAMPLING: dict[str, Callable[[jax.Array, float, float], jax.Array]] = {
+    "uniform": lambda u, mean, std: u,
+    # Esser et al. 2024, section 3.1: sigmoid(N(mean, std^2)); mean > 0 asks for more noise
+    "logit_normal": lambda u, mean, std: jax.nn.sigmoid(mean + std * jax.scipy.special.ndtri(u)),
+}
+# name -> factor of the squared error at each timestep, of (alpha, sigma, determinant, gamma): float64 [T]
+LOSS_WEIGHTINGS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]] = {
+    "uniform": lambda alpha, sigma, determinant, gamma: np.ones_like(alpha),
+    # Hang et al. 2023: an error of x_0 counts min(SNR, gamma), and is sigma / determinant of the output's
+    "min_snr": lambda alpha, sigma, determinant, gamma: np.minimum(alpha**2, gamma * sigma**2) / determinant**2,
+}
 QUARTERS = 4  # the loss is also logged by quarters of the noise levels
 
 
@@ -29,13 +40,18 @@ def target_of(schedule: Schedule, prediction: str, x_0: jax.Array, eps: jax.Arra
     return gather(p, t_B) * x_0 + gather(q, t_B) * eps
 
 
+def determinant(schedule: Schedule, prediction: str) -> np.ndarray:
+    """alpha q - sigma p, of the two equations for (x_0, eps): float64 [T]."""
+    p, q = PREDICTIONS[prediction](schedule)
+    return schedule.alpha * q - schedule.sigma * p
+
+
 def solvable(schedule: Schedule, prediction: str) -> bool:
     """Whether (x_0, eps) can be recovered in float32 at every t; from noise they cannot where alpha is 0.
 
-    Source: Lin et al. 2023, section 3.3. DDPM's own smallest determinant is 0.0064.
+    Source: Lin et al. 2023, section 3.2. DDPM's own smallest determinant is 0.0064.
     """
-    p, q = PREDICTIONS[prediction](schedule)
-    return bool(np.all(np.abs(schedule.alpha * q - schedule.sigma * p) > 1e-5))
+    return bool(np.all(np.abs(determinant(schedule, prediction)) > 1e-5))
 
 
 def to_x_0_and_eps(
@@ -43,20 +59,29 @@ def to_x_0_and_eps(
 ) -> tuple[jax.Array, jax.Array]:
     """Solves alpha x_0 + sigma eps = x_t and p x_0 + q eps = output for (x_0, eps), each [B, H, W, C]."""
     p, q = PREDICTIONS[prediction](schedule)
-    determinant = schedule.alpha * q - schedule.sigma * p
-    x_0 = gather(q / determinant, t_B) * x_t - gather(schedule.sigma / determinant, t_B) * output
-    eps = gather(schedule.alpha / determinant, t_B) * output - gather(p / determinant, t_B) * x_t
+    d = determinant(schedule, prediction)
+    x_0 = gather(q / d, t_B) * x_t - gather(schedule.sigma / d, t_B) * output
+    eps = gather(schedule.alpha / d, t_B) * output - gather(p / d, t_B) * x_t
     return x_0, eps
 
 
-def sample_timestep(key: jax.Array, num_steps: int, sampling: str, mean: float, std: float) -> jax.Array:
-    """One timestep, int32 in 0..T-1: uniform, or T sigmoid(N(mean, std^2)) rounded down.
+def loss_weights(schedule: Schedule, prediction: str, weighting: str, gamma: float) -> np.ndarray:
+    """The factor of the squared error at each timestep, finite for every solvable prediction: float64 [T]."""
+    return LOSS_WEIGHTINGS[weighting](*schedule, determinant(schedule, prediction), gamma)
 
-    Source: logit-normal timesteps, Esser et al. 2024, section 3.1; mean > 0 asks for more noise.
+
+def stratify(u_B: jax.Array, position_B: jax.Array, batch_size: int) -> jax.Array:
+    """Draws of [0, 1) spread over it: that of the image at position i of the global batch goes to [i, i + 1) / batch.
+
+    Over many batches each image still sees all of [0, 1), because its position is random. On any number of devices the
+    batch has the same draws. Source: low-discrepancy timesteps, Kingma et al. 2021, appendix I.1, with a draw an image.
     """
-    if sampling == "uniform":
-        return jax.random.randint(key, (), 0, num_steps)
-    s = jax.nn.sigmoid(mean + std * jax.random.normal(key))
+    return (position_B + u_B) / batch_size
+
+
+def timestep_at(u_B: jax.Array, num_steps: int, sampling: str, mean: float, std: float) -> jax.Array:
+    """The timesteps, int32 in 0..T-1, at the u-quantiles of how they are sampled; u in [0, 1) is drawn evenly."""
+    s = TIMESTEP_SAMPLING[sampling](u_B, mean, std)
     return jnp.minimum((s * num_steps).astype(jnp.int32), num_steps - 1)
 
 

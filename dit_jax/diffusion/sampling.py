@@ -64,24 +64,44 @@ def ddpm(schedule: Schedule, timesteps: np.ndarray, variance: str) -> Plan:
     return make_plan(timesteps, x=alpha_ts * (sigma_s / sigma) ** 2, x_0=alpha_s * beta / sigma**2, noise=noise)
 
 
-def ddim(schedule: Schedule, timesteps: np.ndarray, variance: str) -> Plan:
-    """Deterministic steps x_s = alpha_s x_0 + sigma_s eps; on the rectified tables, Euler's method on the flow.
+def ddim(schedule: Schedule, timesteps: np.ndarray, eta: float = 0.0) -> Plan:
+    """x_s = alpha_s x_0 + sqrt(sigma_s^2 - n^2) eps + n z, n = eta times the deviation of `ddpm` with `small` variance.
 
-    Source: DDIM (Song et al. 2021), equation 12 with eta = 0.
+    With eta = 0, no noise: on the rectified tables that is Euler's method on the flow. eta = 1 is ancestral sampling.
+    Source: DDIM (Song et al. 2021), equations 12 and 16; for any two levels, as in `ddpm`.
     """
-    del variance
-    _, _, alpha_s, sigma_s = levels(schedule, timesteps)
-    return make_plan(timesteps, x_0=alpha_s, eps=sigma_s)
+    alpha, sigma, alpha_s, sigma_s = levels(schedule, timesteps)
+    fresh = 1 - (alpha / alpha_s * sigma_s / sigma) ** 2  # share of the variance at s that x_t says nothing of
+    return make_plan(
+        timesteps, x_0=alpha_s, eps=sigma_s * np.sqrt(1 - eta**2 * fresh), noise=eta * sigma_s * np.sqrt(fresh)
+    )
 
 
-def heun(schedule: Schedule, timesteps: np.ndarray, variance: str) -> Plan:
+def dpmpp_2m(schedule: Schedule, timesteps: np.ndarray) -> Plan:
+    """Second order from one evaluation a step: x_s = sigma_s / sigma_t x + (alpha_s - alpha_t sigma_s / sigma_t) D.
+
+    D = x_0 + (x_0 - x_0_prev) / (2 r) carries the predicted x_0 on by a straight line in log-SNR; r is the last step's
+    length there over this one's. The first step has no x_0 behind it and the last one, to clean data, is infinitely
+    long: both take D = x_0, as does a step whose last one came from pure noise (r is infinite).
+    Source: DPM-Solver++ (Lu et al. 2022), algorithm 2, with exp(-h) = alpha_t sigma_s / (alpha_s sigma_t).
+    """
+    alpha, sigma, alpha_s, sigma_s = levels(schedule, timesteps)
+    with np.errstate(divide="ignore"):
+        half_log_snr = np.log(alpha / sigma)  # minus infinity at pure noise
+    ahead = np.zeros(len(timesteps))  # 1 / (2 r)
+    length = np.diff(half_log_snr)
+    ahead[1:-1] = length[1:] / (2 * length[:-1])
+    step = alpha_s - alpha * sigma_s / sigma
+    return make_plan(timesteps, x=sigma_s / sigma, x_0=step * (1 + ahead), x_0_prev=-step * ahead)
+
+
+def heun(schedule: Schedule, timesteps: np.ndarray) -> Plan:
     """Second order: a DDIM step to s, then again from t with the mean of (x_0, eps) at both ends.
 
     dx = x_0 dalpha + eps dsigma along the trajectory, integrated by the trapezoidal rule; the last step, to clean data,
     is plain DDIM. N steps are 2 N - 1 evaluations.
     Source: Karras et al. 2022, algorithm 1, for any alpha and sigma.
     """
-    del variance
     alpha, sigma, alpha_s, sigma_s = levels(schedule, timesteps)
     d_alpha, d_sigma = alpha_s - alpha, sigma_s - sigma
     rows = 2 * len(timesteps) - 1
@@ -99,7 +119,13 @@ def heun(schedule: Schedule, timesteps: np.ndarray, variance: str) -> Plan:
     )
 
 
-SAMPLERS: dict[str, Callable[[Schedule, np.ndarray, str], Plan]] = {"ddpm": ddpm, "ddim": ddim, "heun": heun}
+# name -> plan of (schedule, timesteps, variance, eta); only `ddpm` reads the variance, and only `ddim` eta
+SAMPLERS: dict[str, Callable[[Schedule, np.ndarray, str, float], Plan]] = {
+    "ddpm": lambda schedule, timesteps, variance, _: ddpm(schedule, timesteps, variance),
+    "ddim": lambda schedule, timesteps, _, eta: ddim(schedule, timesteps, eta),
+    "dpmpp_2m": lambda schedule, timesteps, *_: dpmpp_2m(schedule, timesteps),
+    "heun": lambda schedule, timesteps, *_: heun(schedule, timesteps),
+}
 
 
 def image_keys(key: jax.Array, index_B: jax.Array) -> jax.Array:
@@ -112,9 +138,31 @@ def image_noise(keys_B: jax.Array, draw: int | jax.Array, shape: tuple[int, ...]
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, draw), shape))(keys_B)
 
 
-def sample(denoise: Denoiser, plan: Plan, x_T: jax.Array, keys_B: jax.Array) -> jax.Array:
-    """Runs a plan from noise x_T [B, H, W, C] to images, float32 and not clipped; row r adds draw r + 1 of each key."""
-    stochastic = bool(np.any(plan.noise))
+def start(schedule: Schedule, plan: Plan, keys_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Pure noise, draw 0 of each key, as loud as data of unit variance is at the plan's first level: [B, *shape].
+
+    It is N(0, 1) for every variance-preserving schedule, and for every plan that starts at t = T-1.
+    """
+    return float(np.hypot(schedule.alpha[plan.t[0]], schedule.sigma[plan.t[0]])) * image_noise(keys_B, 0, shape)
+
+
+def is_stochastic(plan: Plan) -> bool:
+    """Whether any row adds noise."""
+    return bool(np.any(plan.noise))
+
+
+def sample(
+    denoise: Denoiser,
+    plan: Plan,
+    x_T: jax.Array,
+    keys_B: jax.Array,
+    amend: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+) -> jax.Array:
+    """Runs a plan from noise x_T [B, H, W, C] to images, float32 and not clipped; row r adds draw r + 1 of each key.
+
+    `amend(x, draw)`, if given, changes x after each row, which was number draw = r + 1.
+    """
+    stochastic = is_stochastic(plan)
     rows = Plan(jnp.asarray(plan.t, jnp.int32), *(jnp.asarray(c, jnp.float32) for c in plan[1:]))
 
     def step(carry: tuple[jax.Array, ...], scanned: tuple[jax.Array, Plan]) -> tuple[tuple[jax.Array, ...], None]:
@@ -126,6 +174,8 @@ def sample(denoise: Denoiser, plan: Plan, x_T: jax.Array, keys_B: jax.Array) -> 
         x = x + row.eps * eps + row.eps_prev * eps_prev
         if stochastic:
             x = x + row.noise * image_noise(keys_B, draw, x.shape[1:])
+        if amend is not None:
+            x = amend(x, draw)
         return (x, base, x_0, eps), None
 
     zeros = jnp.zeros_like(x_T)

@@ -4,11 +4,14 @@ Every process is a way to fill them; nothing downstream knows which one it was. 
 float32 constants only where a jitted function uses them.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+MAX_BETA = 0.999  # no step destroys more (Nichol & Dhariwal 2021, section 3.2)
 
 
 class Schedule(NamedTuple):
@@ -22,13 +25,48 @@ class Schedule(NamedTuple):
         return len(self.alpha)
 
 
-def linear(num_steps: int, beta_start: float, beta_end: float) -> Schedule:
-    """beta_t evenly spaced, alpha_t^2 = prod_{s <= t} (1 - beta_s), sigma_t^2 = 1 - alpha_t^2.
-
-    Source: DDPM (Ho et al. 2020), section 4: beta from 1e-4 to 0.02 over T = 1000.
-    """
-    log_alpha_bar = np.cumsum(np.log1p(-np.linspace(beta_start, beta_end, num_steps, dtype=np.float64)))
+def from_betas(beta: np.ndarray) -> Schedule:
+    """alpha_t^2 = prod_{s <= t} (1 - beta_s), sigma_t^2 = 1 - alpha_t^2. DDPM (Ho et al. 2020), equation 4."""
+    log_alpha_bar = np.cumsum(np.log1p(-beta))
     return Schedule(alpha=np.exp(0.5 * log_alpha_bar), sigma=np.sqrt(-np.expm1(log_alpha_bar)))
+
+
+def from_curve(num_steps: int, alpha_bar: Callable[[np.ndarray], np.ndarray]) -> Schedule:
+    """alpha_t^2 = alpha_bar(s) / alpha_bar(0) at s = (t + 1) / T, but for betas above 0.999, which are cut to it.
+
+    Source: improved DDPM (Nichol & Dhariwal 2021), section 3.2, whose t / T is our s.
+    """
+    bar = alpha_bar(np.arange(num_steps + 1, dtype=np.float64) / num_steps)
+    return from_betas(np.minimum(1 - bar[1:] / bar[:-1], MAX_BETA))
+
+
+def linear(num_steps: int, beta_start: float, beta_end: float) -> Schedule:
+    """beta_t evenly spaced. Source: DDPM (Ho et al. 2020), section 4: beta from 1e-4 to 0.02 over T = 1000."""
+    return from_betas(np.linspace(beta_start, beta_end, num_steps, dtype=np.float64))
+
+
+def cosine(num_steps: int, offset: float = 0.008) -> Schedule:
+    """alpha_bar(s) = cos^2((s + offset) / (1 + offset) pi / 2). Improved DDPM (Nichol & Dhariwal 2021), equation 17."""
+    return from_curve(num_steps, lambda s: np.square(np.cos((s + offset) / (1 + offset) * np.pi / 2)))
+
+
+def sigmoid(num_steps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> Schedule:
+    """alpha_bar(s) falls as the logistic curve does from `start` to `end`, stretched to go from 1 to 0.
+
+    Source: Jabri et al. 2022; Chen 2023, algorithm 1. Theirs keeps alpha_bar above 1e-9; ours is cut by its betas.
+    """
+    curve = lambda s: 1 / (1 + np.exp(-(start + (end - start) * s) / tau))  # noqa: E731
+    return from_curve(num_steps, lambda s: (curve(1.0) - curve(s)) / (curve(1.0) - curve(0.0)))
+
+
+def to_zero_terminal_snr(schedule: Schedule) -> Schedule:
+    """A variance-preserving schedule stretched so that t = T-1 is pure noise and t = 0 as it was; T is at least 2.
+
+    Source: Lin et al. 2023, algorithm 1.
+    """
+    first, last = schedule.alpha[0], schedule.alpha[-1]
+    alpha = (schedule.alpha - last) * (first / (first - last))
+    return Schedule(alpha=alpha, sigma=np.sqrt((1 - alpha) * (1 + alpha)))
 
 
 def rectified(num_steps: int) -> Schedule:
@@ -40,14 +78,21 @@ def rectified(num_steps: int) -> Schedule:
     return Schedule(alpha=1 - s, sigma=s)
 
 
-def make_schedule(name: str, num_steps: int, beta_start: float, beta_end: float) -> Schedule:
-    """The tables by name; only `linear` reads the betas."""
-    return {"linear": lambda: linear(num_steps, beta_start, beta_end), "rectified": lambda: rectified(num_steps)}[
-        name
-    ]()
+# name -> tables of (T, beta_start, beta_end); only `linear` reads the betas
+SCHEDULES: dict[str, Callable[[int, float, float], Schedule]] = {
+    "linear": linear,
+    "cosine": lambda num_steps, *_: cosine(num_steps),
+    "sigmoid": lambda num_steps, *_: sigmoid(num_steps),
+    "rectified": lambda num_steps, *_: rectified(num_steps),
+}
 
 
-SCHEDULES = ("linear", "rectified")
+def make_schedule(
+    name: str, num_steps: int, beta_start: float, beta_end: float, zero_terminal_snr: bool = False
+) -> Schedule:
+    """The tables by name; those that end at pure noise already are left as they are by `zero_terminal_snr`."""
+    schedule = SCHEDULES[name](num_steps, beta_start, beta_end)
+    return to_zero_terminal_snr(schedule) if zero_terminal_snr and schedule.alpha[-1] > 0 else schedule
 
 
 def gather(table: np.ndarray, t_B: jax.Array) -> jax.Array:
@@ -58,13 +103,3 @@ def gather(table: np.ndarray, t_B: jax.Array) -> jax.Array:
 def q_sample(schedule: Schedule, x_0: jax.Array, eps: jax.Array, t_B: jax.Array) -> jax.Array:
     """x_t = alpha[t] x_0 + sigma[t] eps: images and noise [B, H, W, C], timesteps [B]. DDPM, equation 4."""
     return gather(schedule.alpha, t_B) * x_0 + gather(schedule.sigma, t_B) * eps
-
-
-def respace(num_steps: int, steps: int) -> np.ndarray:
-    """The timesteps that `steps` sampling steps visit, falling from T-1 to 0: int [steps], evenly spaced, both ends.
-
-    Source: "linspace" spacing; improved DDPM (Nichol & Dhariwal 2021), section 4.
-    """
-    if steps == 1:
-        return np.array([num_steps - 1])
-    return np.round(np.linspace(num_steps - 1, 0, steps)).astype(np.int64)

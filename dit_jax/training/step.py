@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -33,6 +34,8 @@ class Recipe:
     timestep_sampling: str
     logit_mean: float
     logit_std: float
+    stratified_timesteps: bool
+    loss_weights: np.ndarray  # [T]
     label_dropout: float
     null_class: int
     flip: bool
@@ -56,26 +59,27 @@ def batch_loss(
     x_0: jax.Array,
     labels_B: jax.Array,
     keys_B: jax.Array,
+    mine: jax.Array,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Mean loss of a device's images, and (sums, counts) by noise quarter; each image draws from its own key."""
+    """Mean weighted loss of a device's images, and (sums, counts) of the unweighted one by noise quarter.
+
+    Each image draws from its own key; `mine` are their positions in the global batch.
+    """
     T = recipe.schedule.num_steps
     draw = jax.vmap(partial(jax.random.split, num=4))(keys_B)
     if recipe.flip:
         x_0 = pipeline.flip(x_0, draw[:, 0])
-    choose = partial(
-        objective.sample_timestep,
-        num_steps=T,
-        sampling=recipe.timestep_sampling,
-        mean=recipe.logit_mean,
-        std=recipe.logit_std,
-    )
-    t_B = jax.vmap(choose)(draw[:, 1])
+    u_B = jax.vmap(jax.random.uniform)(draw[:, 1])
+    if recipe.stratified_timesteps:
+        u_B = objective.stratify(u_B, mine, recipe.batch_size)
+    t_B = objective.timestep_at(u_B, T, recipe.timestep_sampling, recipe.logit_mean, recipe.logit_std)
     eps = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:]))(draw[:, 2])
     dropped_B = jax.vmap(lambda key: jax.random.bernoulli(key, recipe.label_dropout))(draw[:, 3])
     seen_B = jnp.where(dropped_B, recipe.null_class, labels_B)
     predict = lambda x_t, t: apply(params, x_t, t, seen_B)  # noqa: E731
     loss_B = objective.diffusion_loss(predict, recipe.schedule, recipe.prediction, x_0, eps, t_B)
-    return loss_B.mean(), objective.by_quarter(loss_B, t_B, T)
+    weight_B = jnp.asarray(recipe.loss_weights, jnp.float32)[t_B]
+    return (weight_B * loss_B).mean(), objective.by_quarter(loss_B, t_B, T)
 
 
 def train_step(
@@ -96,7 +100,7 @@ def train_step(
     step_key = jax.random.fold_in(key, state.step)
     keys_B = jax.vmap(partial(jax.random.fold_in, step_key))(mine)
     grad = jax.value_and_grad(batch_loss, has_aux=True)
-    (loss, quarters), grads = grad(state.params, apply, recipe, pipeline.to_float(images), labels_B, keys_B)
+    (loss, quarters), grads = grad(state.params, apply, recipe, pipeline.to_float(images), labels_B, keys_B, mine)
     loss, grads = jax.lax.pmean((loss, grads), sharding.AXIS)
     quarter_loss, quarter_count = jax.lax.psum(quarters, sharding.AXIS)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

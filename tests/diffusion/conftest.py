@@ -2,17 +2,19 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dit_jax.diffusion.guidance import denoiser
-from dit_jax.diffusion.schedule import linear, rectified
+from dit_jax.diffusion.schedule import cosine, linear, rectified, sigmoid, to_zero_terminal_snr
 
 MEAN = np.array([0.5, -0.3, 0.0, 0.8])  # of the pixels of a 2 x 2 image
 STD = np.array([0.25, 0.4, 0.7, 1.5])
-# Noise prediction cannot be read where alpha = 0, as at the end of the rectified tables.
-CASES = [("linear", p) for p in ("eps", "x0", "v", "velocity")] + [("rectified", p) for p in ("x0", "v", "velocity")]
+NAMES = ("linear", "cosine", "sigmoid", "rectified", "zero")  # `zero`: `linear` stretched to zero terminal SNR
+# Noise prediction cannot be read where alpha = 0, as at the end of the rectified and the stretched tables.
+CASES = [(n, p) for n in NAMES for p in ("eps", "x0", "v", "velocity") if p != "eps" or n not in ("rectified", "zero")]
 
 
 class Gaussian(NamedTuple):
@@ -52,10 +54,44 @@ def gaussian():
     return Gaussian(MEAN.reshape(2, 2, 1), STD.reshape(2, 2, 1))
 
 
+def tables(name, T=1000):
+    """A Schedule; `linear` is DDPM's, rescaled so that any T ends as noisy as T = 1000."""
+    if name in ("linear", "zero"):
+        ddpms = linear(T, 0.1 / T, 20 / T)
+        return ddpms if name == "linear" else to_zero_terminal_snr(ddpms)
+    return {"cosine": cosine, "sigmoid": sigmoid, "rectified": rectified}[name](T)
+
+
 @pytest.fixture
 def make_tables():
-    """make_tables(name, T) -> a Schedule; `linear` is DDPM's, rescaled so that any T ends as noisy as T = 1000."""
-    return lambda name, T=1000: rectified(T) if name == "rectified" else linear(T, 0.1 / T, 20 / T)
+    return tables
+
+
+def walk(denoise, plan, x, noise=lambda draw: 0.0):
+    """What a plan says, row by row in float64: a second reading of the table, without `lax.scan`."""
+    denoise = jax.jit(denoise)
+    x = base = np.asarray(x, np.float64)
+    x_0_prev = eps_prev = np.zeros_like(x)
+    for r, t in enumerate(plan.t):
+        x_0, eps = (
+            np.asarray(part, np.float64) for part in denoise(jnp.asarray(x, jnp.float32), np.full(len(x), t, np.int32))
+        )
+        base = x if plan.keep[r] else base
+        x = plan.x[r] * x + plan.base[r] * base + plan.x_0[r] * x_0 + plan.eps[r] * eps
+        x = x + plan.x_0_prev[r] * x_0_prev + plan.eps_prev[r] * eps_prev
+        x = x + (plan.noise[r] * noise(r + 1) if plan.noise[r] else 0.0)
+        x_0_prev, eps_prev = x_0, eps
+    return x
+
+
+@pytest.fixture
+def run_by_hand():
+    return walk
+
+
+@pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
+def any_case(request):
+    return request.param
 
 
 QUICK = {("linear", "eps"), ("rectified", "velocity")}  # the rest takes the same way with other numbers

@@ -2,8 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import io_callback
 
-from dit_jax.diffusion.guidance import denoiser, guided
+from dit_jax.diffusion.guidance import denoiser, guidance_interval, guided
 from dit_jax.diffusion.schedule import Schedule
 
 NULL = 10
@@ -60,6 +61,45 @@ def test_scale_0_is_unconditional(batch):
     np.testing.assert_allclose(guided(network, labels, NULL, 0.0)(x, t), network(x, t, jnp.full(3, NULL)), rtol=1e-6)
 
 
+def test_interval_by_hand():
+    """T = 10 from 0.3 to 0.7 (both written as they are on a command line): t / T = 0.3, 0.4, ... 0.7."""
+    np.testing.assert_array_equal(np.flatnonzero(guidance_interval(10, 0.3, 0.7)), [3, 4, 5, 6, 7])
+    np.testing.assert_array_equal(np.flatnonzero(guidance_interval(100, 0.29, 0.57)), np.arange(29, 58))
+    assert guidance_interval(1000, 0.0, 1.0).all()
+
+
+@pytest.mark.parametrize("scale", [0.0, 3.0])
+def test_outside_the_interval_is_one_single_conditional_pass(batch, scale):
+    """The passes that really run, by their batch: guided at 3, 4 and 5 of 10, conditional elsewhere."""
+    network, _ = make_network()
+    ran = []
+
+    def counting(x, t_B, labels_B):
+        io_callback(lambda t: ran.append(len(t)), None, t_B, ordered=True)
+        return network(x, t_B, labels_B)
+
+    x, _, labels = batch
+    always, plain = guided(network, labels, NULL, scale), guided(network, labels, NULL, 1.0)
+    predict = jax.jit(guided(counting, labels, NULL, scale, guidance_interval(10, 0.3, 0.55)))
+    for t in range(10):
+        t_B = jnp.full(3, t)
+        out = predict(x, t_B)
+        jax.effects_barrier()
+        inside = t in (3, 4, 5)
+        np.testing.assert_allclose(out, (always if inside else plain)(x, t_B), rtol=1e-5, atol=1e-6)
+        assert ran.pop() == (6 if inside and scale else 3)
+        assert not ran
+
+
+def test_the_whole_interval_and_scale_1_change_nothing(batch):
+    x, t, labels = batch
+    for scale, interval, passes in ((3.0, np.ones(1000, bool), [6]), (1.0, guidance_interval(1000, 0.2, 0.4), [3])):
+        network, calls = make_network()
+        out = guided(network, labels, NULL, scale, interval)(x, t)
+        assert calls == passes
+        np.testing.assert_array_equal(out, guided(network, labels, NULL, scale)(x, t))
+
+
 def test_guidance_by_hand():
     """Conditional 5, unconditional 2, scale 3: 2 + 3 * 3 = 11."""
     network = lambda x, t, labels: jnp.where(labels == NULL, 2.0, 5.0)[:, None, None, None] * jnp.ones_like(x)  # noqa: E731
@@ -87,3 +127,15 @@ def test_clipping_keeps_x_0_in_range_and_eps_agrees(prediction):
     np.testing.assert_allclose(agreeing.ravel(), [(2.4 + 0.6 - 0.8) / 0.6, 0.0, (-2.8 + 0.8) / 0.6], atol=1e-5)
     free, _ = denoiser(lambda x, t: as_images(output), TABLES, prediction)(as_images(x), jnp.zeros(3, jnp.int32))
     np.testing.assert_allclose(free.ravel(), x_0, rtol=1e-5)  # off unless asked for
+
+
+@pytest.mark.parametrize("prediction", ["x0", "v", "velocity"])
+def test_no_nan_where_nothing_of_the_image_is_left(prediction):
+    """alpha = 0: eps is x itself, whatever x_0 is said to be."""
+    end = Schedule(alpha=np.array([0.6, 0.0]), sigma=np.array([0.8, 1.0]))
+    x = jnp.array([2.0, -0.5]).reshape(2, 1, 1, 1)
+    denoise = denoiser(lambda x, t: 0 * x + 7.0, end, prediction, clip_x_0=True)
+    x_0, eps = denoise(x, jnp.array([1, 1]))
+    np.testing.assert_allclose(eps, x, rtol=1e-6)
+    sign = 1 if prediction == "x0" else -1  # v = -x_0 there, and velocity = x - x_0
+    np.testing.assert_allclose(x_0.ravel(), [sign, sign])

@@ -8,12 +8,14 @@ from dit_jax.diffusion.objective import (
     PREDICTIONS,
     by_quarter,
     diffusion_loss,
-    sample_timestep,
+    loss_weights,
     solvable,
+    stratify,
     target_of,
+    timestep_at,
     to_x_0_and_eps,
 )
-from dit_jax.diffusion.schedule import Schedule, linear, rectified
+from dit_jax.diffusion.schedule import Schedule, linear, make_schedule, rectified
 
 # x_t = 0.8 x_0 + 0.6 eps at t = 0, and 0.6 x_0 + 0.8 eps at t = 1.
 TABLES = Schedule(alpha=np.array([0.8, 0.6]), sigma=np.array([0.6, 0.8]))
@@ -41,15 +43,15 @@ def test_there_are_four_predictions():
     assert set(PREDICTIONS) == {"eps", "x0", "v", "velocity"}
 
 
-def test_targets_are_read_back(make_tables, case):
-    name, prediction = case
+def test_targets_are_read_back(make_tables, any_case):
+    name, prediction = any_case
     schedule, t = make_tables(name), jnp.array([0, 1, 500, 998, 999])
     rng = np.random.default_rng(0)
     x_0, eps = (rng.normal(size=(5, 4, 4, 3)).astype(np.float32) for _ in range(2))
     alpha, sigma = (table[np.asarray(t)].reshape(-1, 1, 1, 1) for table in schedule)
     x_t = jnp.asarray(alpha * x_0 + sigma * eps, jnp.float32)
     target = target_of(schedule, prediction, x_0, eps, t)
-    found_x_0, found_eps = jax.jit(lambda out, x: to_x_0_and_eps(schedule, prediction, out, x, t))(target, x_t)
+    found_x_0, found_eps = to_x_0_and_eps(schedule, prediction, target, x_t, t)
     # One rounding of x_t, 4 * 2^-24, comes back divided by alpha or by sigma where the other is predicted.
     unit = 16 * 2.0**-24
     assert (np.abs(found_x_0 - x_0) < unit * (1 + (1 / alpha if prediction == "eps" else 1))).all()
@@ -65,11 +67,50 @@ def test_solvable_everywhere(prediction):
 def test_noise_prediction_is_refused_where_no_signal_is_left():
     assert solvable(linear(1000, 1e-4, 0.02), "eps")
     assert not solvable(rectified(1000), "eps")  # alpha = 0 at the end (Lin et al. 2023)
+    for name in ("linear", "cosine", "sigmoid"):
+        assert solvable(make_schedule(name, 1000, 1e-4, 0.02), "eps")
+        assert not solvable(make_schedule(name, 1000, 1e-4, 0.02, zero_terminal_snr=True), "eps")
+
+
+@pytest.mark.parametrize(
+    ("prediction", "expected"),
+    [
+        ("x0", [1.0, 0.5625]),  # min(SNR, 1); SNR = 0.64 / 0.36 = 16 / 9, and 9 / 16
+        ("eps", [0.5625, 1.0]),  # / SNR
+        ("v", [0.36, 0.36]),  # / (SNR + 1)
+        ("velocity", [0.36 / 1.96, 0.36 / 1.96]),  # sigma^2 / (alpha + sigma)^2 = 0.36 / 1.96, and 0.64 / 1.96
+    ],
+)
+def test_min_snr_weights_by_hand(prediction, expected):
+    """Hang et al. 2023, with gamma = 1: weights of the x_0, the eps and the v loss; and of the flow's velocity."""
+    np.testing.assert_allclose(loss_weights(TABLES, prediction, "min_snr", 1.0), expected, rtol=1e-12)
+    np.testing.assert_array_equal(loss_weights(TABLES, prediction, "uniform", 1.0), [1, 1])
+
+
+def test_min_snr_counts_one_error_alike_in_every_prediction(make_tables, any_case):
+    """Wrong by 0.1 in x_0, so by -0.1 alpha / sigma in eps: the weighted loss is min(SNR, 5) 0.01 in any words."""
+    name, prediction = any_case
+    schedule = make_tables(name, 100)
+    t = np.array([0, 10, 50, 90, 98])
+    alpha, sigma = schedule.alpha[t], schedule.sigma[t]
+    as_image = lambda values: jnp.asarray(values, jnp.float32).reshape(-1, 1, 1, 1)  # noqa: E731
+    truth = target_of(schedule, prediction, as_image(0 * alpha), as_image(0 * alpha), t)
+    guess = target_of(schedule, prediction, as_image(0 * alpha + 0.1), as_image(-0.1 * alpha / sigma), t)
+    weighted = loss_weights(schedule, prediction, "min_snr", 5.0)[t] * np.square(guess - truth).ravel()
+    np.testing.assert_allclose(weighted, np.minimum(alpha**2 / sigma**2, 5) * 0.01, rtol=1e-4)
+
+
+def test_min_snr_is_finite_and_zero_at_pure_noise(make_tables):
+    for name in ("rectified", "zero"):
+        for prediction in ("x0", "v", "velocity"):
+            weights = loss_weights(make_tables(name), prediction, "min_snr", 5.0)
+            assert np.isfinite(weights).all()
+            assert (weights[:-1] > 0).all()
+            assert weights[-1] == 0
 
 
 def draw(T, sampling, mean=0.0, std=1.0, n=20_000):
-    keys = jax.random.split(jax.random.key(0), n)
-    t = jax.jit(jax.vmap(lambda key: sample_timestep(key, T, sampling, mean, std)))(keys)
+    t = jax.jit(lambda u: timestep_at(u, T, sampling, mean, std))(jax.random.uniform(jax.random.key(0), (n,)))
     assert t.dtype == jnp.int32
     return np.asarray(t)
 
@@ -97,6 +138,44 @@ def test_logit_normal_timesteps_stay_inside():
     """sigmoid rounds to 1 in float32 beyond 17, which must not become t = T."""
     assert draw(10, "logit_normal", mean=30.0, n=100).max() == 9
     assert draw(10, "logit_normal", mean=-30.0, n=100).min() == 0
+
+
+def test_stratified_draws_by_hand():
+    """Four images, each in its quarter; and position 2 of 3 with u = 0 or just below 1."""
+    np.testing.assert_allclose(stratify(jnp.full(4, 0.5), jnp.arange(4), 4), [0.125, 0.375, 0.625, 0.875])
+    np.testing.assert_allclose(stratify(jnp.array([0.0, 0.999999]), jnp.array([2, 2]), 3), [2 / 3, 1], rtol=1e-5)
+
+
+def curve(t, schedule):
+    """The best network's loss on N(0, 1/4) images at each t: the variance of eps given x_t."""
+    power = 0.25 * schedule.alpha**2
+    return (power / (power + schedule.sigma**2))[t]
+
+
+def draw_batches(sampling, stratified, n=4000, B=16, T=1000):
+    u = jax.random.uniform(jax.random.key(1), (n, B))
+    u = stratify(u, jnp.broadcast_to(jnp.arange(B), (n, B)), B) if stratified else u
+    return np.asarray(timestep_at(u, T, sampling, 0.0, 1.0))
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "logit_normal"])
+def test_stratified_timesteps_steady_the_mean_loss(sampling):
+    """Variance of the mean of f(t) over a batch: Var f / B for free draws; for one draw in each B-th, with F(u) the
+    loss at the u-quantile, the mean of its variances within the strata / B, far less. Both means are the same.
+    """
+    schedule, B = linear(1000, 1e-4, 0.02), 16
+    free, even = (curve(draw_batches(sampling, stratified), schedule).mean(1) for stratified in (False, True))
+    u = (np.arange(20_000) + 0.5) / 20_000
+    s = u if sampling == "uniform" else 1 / (1 + np.exp(-stats.norm.ppf(u)))
+    F = np.interp(1000 * s - 0.5, np.arange(1000), curve(np.arange(1000), schedule))
+    strata = F.reshape(B, -1).var(1).sum() / B**2  # the exact variance of one draw in each stratum
+    assert free.var() == pytest.approx(F.var() / B, rel=0.1)
+    assert even.var() == pytest.approx(strata, rel=0.1)
+    assert even.var() < free.var() / 10
+    assert abs(even.mean() - F.mean()) < 1e-3
+    # Over many batches the timesteps are those of free draws.
+    a, b = (np.histogram(draw_batches(sampling, kind), 10, (0, 1000))[0] for kind in (False, True))
+    assert (np.abs(a - b) < 5 * np.sqrt(a + b)).all()
 
 
 def test_loss_by_hand():

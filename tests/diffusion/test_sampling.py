@@ -6,9 +6,21 @@ import numpy as np
 import pytest
 from jax.experimental import io_callback
 
+from dit_jax.diffusion import sampling
 from dit_jax.diffusion.guidance import denoiser
-from dit_jax.diffusion.sampling import SAMPLERS, VARIANCES, ddim, ddpm, heun, image_keys, image_noise, sample
-from dit_jax.diffusion.schedule import linear, rectified, respace
+from dit_jax.diffusion.sampling import (
+    SAMPLERS,
+    VARIANCES,
+    ddim,
+    ddpm,
+    dpmpp_2m,
+    heun,
+    image_keys,
+    image_noise,
+    sample,
+)
+from dit_jax.diffusion.schedule import linear, rectified
+from dit_jax.diffusion.spacing import SPACINGS, leading, linspace, log_snr
 
 
 def run(denoise, plan, x_T, keys_B=None):
@@ -34,16 +46,16 @@ def visits(plan):
     return [t_B[0] for t_B in seen]
 
 
-@pytest.mark.parametrize("sampler", [ddpm, ddim], ids=["ddpm", "ddim"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 @pytest.mark.parametrize("schedule", [linear(1000, 1e-4, 0.02)], ids=["linear"])
 def test_visits_exactly_the_last_timestep_down_to_zero(sampler, schedule):
-    assert visits(sampler(schedule, respace(1000, 1000), "small")) == list(range(999, -1, -1))
+    assert visits(SAMPLERS[sampler](schedule, linspace(1000, 1000), "small", 0.0)) == list(range(999, -1, -1))
 
 
 @pytest.mark.parametrize("steps", [50, 7, 1])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_fewer_steps_visit_both_ends_and_even_steps_between(sampler, steps):
-    seen = visits(SAMPLERS[sampler](rectified(1000), respace(1000, steps), "small"))
+    seen = visits(SAMPLERS[sampler](rectified(1000), linspace(1000, steps), "small", 0.0))
     even = [999 * (1 - i / max(steps - 1, 1)) for i in range(steps)]
     if sampler == "heun":  # from t to s: once at t, once at s; the last step, to clean data, only once
         assert len(seen) == 2 * steps - 1
@@ -53,6 +65,25 @@ def test_fewer_steps_visit_both_ends_and_even_steps_between(sampler, steps):
     assert np.abs(np.array(seen) - even).max() <= 0.5
     assert seen[0] == 999
     assert seen[-1] == (0 if steps > 1 else 999)
+
+
+VISITED = {
+    ("leading", 50): list(range(980, -1, -20)),
+    ("trailing", 50): list(range(999, 0, -20)),
+    ("leading", 7): [852, 710, 568, 426, 284, 142, 0],
+    ("trailing", 7): [999, 856, 713, 570, 428, 285, 142],
+    # sigma / alpha of rectified flow is (t + 1) / (999 - t), at most 80; even in its logarithm and its 7th root:
+    # 80, 11.98, 1.852, 0.283, 0.0433, 0.0066, 0.001; and 80, 28.6, 8.95, 2.22, 0.382, 0.0363, 0.001.
+    ("log_snr", 7): [999, 922, 648, 220, 40, 6, 0],
+    ("karras", 7): [999, 966, 899, 689, 275, 34, 0],
+}
+
+
+@pytest.mark.parametrize(("spacing", "steps"), VISITED)
+def test_the_other_spacings_are_visited_as_they_are_listed(spacing, steps):
+    schedule = rectified(1000)
+    seen = visits(ddim(schedule, SPACINGS[spacing](schedule, steps)))
+    assert np.abs(np.array(seen) - VISITED[spacing, steps]).max() <= (1 if spacing in ("karras", "log_snr") else 0)
 
 
 def assert_is(gaussian, images, n_sigma=5, slack=0.0):
@@ -70,39 +101,114 @@ def assert_is(gaussian, images, n_sigma=5, slack=0.0):
 def test_flow_carries_noise_to_gaussian_data(gaussian, make_tables, case, sampler):
     name, prediction = case
     schedule, n = make_tables(name), 4000
-    plan = SAMPLERS[sampler](schedule, respace(1000, 200), "small")
+    plan = SAMPLERS[sampler](schedule, linspace(1000, 200), "small", 0.0)
     x_T = start(n, (2, 2, 1))
     images = run(gaussian.denoiser(schedule, prediction), plan, x_T)
     assert_is(gaussian, images, slack=0.02)
     # And not only in law: every pixel arrives where the flow's exact solution ends.
     exact = gaussian.end_of(schedule, 999, x_T)
     error = np.abs(images - exact).reshape(n, 4).max(0) / gaussian.std.ravel()
-    assert error.max() < (0.15 if sampler == "ddim" else 0.005)
+    last = 4 * (schedule.sigma[0] / gaussian.std.min()) ** 2 / 2  # what Euler's last step misses, 4 deviations out
+    assert error.max() < (0.15 if sampler == "ddim" else 0.005 + last)
 
 
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_ancestral_sampling_carries_noise_to_gaussian_data(gaussian, make_tables, case, variance):
     name, prediction = case
     schedule = make_tables(name, 250)
-    plan = ddpm(schedule, respace(250, 250), variance)
+    plan = ddpm(schedule, linspace(250, 250), variance)
     images = run(gaussian.denoiser(schedule, prediction), plan, start(2000, (2, 2, 1)))
     assert_is(gaussian, images, slack=0.05)
 
 
+def test_every_sampler_schedule_and_prediction_reaches_the_gaussian(gaussian, make_tables, any_case, run_by_hand):
+    """Mean and covariance of the data; and where there is no noise, each pixel's place by the flow's exact solution."""
+    name, prediction = any_case
+    schedule, rng = make_tables(name), np.random.default_rng(0)
+    x_T, denoise = rng.normal(size=(1000, 2, 2, 1)), gaussian.denoiser(make_tables(name), prediction)
+    for sampler, far in (("ddpm", None), ("ddim", 0.15), ("heun", 0.02), ("dpmpp_2m", 0.02)):
+        plan = SAMPLERS[sampler](schedule, log_snr(schedule, 24), "small", 0.0)
+        images = run_by_hand(denoise, plan, x_T, lambda draw: rng.normal(size=x_T.shape))
+        assert_is(gaussian, images, slack=0.1)
+        if far is not None:
+            assert np.sqrt(np.square(images - gaussian.end_of(schedule, 999, x_T)).mean()) < far
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_scan_does_what_the_table_says(gaussian, make_tables, sampler, run_by_hand):
+    schedule = make_tables("cosine", 60)
+    plan = SAMPLERS[sampler](schedule, log_snr(schedule, 9), "small", 0.7)
+    denoise, keys, x_T = (
+        gaussian.denoiser(schedule, "v"),
+        image_keys(jax.random.key(2), jnp.arange(3)),
+        start(3, (2, 2, 1)),
+    )
+    by_hand = run_by_hand(denoise, plan, x_T, lambda draw: np.asarray(image_noise(keys, draw, (2, 2, 1))))
+    np.testing.assert_allclose(run(denoise, plan, x_T, keys), by_hand, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["linear", "rectified"])
-@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("heun", 2)])
-def test_error_shrinks_at_the_samplers_order(gaussian, make_tables, name, sampler, order):
-    """Twice the steps, half the error for DDIM and a quarter for Heun, on tables too fine to matter."""
+def test_ddim_with_all_its_noise_draws_the_images_of_ancestral_sampling(gaussian, make_tables, name):
+    schedule, t = make_tables(name, 50), linspace(50, 10)
+    x_T, denoise = start(4, (2, 2, 1)), gaussian.denoiser(make_tables(name, 50), "v")
+    ours, ancestral = (run(denoise, plan, x_T) for plan in (ddim(schedule, t, 1.0), ddpm(schedule, t, "small")))
+    np.testing.assert_allclose(ours, ancestral, atol=1e-5)
+    assert np.abs(ours - run(denoise, ddim(schedule, t), x_T)).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["linear", "rectified", "zero"])
+def test_a_plan_that_starts_with_signal_left_starts_as_loud_as_unit_data(gaussian, make_tables, name):
+    """Data N(0, 1): the flow keeps x / sqrt(alpha^2 + sigma^2), so the image is the noise, whatever t is first."""
+    unit = gaussian._replace(mean=0 * gaussian.mean, std=0 * gaussian.std + 1)
+    schedule, keys = make_tables(name), image_keys(jax.random.key(0), jnp.arange(5))
+    plan = heun(schedule, leading(1000, 8))
+    assert plan.t[0] == 875
+    x = sampling.start(schedule, plan, keys, (2, 2, 1))
+    np.testing.assert_allclose(
+        run(unit.denoiser(schedule, "v"), plan, x, keys), image_noise(keys, 0, (2, 2, 1)), atol=0.02
+    )
+
+
+def test_from_the_last_timestep_the_start_is_the_noise_itself(make_tables):
+    keys = image_keys(jax.random.key(0), jnp.arange(2))
+    for name in ("linear", "cosine", "rectified", "zero"):
+        x = sampling.start(make_tables(name), ddim(make_tables(name), linspace(1000, 3)), keys, (2, 2, 1))
+        np.testing.assert_array_equal(x, image_noise(keys, 0, (2, 2, 1)))
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_dpmpp_2m_is_the_papers_algorithm(name, make_tables):
+    """Lu et al. 2022, algorithm 2, in lambda = log(alpha / sigma), h and r, for a network that is not linear."""
+    schedule = make_tables(name)
+    t, x_T = log_snr(schedule, 8), start(3, (2, 2, 1))
+    network = lambda x, t_B: jnp.sin(x) * (0.5 + t_B / 1000)[:, None, None, None]  # noqa: E731
+    images = run(denoiser(network, schedule, "x0"), dpmpp_2m(schedule, t), x_T)
+    lam = np.log(schedule.alpha / schedule.sigma)
+    x, previous, h_previous = np.asarray(x_T, np.float64), None, None
+    for i in range(7):
+        x_0, h = np.sin(x) * (0.5 + t[i] / 1000), lam[t[i + 1]] - lam[t[i]]
+        r = h_previous / h if i else None
+        D = (1 + 1 / (2 * r)) * x_0 - previous / (2 * r) if i else x_0
+        x = schedule.sigma[t[i + 1]] / schedule.sigma[t[i]] * x - schedule.alpha[t[i + 1]] * np.expm1(-h) * D
+        previous, h_previous = x_0, h
+    np.testing.assert_allclose(images, np.sin(x) * (0.5 + t[7] / 1000), atol=1e-4)  # to clean data: x_0 itself
+
+
+@pytest.mark.parametrize("name", ["linear", "rectified"])
+@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpmpp_2m", 2), ("heun", 2)])
+def test_error_shrinks_at_the_samplers_order(gaussian, make_tables, name, sampler, order, run_by_hand):
+    """Twice the steps, half the error at order 1 and a quarter at order 2, on tables too fine to matter."""
     T = 50_000
     schedule = make_tables(name, T)
     x_T = start(8, (2, 2, 1))
     exact, errors = gaussian.end_of(schedule, T - 1, x_T), []
     for intervals in (16, 32, 64):
-        plan = SAMPLERS[sampler](schedule, respace(T, intervals + 1), "small")
-        images = run(gaussian.denoiser(schedule, "velocity"), plan, x_T)
+        # 2M extrapolates in log-SNR, and shows its order where steps there are of like length.
+        t = log_snr(schedule, 2 * intervals + 1) if sampler == "dpmpp_2m" else linspace(T, intervals + 1)
+        images = run_by_hand(gaussian.denoiser(schedule, "v"), SAMPLERS[sampler](schedule, t, "small", 0.0), x_T)
         errors.append(np.sqrt(np.square(images - exact).mean()))
     orders = np.log2(np.divide(errors[:-1], errors[1:]))
-    assert (np.abs(orders - order) < 0.3).all()
+    assert (np.abs(orders - order) < 0.35).all()
 
 
 def velocity_field(x, s):
@@ -117,9 +223,9 @@ def as_network(x, t_B):
 
 @pytest.mark.parametrize("steps", [1, 9, 1000])
 def test_ddim_on_the_rectified_tables_is_eulers_method(steps):
-    t = respace(1000, steps)
+    t = linspace(1000, steps)
     x_T = start(3, (2, 2, 1))
-    images = run(denoiser(as_network, rectified(1000), "velocity"), ddim(rectified(1000), t, "small"), x_T)
+    images = run(denoiser(as_network, rectified(1000), "velocity"), ddim(rectified(1000), t), x_T)
     x, s = np.asarray(x_T, np.float64), np.append((t + 1) / 1000, 0.0)
     for i in range(steps):
         x = x + (s[i + 1] - s[i]) * velocity_field(x, s[i])
@@ -128,9 +234,9 @@ def test_ddim_on_the_rectified_tables_is_eulers_method(steps):
 
 def test_heun_on_the_rectified_tables_is_heuns_method():
     """Karras et al. 2022, algorithm 1, with dx / ds = velocity: the last step, to s = 0, is Euler's."""
-    t = respace(1000, 9)
+    t = linspace(1000, 9)
     x_T = start(3, (2, 2, 1))
-    images = run(denoiser(as_network, rectified(1000), "velocity"), heun(rectified(1000), t, "small"), x_T)
+    images = run(denoiser(as_network, rectified(1000), "velocity"), heun(rectified(1000), t), x_T)
     x, s = np.asarray(x_T, np.float64), np.append((t + 1) / 1000, 0.0)
     for i in range(9):
         first, h = velocity_field(x, s[i]), s[i + 1] - s[i]
@@ -178,7 +284,7 @@ def test_noise_is_standard_normal():
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_an_image_is_the_same_in_any_batch(gaussian, make_tables, sampler):
     schedule = make_tables("linear", 100)
-    denoise, plan = gaussian.denoiser(schedule, "v"), SAMPLERS[sampler](schedule, respace(100, 10), "large")
+    denoise, plan = gaussian.denoiser(schedule, "v"), SAMPLERS[sampler](schedule, linspace(100, 10), "large", 0.0)
 
     def images(index, seed=0):
         keys = image_keys(jax.random.key(seed), jnp.array(index))

@@ -5,7 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_jax.diffusion.schedule import SCHEDULES, gather, linear, make_schedule, q_sample, rectified, respace
+from dit_jax.diffusion.schedule import (
+    SCHEDULES,
+    cosine,
+    gather,
+    linear,
+    make_schedule,
+    q_sample,
+    rectified,
+    sigmoid,
+    to_zero_terminal_snr,
+)
 
 
 def ddpm_alpha_bar(t, T=1000, first=1e-4, last=0.02):
@@ -34,6 +44,57 @@ def test_linear_by_hand():
     np.testing.assert_allclose(schedule.sigma**2, [0.1, 0.28, 0.496], rtol=1e-14)
 
 
+@pytest.mark.parametrize("t", [0, 1, 250, 499, 998])
+def test_cosine_is_the_papers(t):
+    """Nichol & Dhariwal 2021, equation 17: alpha_bar = f(t) / f(0), f = cos^2((t / T + 0.008) / 1.008 pi / 2)."""
+    f = lambda n: math.cos((n / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2  # noqa: E731
+    np.testing.assert_allclose(cosine(1000).alpha[t] ** 2, f(t + 1) / f(0), rtol=1e-9)
+
+
+def test_cosine_ends_with_a_clipped_beta():
+    """alpha_bar would end at 0; with the last beta cut to 0.999, a thousandth of the one before is left."""
+    alpha_bar = cosine(1000).alpha ** 2
+    assert alpha_bar[-1] / alpha_bar[-2] == pytest.approx(0.001, rel=1e-9)
+    assert alpha_bar[-2] / alpha_bar[-3] == pytest.approx(0.25, rel=1e-2)  # cos^2 falls as the square near its zero
+    assert cosine(1).alpha[0] ** 2 == pytest.approx(0.001, rel=1e-9)
+
+
+@pytest.mark.parametrize("t", [0, 1, 250, 499, 998])
+def test_sigmoid_is_the_papers(t):
+    """Chen 2023, algorithm 1, sigmoid_schedule with start -3, end 3, tau 1."""
+    logistic = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
+    expected = (logistic(3) - logistic((t + 1) / 1000 * 6 - 3)) / (logistic(3) - logistic(-3))
+    np.testing.assert_allclose(sigmoid(1000).alpha[t] ** 2, expected, rtol=1e-9)
+
+
+def test_sigmoid_by_hand():
+    """Half of the signal's power at s = 1/2, by symmetry; then the last beta is 0.999."""
+    np.testing.assert_allclose(sigmoid(2).alpha ** 2, [0.5, 0.0005], rtol=1e-12)
+
+
+def test_zero_terminal_snr_by_hand():
+    """Lin et al. 2023, algorithm 1, on sqrt(alpha_bar) = 0.9, 0.6, 0.1: less 0.1, times 0.9 / 0.8."""
+    alpha = np.array([0.9, 0.6, 0.1])
+    stretched = to_zero_terminal_snr(type(cosine(3))(alpha, np.sqrt(1 - alpha**2)))
+    np.testing.assert_allclose(stretched.alpha, [0.9, 0.5625, 0.0], rtol=1e-14)
+    np.testing.assert_allclose(stretched.sigma**2, [0.19, 1 - 0.5625**2, 1.0], rtol=1e-13)
+    assert stretched.alpha[-1] == 0
+    assert stretched.sigma[-1] == 1
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_zero_terminal_snr_of_every_schedule(name):
+    plain, zero = (make_schedule(name, 1000, 1e-4, 0.02, flag) for flag in (False, True))
+    assert zero.alpha[-1] == 0
+    assert zero.alpha[0] == pytest.approx(plain.alpha[0], rel=1e-14)
+    assert (np.diff(zero.alpha) < 0).all()
+    assert (np.diff(zero.sigma) > 0).all()
+    if name == "rectified":  # already there, and left alone
+        np.testing.assert_array_equal(zero, plain)
+    else:
+        np.testing.assert_allclose(zero.alpha**2 + zero.sigma**2, 1, rtol=1e-14)
+
+
 def test_rectified_by_hand():
     schedule = rectified(4)
     np.testing.assert_array_equal(schedule.sigma, [0.25, 0.5, 0.75, 1.0])
@@ -56,6 +117,8 @@ def test_every_schedule_is_a_falling_signal_in_float64(name, T):
 
 def test_make_schedule_knows_which_is_which():
     np.testing.assert_array_equal(make_schedule("linear", 7, 0.01, 0.2).alpha, linear(7, 0.01, 0.2).alpha)
+    np.testing.assert_array_equal(make_schedule("cosine", 7, 0.01, 0.2).alpha, cosine(7).alpha)
+    np.testing.assert_array_equal(make_schedule("sigmoid", 7, 0.01, 0.2).alpha, sigmoid(7).alpha)
     np.testing.assert_array_equal(make_schedule("rectified", 7, 0.01, 0.2).alpha, rectified(7).alpha)
 
 
@@ -71,23 +134,3 @@ def test_q_sample_by_hand():
     eps = jnp.array([-4.0, 5.0]).reshape(2, 1, 1, 1)
     out = jax.jit(lambda t: q_sample(rectified(4), x_0, eps, t))(jnp.array([0, 3]))
     np.testing.assert_array_equal(out.ravel(), [2.0, 5.0])
-
-
-def test_respace_by_hand():
-    assert respace(1000, 1).tolist() == [999]
-    assert respace(1000, 2).tolist() == [999, 0]
-    assert respace(1000, 4).tolist() == [999, 666, 333, 0]
-    assert respace(1000, 1000).tolist() == list(range(999, -1, -1))
-    assert respace(1, 1).tolist() == [0]
-
-
-def test_respace_is_even_and_visits_no_timestep_twice():
-    for T in range(1, 41):
-        for steps in range(1, T + 1):
-            t = respace(T, steps)
-            assert len(t) == steps
-            assert t[0] == T - 1
-            assert (np.diff(t) < 0).all()
-            if steps > 1:
-                exact = [(T - 1) * (1 - i / (steps - 1)) for i in range(steps)]
-                assert np.abs(t - exact).max() <= 0.5 + 1e-9

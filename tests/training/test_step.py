@@ -46,6 +46,33 @@ def test_sums(single):
     assert int(single.state.step) == 7
 
 
+def test_weights_scale_the_gradient_and_the_loss_but_not_the_loss_by_noise():
+    """Weight 3 at every timestep: plain SGD moves three times as far; the quarters stay as they are."""
+    fresh = jax.device_get(Trainer(optax.sgd(0.01)).state.params)
+    one, three = (Trainer(optax.sgd(0.01), loss_weights=np.full(20, w)).run(1) for w in (1.0, 3.0))
+    move = [jax.tree.map(np.subtract, jax.device_get(trainer.state.params), fresh) for trainer in (one, three)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(3 * a, b, rtol=1e-3, atol=1e-6), *move)
+    np.testing.assert_allclose(3 * one.sums["loss"], three.sums["loss"], rtol=1e-5)
+    np.testing.assert_allclose(one.sums["quarter_loss"], three.sums["quarter_loss"], rtol=1e-5)
+
+
+def test_an_images_weight_is_that_of_its_timestep():
+    """Weight 1 for the noisier half alone: the loss is the sum of the last two quarters over the batch of 8."""
+    sums = Trainer(optax.sgd(0.01), loss_weights=np.arange(20) >= 10).run(1).sums
+    np.testing.assert_allclose(sums["loss"], sums["quarter_loss"][2:].sum() / 8, rtol=1e-5)
+    assert sums["quarter_loss"][:2].sum() > 0
+
+
+def test_stratified_timesteps_are_spread_over_every_batch_on_any_mesh():
+    """T = 20, batch 8: image i is in [2.5 i, 2.5 (i + 1)), whoever computes it; at the next step it draws anew."""
+    trainers = [shown(devices, 1, stratified_timesteps=True)[1] for devices in (1, 8)]
+    np.testing.assert_array_equal(*trainers)
+    t = np.sort(trainers[0])
+    assert (np.floor(2.5 * np.arange(8)) <= t).all()
+    assert (t < 2.5 * np.arange(1, 9)).all()
+    assert len({tuple(np.sort(steps)) for steps in shown(1, 4, stratified_timesteps=True)[1].reshape(4, 8)}) > 1
+
+
 def test_grad_norm_is_the_length_of_a_plain_step_and_steps_differ():
     trainer = Trainer(optax.sgd(1.0))
     before = jax.device_get(trainer.state.params)

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dit_jax.diffusion.schedule import linear
 from dit_jax.training import sharding
@@ -17,6 +18,8 @@ RECIPE = Recipe(
     timestep_sampling="uniform",
     logit_mean=0.0,
     logit_std=1.0,
+    stratified_timesteps=False,
+    loss_weights=np.ones(20),
     label_dropout=0.25,
     null_class=3,
     flip=True,
