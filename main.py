@@ -59,9 +59,17 @@ def main(argv: list[str]) -> int:
         return INTERRUPTED
 
 
+def tell_unraisable(told) -> None:
+    """Python's own, but for what TensorStore's threads meet when a save fails; that is raised in the main thread too."""
+    if "Event loop is closed" not in str(told.exc_value):
+        sys.__unraisablehook__(told)
+
+
 if __name__ == "__main__":
+    sys.unraisablehook = tell_unraisable
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("dit_jax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells its options there, and errors that it raises too
+    for library in ("absl", "asyncio"):  # Orbax tells its options there, and errors that it raises too
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     compilation.use_cache()
     sys.exit(main(sys.argv))

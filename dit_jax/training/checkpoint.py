@@ -36,7 +36,10 @@ class Checkpointer:
             cleanup_tmp_directories=not read_only,
             create=not read_only,
             read_only=read_only,
-            async_options=ocp.AsyncOptions(timeout_secs=TIMEOUT, post_finalization_callback=self._sign),
+            # Directories made in the background are waited for by the same clock, with a limit that cannot be set.
+            async_options=ocp.AsyncOptions(
+                timeout_secs=TIMEOUT, post_finalization_callback=self._sign, create_directories_asynchronously=False
+            ),
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
