@@ -4,8 +4,8 @@
     python main.py --workdir runs/shapes --mode=sample --config.sample.n=100
 
 `--config FILE[:ARG]` names the experiment; without it, the config is the workdir's. `--config.KEY=VALUE` overrides a
-key of either. The exit code is 0; 2 after a user's error, with one line that tells it; or, when training ended early and
-was saved, so that the same command goes on, 143 (SIGTERM), 130 (Ctrl-C) or 75 (train.max_seconds).
+key of either. The exit code is 0; 2 after a user's error, with one line that tells it; or, when training ended early
+and was saved, so that the same command goes on, 143 (SIGTERM), 130 (Ctrl-C) or 75 (train.max_seconds).
 """
 
 import errno
@@ -16,8 +16,8 @@ from pathlib import Path
 from absl import flags
 
 from configs import default
-from dit_jax import config as configs
 from dit_jax import compilation, jobs
+from dit_jax import config as configs
 from dit_jax.errors import UserError
 from dit_jax.experiment import resolve
 from dit_jax.stop import INTERRUPTED
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
 
 
 def tell_unraisable(told) -> None:
-    """Python's own, but for what TensorStore's threads meet when a save fails; that is raised in the main thread too."""
+    """Python's own, but for what TensorStore's threads meet when a save fails; that is raised elsewhere too."""
     if "Event loop is closed" not in str(told.exc_value):
         sys.__unraisablehook__(told)
 

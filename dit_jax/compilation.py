@@ -15,7 +15,7 @@ def use_cache() -> None:
     It holds machine code, so it must be the user's alone (mode 700), and each kind of processor has its own folder. An
     entry that is damaged is told by JAX and compiled again; without a folder all works as well, only later.
     """
-    if jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
         return
     try:
         folder = private_folder(cache_home() / "dit-jax") / "xla" / processor()

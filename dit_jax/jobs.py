@@ -60,9 +60,7 @@ def train(config: ConfigDict, workdir: Path, out: Path | None) -> int:
         state = checkpointer.restore(experiment.abstract_state())
         step = 0 if state is None else int(state.step)
         if step >= config.train.steps:
-            logger.info("%s has all of its %d steps; set --config.train.steps higher to go on", workdir, step)
-            if not (workdir / "loss.png").exists():  # the run was killed between its last save and this picture
-                plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
+            finished(workdir, step)
             return 0
         warn_of_new_decay(workdir, config, step)
         configs.write(config, workdir)
@@ -82,6 +80,13 @@ def train(config: ConfigDict, workdir: Path, out: Path | None) -> int:
     plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
     logger.info("trained %d steps; the checkpoint and loss.png are in %s", config.train.steps, workdir)
     return 0
+
+
+def finished(workdir: Path, step: int) -> None:
+    """Says that there is nothing left to train."""
+    logger.info("%s has all of its %d steps; set --config.train.steps higher to go on", workdir, step)
+    if not (workdir / "loss.png").exists():  # the run was killed between its last save and this picture
+        plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
 
 
 def check_workdir(workdir: Path, config: ConfigDict, free: tuple[str, ...] = configs.FREE_KEYS) -> None:

@@ -38,8 +38,7 @@ def test_a_signal_asks_the_run_to_end(number, code):
 
 def test_before_it_listens_a_signal_is_pythons():
     with Stop(), pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(5)
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_the_time_limit_is_of_a_clock_that_cannot_jump(monkeypatch):

@@ -96,7 +96,7 @@ def _read(directory: Path, facts: DatasetInfo, split: str) -> Split:
 
 
 def _check_features(directory: Path) -> None:
-    """Refuses features that are not TFDS's own: it imports the module that the file names, so the file could run code."""
+    """Refuses features that are not TFDS's own: it imports the module that the file names, and runs it."""
 
     def only_tfds(values: dict[str, Any]) -> dict[str, Any]:
         name = values.get("pythonClassName", "tensorflow_datasets.")

@@ -43,7 +43,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls: `log(step, row)`, `save(state, row)`, `draw(step, state)`, `progress(step, loss)`, `stop()`."""
+    """What it calls: `log(step, row)`, `save(state, row)`, `draw(step, state)`, `progress(step, loss)`, `stop`."""
 
     log: Callable[[int, Row], None]
     save: Callable[[TrainState, Mapping[str, Any]], None]

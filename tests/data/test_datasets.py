@@ -69,7 +69,7 @@ def test_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_two_runs_may_prepare_at_once(tmp_path):
     code = (
-        "import sys; from dit_jax.data import cifar10, datasets, shapes; shapes.NUM_EXAMPLES = {'train': 40, 'test': 20}\n"
+        "import sys; from dit_jax.data import datasets, shapes; shapes.NUM_EXAMPLES = {'train': 40, 'test': 20}\n"
         "print('ready', flush=True); sys.stdin.readline(); print(len(datasets.load('shapes', sys.argv[1]).labels))"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
@@ -101,7 +101,7 @@ def test_losing_the_race_takes_the_data_of_the_winner(tmp_path, monkeypatch):
 
 def test_nothing_imports_tensorflow(tmp_path):
     code = (
-        "import sys; from dit_jax.data import cifar10, datasets, shapes; shapes.NUM_EXAMPLES = {'train': 40, 'test': 20}\n"
+        "import sys; from dit_jax.data import datasets, shapes; shapes.NUM_EXAMPLES = {'train': 40, 'test': 20}\n"
         "datasets.load('shapes', sys.argv[1]); print('tensorflow' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)

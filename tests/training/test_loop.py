@@ -13,7 +13,6 @@ from dit_jax.training import loop
 from dit_jax.training.state import TrainState
 from dit_jax.training.step import zero_sums
 
-
 Pace = partial(loop.Pace, max_bad_steps=3)
 
 
