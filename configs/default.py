@@ -65,6 +65,8 @@ def get_config() -> ConfigDict:
     config.train.checkpoint_every = 1_000  # steps
     config.train.keep_checkpoints = 3  # the newest
     config.train.log_every = 100  # steps
+    config.train.max_seconds = 0.0  # then save, and end with exit code 75; 0 is no limit
+    config.train.max_bad_steps = 10  # in a row with a loss or gradient that is not finite: then the run ends
     config.train.sample_every = 5_000  # steps between sample grids in TensorBoard; 0 is never
 
     config.sample = ConfigDict()

@@ -102,6 +102,8 @@ def check_train(c: ConfigDict) -> None:
     """Checks the training run."""
     for key in ("steps", "batch_size", "steps_per_call", "checkpoint_every", "keep_checkpoints", "log_every"):
         require(c[key] >= 1, f"train.{key}", c[key], "use a whole number of at least 1")
+    require(c.max_bad_steps >= 1, "train.max_bad_steps", c.max_bad_steps, "use a whole number of at least 1")
+    require(c.max_seconds >= 0, "train.max_seconds", c.max_seconds, "use 0 (no limit) or a number of seconds")
     require(c.sample_every >= 0, "train.sample_every", c.sample_every, "use 0 (never) or a number of steps")
     require(0 <= c.label_dropout < 1, "train.label_dropout", c.label_dropout, "use a share from 0 to below 1")
     require(c.ema_half_life >= 0, "train.ema_half_life", c.ema_half_life, "use a number of images, 0 for no averaging")

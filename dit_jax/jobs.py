@@ -18,10 +18,12 @@ from dit_jax.data.pipeline import steps_per_epoch
 from dit_jax.errors import UserError
 from dit_jax.experiment import Experiment
 from dit_jax.files import replacing
+from dit_jax.lock import only_trainer
 from dit_jax.reporting.images import label_grid, save_png, to_uint8
 from dit_jax.reporting.plots import plot_loss
 from dit_jax.reporting.progress import Progress
 from dit_jax.reporting.writer import MetricWriter, create_writer
+from dit_jax.stop import Stop
 from dit_jax.training import loop, sharding
 from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.state import TrainState
@@ -31,11 +33,14 @@ SAMPLE_FREE_KEYS = (*configs.FREE_KEYS, "model.dtype", "model.remat")  # the sam
 WATCH_PER_CLASS, WATCH_CLASSES, WATCH_STEPS = 4, 10, 25  # the grid drawn while training: DDIM, small and quick
 
 
-def train(config: ConfigDict, workdir: Path, out: Path | None) -> None:
+def train(config: ConfigDict, workdir: Path, out: Path | None) -> int:
     """Trains a run in `workdir`, or goes on with the one that is there; ends with `loss.png`.
 
+    Returns the exit code: 0, or that of `Stop` where the run was ended early and saved.
+
     Raises:
-      UserError: the workdir holds another run, the data is missing, or the batch does not fit devices or data.
+      UserError: the workdir holds another run or is in use, the data is missing, or the batch does not fit devices or
+        data; later, the disk is full, or too many steps in a row were not finite.
     """
     require(out is None, "--out", out, "training writes to --workdir; leave --out away")
     experiment = Experiment(config)
@@ -48,14 +53,15 @@ def train(config: ConfigDict, workdir: Path, out: Path | None) -> None:
     )
     make_folder(workdir, "--workdir")
     with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(Stop(config.train.max_seconds))
+        stack.enter_context(only_trainer(workdir))
+        check_workdir(workdir, config)  # again: only now nobody else can write there
         checkpointer = stack.enter_context(Checkpointer(workdir, config.train.keep_checkpoints))
         state = checkpointer.restore(experiment.abstract_state())
         step = 0 if state is None else int(state.step)
         if step >= config.train.steps:
-            logger.info("%s has all of its %d steps; set --config.train.steps higher to go on", workdir, step)
-            if not (workdir / "loss.png").exists():  # the run was killed between its last save and this picture
-                plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
-            return
+            finished(workdir, step)
+            return 0
         warn_of_new_decay(workdir, config, step)
         configs.write(config, workdir)
         logger.info("%s %s at step %d of %d", "resuming" if step else "starting", workdir, step, config.train.steps)
@@ -64,11 +70,23 @@ def train(config: ConfigDict, workdir: Path, out: Path | None) -> None:
         describe(writer, config, state, step)
         images, labels = (sharding.put_replicated(array, experiment.mesh) for array in data)
         progress = stack.enter_context(Progress(config.train.steps, "step", step, config.train.batch_size))
-        hooks = make_hooks(experiment, writer, checkpointer, progress, n)
+        hooks = make_hooks(experiment, writer, checkpointer, progress, stop, n)
         compiled = call.lower(state, loop.zero_sums(), images, labels, np.int32(1)).compile()
-        loop.run(compiled, state, images, labels, pace_of(config), config.train.batch_size, hooks)
+        stop.listen()  # before, there is nothing to save: a signal may end the process
+        step = loop.run(compiled, state, images, labels, pace_of(config), config.train.batch_size, hooks)
+    if step < config.train.steps:
+        logger.info("saved step %d of %d in %s; the same command goes on", step, config.train.steps, workdir)
+        return stop.code
     plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
     logger.info("trained %d steps; the checkpoint and loss.png are in %s", config.train.steps, workdir)
+    return 0
+
+
+def finished(workdir: Path, step: int) -> None:
+    """Says that there is nothing left to train."""
+    logger.info("%s has all of its %d steps; set --config.train.steps higher to go on", workdir, step)
+    if not (workdir / "loss.png").exists():  # the run was killed between its last save and this picture
+        plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
 
 
 def check_workdir(workdir: Path, config: ConfigDict, free: tuple[str, ...] = configs.FREE_KEYS) -> None:
@@ -105,7 +123,7 @@ def make_folder(folder: Path, flag: str) -> None:
 def pace_of(config: ConfigDict) -> loop.Pace:
     """When the loop logs, saves and draws."""
     t = config.train
-    return loop.Pace(t.steps, t.steps_per_call, t.log_every, t.checkpoint_every, t.sample_every)
+    return loop.Pace(t.steps, t.steps_per_call, t.log_every, t.checkpoint_every, t.sample_every, t.max_bad_steps)
 
 
 def describe(writer: MetricWriter, config: ConfigDict, state: TrainState, step: int) -> None:
@@ -117,9 +135,14 @@ def describe(writer: MetricWriter, config: ConfigDict, state: TrainState, step: 
 
 
 def make_hooks(
-    experiment: Experiment, writer: MetricWriter, checkpointer: Checkpointer, progress: Progress, num_examples: int
+    experiment: Experiment,
+    writer: MetricWriter,
+    checkpointer: Checkpointer,
+    progress: Progress,
+    stop: Stop,
+    num_examples: int,
 ) -> loop.Hooks:
-    """What the loop does at its log, save and draw points."""
+    """What the loop does at its log, save and draw points, and when it ends early."""
     config, batch_size = experiment.config, experiment.config.train.batch_size
     per_epoch = steps_per_epoch(num_examples, batch_size)
 
@@ -127,12 +150,13 @@ def make_hooks(
         rate = np.asarray(experiment.learning_rate(step - 1)).item()
         seen = {"images": step * batch_size, "epoch": step / per_epoch}
         writer.write_scalars(step, seen | row | {"learning_rate": rate})
+        checkpointer.check()
 
     save = partial(checkpointer.save, config=config.to_dict())
     watch = partial(
         watch_samples, experiment, writer, experiment.sampler("ddim", min(WATCH_STEPS, config.diffusion.num_steps))
     )
-    return loop.Hooks(log, lambda state, row: save(state, metrics=row), watch, progress.update)
+    return loop.Hooks(log, lambda state, row: save(state, metrics=row), watch, progress.update, stop)
 
 
 def watch_samples(

@@ -10,6 +10,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests compile much and compute little: without LLVM's expensive passes they take a third of the time.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # nothing from before a test, nor in the user's home
+
 import jax
 
 jax.config.update("jax_platforms", "cpu")

@@ -5,6 +5,7 @@ is that of the TFDS split, which is fixed. A new data set is an entry here besid
 """
 
 import io
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,10 @@ DATASETS = {
     "cifar10": DatasetInfo("cifar10", (32, 32, 3), cifar10.CLASS_NAMES),
 }
 PREPARE: dict[str, Callable[[Path], Path]] = {"shapes": shapes.prepare, "cifar10": cifar10.prepare}
+REMAKE: dict[str, Callable[[Path], str]] = {
+    "shapes": lambda data_dir: "the same command again, which draws it",
+    "cifar10": lambda data_dir: f"`{cifar10.command(data_dir)}`",
+}
 
 
 def info(name: str) -> DatasetInfo:
@@ -67,6 +72,7 @@ def load(name: str, data_dir: str | Path, split: str = "train") -> Split:
 def _read(directory: Path, facts: DatasetInfo, split: str) -> Split:
     """Decodes a prepared split; UserError if it is not whole."""
     try:
+        _check_features(directory)
         builder: Any = tfds.builder_from_directory(directory)
         _check_format(builder, directory)
         decoders = {"image": tfds.decode.SkipDecoding()}  # TFDS's own decoding is three times slower
@@ -76,14 +82,29 @@ def _read(directory: Path, facts: DatasetInfo, split: str) -> Split:
         for start in range(0, len(records), CHUNK):
             chunk = range(start, min(start + CHUNK, len(records)))
             for i, record in zip(chunk, records.__getitems__(chunk), strict=True):
-                images[i] = np.asarray(Image.open(io.BytesIO(record["image"])))
+                images[i] = np.asarray(Image.open(io.BytesIO(record["image"]), formats=["PNG"]))
                 labels[i] = record["label"]
     except UserError:
         raise
     except Exception as error:  # a damaged data set raises whatever the layer that stumbles on it likes
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{directory} is damaged ({reason}): delete that folder and prepare it again") from error
+        again = REMAKE[facts.name](directory.parent.parent)
+        raise UserError(
+            f"{directory} is damaged ({reason}): delete that folder (`rm -r {directory}`) and run {again}"
+        ) from error
     return Split(images, labels)
+
+
+def _check_features(directory: Path) -> None:
+    """Refuses features that are not TFDS's own: it imports the module that the file names, and runs it."""
+
+    def only_tfds(values: dict[str, Any]) -> dict[str, Any]:
+        name = values.get("pythonClassName", "tensorflow_datasets.")
+        if not str(name).startswith("tensorflow_datasets."):
+            raise ValueError(f"features.json names the class {name}")
+        return values
+
+    json.loads((directory / "features.json").read_text(), object_hook=only_tfds)
 
 
 def _check_format(builder: tfds.core.DatasetBuilder, directory: Path) -> None:

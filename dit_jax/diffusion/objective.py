@@ -105,4 +105,5 @@ def diffusion_loss(
 def by_quarter(loss_B: jax.Array, t_B: jax.Array, num_steps: int) -> tuple[jax.Array, jax.Array]:
     """Sums of the loss and counts of images in each quarter of the timesteps, least noise first: float32 [4] each."""
     member_BQ = jax.nn.one_hot(t_B * QUARTERS // num_steps, QUARTERS)
-    return (member_BQ * loss_B[:, None]).sum(0), member_BQ.sum(0)
+    # Not a product: 0 times a loss that is not finite would spoil the quarters that it is not in.
+    return jnp.where(member_BQ > 0, loss_B[:, None], 0).sum(0), member_BQ.sum(0)

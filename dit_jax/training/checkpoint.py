@@ -1,12 +1,16 @@
 """Checkpoints: Orbax, asynchronous and atomic, in `<workdir>/checkpoints/<step>/`.
 
-Each holds the train state, the config and the newest metrics. A checkpoint that cannot be read is named and passed
-over; the newest whole one is used. Nothing is ever unpickled.
+Each holds the train state, the config, the newest metrics, and the SHA-256 of all their files, which are written before
+the checkpoint gets its name: with a name it is whole. One that is no longer what was written is named and passed over;
+the newest whole one is used. Nothing is ever unpickled.
 """
 
+import contextlib
 import logging
+import os
+import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +18,11 @@ import jax
 import orbax.checkpoint as ocp
 
 from dit_jax.errors import UserError
+from dit_jax.training import checksums
 from dit_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
+TIMEOUT = 7 * 24 * 3600  # seconds; Orbax reads the clock of the wall, and a jump of it must not end a save
 
 
 class Checkpointer:
@@ -24,9 +30,16 @@ class Checkpointer:
 
     def __init__(self, workdir: Path, keep: int, read_only: bool = False):
         """`keep` newest checkpoints stay. `read_only` neither creates nor cleans anything."""
-        self.folder, self._read_only = workdir.absolute() / "checkpoints", read_only
+        self.folder, self._read_only, self._newest = workdir.absolute() / "checkpoints", read_only, -1
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=not read_only, create=not read_only, read_only=read_only
+            max_to_keep=keep,
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            read_only=read_only,
+            # Directories made in the background are waited for by the same clock, with a limit that cannot be set.
+            async_options=ocp.AsyncOptions(
+                timeout_secs=TIMEOUT, post_finalization_callback=self._sign, create_directories_asynchronously=False
+            ),
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -34,16 +47,53 @@ class Checkpointer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
 
     def save(self, state: TrainState, config: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-        """Starts writing `state` under its own step and returns; a step that is there already is left alone."""
+        """Starts writing `state` under its own step and returns; a step that is there already is left alone.
+
+        Waits for the save before. What goes wrong in the background is raised by the next `save`, `check` or exit.
+
+        Raises:
+          UserError: the disk is full, or the like.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        with self._writing():
+            self._manager.wait_until_finished()
+        self._newest = step
         # Orbax reads an item of the name `metrics` of every checkpoint when it starts, and dies of a damaged one.
         items = {"state": ocp.args.StandardSave(state), "config": ocp.args.JsonSave(dict(config))}
-        self._manager.save(step, args=ocp.args.Composite(**items, scalars=ocp.args.JsonSave(dict(metrics))))
+        with self._writing():
+            self._manager.save(step, args=ocp.args.Composite(**items, scalars=ocp.args.JsonSave(dict(metrics))))
+
+    def check(self) -> None:
+        """Raises what went wrong in the background, without waiting for what is still under way."""
+        if not self._manager.is_saving_in_progress():
+            with self._writing():
+                self._manager.wait_until_finished()
+
+    def _sign(self) -> None:
+        """Writes the sums of a checkpoint that is complete but for its name; Orbax calls it, in the background."""
+        (unnamed,) = self.folder.glob(f"{self._newest}.orbax-checkpoint-tmp*")
+        checksums.write(Path(unnamed))
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns what the operating system refuses into one line; TensorStore raises it as a ValueError."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            found = re.search(r"os_error_code='(\d+)'", str(error))
+            code = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+            if code is None:
+                raise
+            raise UserError(
+                f"checkpoint {self.folder / str(self._newest)} cannot be written ({os.strerror(code)}): mend that, and "
+                "the same command goes on; the checkpoints before it are whole"
+            ) from error
 
     def restore(self, like: TrainState) -> TrainState | None:
         """The newest checkpoint that is whole, or None where there is none at all; newer ones are set aside.
@@ -56,10 +106,11 @@ class Checkpointer:
         damaged, reason = [], ""
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
+                checksums.check(self.folder / str(step))
                 items = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
             except PermissionError:
                 raise
-            except Exception as error:  # by the kind of damage: ValueError, KeyError, JSONDecodeError, Exception
+            except Exception as error:  # Damaged; what Orbax raises of its own files: ValueError, KeyError, Exception
                 damaged.append(step)
                 reason = str(error).strip().split("\n")[0][:200]
                 logger.warning("checkpoint %s cannot be read and is passed over: %s", self.folder / str(step), reason)

@@ -1,6 +1,7 @@
 """The loop: dispatches train steps and, at their steps, logs, samples and saves. It computes nothing itself.
 
-The host reads from the devices at log points alone. One dispatch is always in flight while the next is prepared.
+The host reads from the devices at log and save points alone. One dispatch is always in flight while the next is
+prepared. Why a run should end early is not the loop's to know: it asks once a dispatch, and saves where it ends.
 """
 
 import time
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dit_jax.training import guard
 from dit_jax.training.state import TrainState
 from dit_jax.training.step import CallResult, Sums, zero_sums
 
@@ -26,6 +28,7 @@ class Pace:
     log_every: int
     checkpoint_every: int
     sample_every: int
+    max_bad_steps: int  # so many in a row, left out as not finite, end the run
 
     def next_stop(self, step: int) -> int:
         """The first step after `step` at which the loop must return to the host."""
@@ -40,23 +43,32 @@ class Pace:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls: `log(step, row)`, `save(state, row)`, `draw(step, state)`, and `progress(step, loss)`."""
+    """What it calls: `log(step, row)`, `save(state, row)`, `draw(step, state)`, `progress(step, loss)`, `stop`."""
 
     log: Callable[[int, Row], None]
     save: Callable[[TrainState, Mapping[str, Any]], None]
     draw: Callable[[int, TrainState], None]
     progress: Callable[[int, float | None], None]
+    stop: Callable[[], bool]  # whether to end here; with several processes, all must be told the same
 
 
 def summarize(sums: Sums, seconds: float, batch_size: int) -> Row:
-    """Means of what a window of steps summed up; reads from the devices. No image in a quarter gives NaN there."""
+    """Means of what a window of steps summed up; reads from the devices. Nothing to take a mean of gives NaN.
+
+    Steps that were left out count in `bad_steps` and in the speed; where there are any, so does what is known of them.
+    """
     host = jax.device_get(sums)
-    steps = float(host["steps"])
+    guard.warn(host)
     with np.errstate(invalid="ignore"):
+        row = {name: float(host[name] / host["steps"]) for name in ("loss", "grad_norm")}
         quarters = host["quarter_loss"] / host["quarter_count"]
-    row = {name: float(host[name]) / steps for name in ("loss", "grad_norm")}
     row |= {f"loss_q{i + 1}": float(value) for i, value in enumerate(quarters)}
-    return row | {"images_per_s": steps * batch_size / seconds}
+    row |= {"images_per_s": float(host["steps"] + host["bad_steps"]) * batch_size / seconds}
+    row["bad_steps"] = float(host["bad_steps"])
+    if row["bad_steps"]:
+        row["last_bad_step"] = float(host["last_bad_step"])
+        row |= {f"bad_q{i + 1}": float(value) for i, value in enumerate(host["bad_quarters"])}
+    return row
 
 
 def run(
@@ -67,11 +79,17 @@ def run(
     pace: Pace,
     batch_size: int,
     hooks: Hooks,
-) -> None:
-    """Trains from `state.step` to `pace.steps`. `call` is `step.make_train_call`'s; `state` is donated to it."""
+) -> int:
+    """Trains from `state.step` to `pace.steps`. `call` is `step.make_train_call`'s; `state` is donated to it.
+
+    Returns the step reached, which is saved: less than `pace.steps` where `hooks.stop` said so.
+
+    Raises:
+      UserError: `pace.max_bad_steps` steps in a row were not finite. Seen before each save, and nothing is saved then.
+    """
     step, row, running = int(state.step), {}, None
     sums, since = zero_sums(), time.perf_counter()
-    while step < pace.steps:
+    while step < pace.steps and not hooks.stop():
         stop = pace.next_stop(step)
         state, sums, reached = call(state, sums, images, labels, np.int32(stop - step))
         if running is not None:
@@ -82,11 +100,22 @@ def run(
             row = summarize(sums, time.perf_counter() - since, batch_size)
             hooks.log(step, row)
             hooks.progress(step, row["loss"])
-            sums, since, running = zero_sums(), time.perf_counter(), None
+            guard.check(sums, pace.max_bad_steps)
+            sums, since, running = zero_sums(int(sums["bad_run"])), time.perf_counter(), None
         if pace.due(step, pace.checkpoint_every):
-            hooks.save(state, row)
+            save(state, sums, row, pace, hooks)
         if pace.due(step, pace.sample_every):
             jax.block_until_ready(state)
             paused = time.perf_counter()
             hooks.draw(step, state)
             since += time.perf_counter() - paused
+    if step < pace.steps:
+        save(state, sums, row, pace, hooks)
+    return step
+
+
+def save(state: TrainState, sums: Sums, row: Row, pace: Pace, hooks: Hooks) -> None:
+    """Saves a state that is sound; else ends the run (UserError)."""
+    guard.check(sums, pace.max_bad_steps)
+    guard.check_state(state)
+    hooks.save(state, row)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from dit_jax.data import pipeline
 from dit_jax.diffusion import objective
 from dit_jax.diffusion.schedule import Schedule
-from dit_jax.training import sharding
+from dit_jax.training import guard, sharding
 from dit_jax.training.state import Params, TrainState, ema_decay, update_ema
 
 Sums = dict[str, jax.Array]  # metrics summed over steps, on the devices until a log point
@@ -45,11 +45,11 @@ class Recipe:
     ema_ramp: float
 
 
-def zero_sums() -> Sums:
-    """The metrics of no step at all."""
+def zero_sums(bad_run: int = 0) -> Sums:
+    """The metrics of no step at all, after `bad_run` steps in a row that were left out (see guard.py)."""
     scalars = {name: jnp.zeros(()) for name in ("steps", "loss", "grad_norm")}
     quarters = {name: jnp.zeros(objective.QUARTERS) for name in ("quarter_loss", "quarter_count")}
-    return scalars | quarters
+    return scalars | quarters | guard.zero_counts(bad_run)
 
 
 def batch_loss(
@@ -106,14 +106,17 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = ema_decay(state.step, recipe.batch_size, recipe.ema_half_life, recipe.ema_ramp)
+    grad_norm = optax.tree.norm(grads)
     metrics = {
         "steps": jnp.ones(()),
         "loss": loss,
-        "grad_norm": optax.tree.norm(grads),
+        "grad_norm": grad_norm,
         "quarter_loss": quarter_loss,
         "quarter_count": quarter_count,
     }
-    return TrainState(state.step + 1, params, update_ema(state.ema_params, params, decay), opt_state), metrics
+    new = TrainState(state.step + 1, params, update_ema(state.ema_params, params, decay), opt_state)
+    good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)  # of the whole batch: all devices decide alike
+    return guard.take(good, new, state), guard.tally(good, metrics)
 
 
 def make_train_call(
@@ -140,7 +143,7 @@ def make_train_call(
             state, sums = carry
             chosen = pipeline.batch_indices(orders, first, state.step, batch_size)[mine]
             state, metrics = step(state, images[chosen], labels[chosen], mine)
-            return state, jax.tree.map(jnp.add, sums, metrics)
+            return state, guard.add(sums, metrics, state.step)
 
         state, sums = jax.lax.fori_loop(0, count, body, (state, sums))
         return state, sums, state.step + 0

@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dit_jax.data import datasets, shapes
+from dit_jax.data import cifar10, datasets, shapes
 from dit_jax.errors import UserError
 
 SMALL = {"train": 40, "test": 20}
@@ -147,7 +148,7 @@ def test_damaged_data_set(prepared, pattern, damage):
     damage(path)
     message = refused("shapes", prepared)
     assert f"{directory} is damaged" in message
-    assert "delete that folder" in message
+    assert f"delete that folder (`rm -r {directory}`) and run the same command again" in message
 
 
 def test_folder_without_a_data_set(prepared):
@@ -168,3 +169,18 @@ def test_a_shorter_split_than_promised_is_damaged(prepared):
     path = prepared / "shapes" / shapes.VERSION / "dataset_info.json"
     path.write_text(path.read_text().replace('"40"', '"41"'))
     assert "is damaged" in refused("shapes", prepared)
+
+
+def test_features_that_name_code_of_others_are_refused_unimported(prepared, tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text("raise SystemExit('it ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = prepared / "shapes" / shapes.VERSION / "features.json"
+    features = path.read_text()
+    assert "tensorflow_datasets.core.features.class_label_feature.ClassLabel" in features  # a nested one
+    path.write_text(features.replace("tensorflow_datasets.core.features.class_label_feature.", "evil."))
+    assert "features.json names the class evil.ClassLabel" in refused("shapes", prepared)
+    assert "evil" not in sys.modules
+
+
+def test_the_command_that_makes_cifar10_again():
+    assert datasets.REMAKE["cifar10"](Path("d")) == f"`{cifar10.command('d')}`"

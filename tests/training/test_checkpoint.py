@@ -1,7 +1,10 @@
 """Checkpoints hold exactly the state that was saved, on any mesh, and a damaged one costs no more than itself."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,7 @@ import optax
 import pytest
 
 from dit_jax.errors import UserError
-from dit_jax.training import sharding
+from dit_jax.training import checksums, sharding
 from dit_jax.training.checkpoint import Checkpointer, abstract
 from dit_jax.training.state import create
 from tests import tiny
@@ -144,3 +147,105 @@ def test_an_unfinished_checkpoint_is_ignored_and_cleaned_up_by_training_alone(tm
     assert unfinished.exists()
     assert int(restore(tmp_path).step) == 2
     assert not unfinished.exists()
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 16
+    path.write_bytes(data)
+
+
+def cut_a_byte(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def remove(path):
+    path.unlink()
+
+
+def stray(path):
+    path.with_name("stray").write_text("")
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_a_byte, remove, stray])
+def test_the_smallest_damage_to_any_file_is_found(damage, tmp_path):
+    """Each file in turn; without the sums, Orbax restores some flipped bits as other weights."""
+    save(tmp_path, 3)
+    folder = tmp_path / "checkpoints" / "3"
+    checksums.check(folder)
+    names = [p.relative_to(folder) for p in folder.glob("*/**/*") if p.is_file()]
+    assert len(names) >= 10  # the state has several, config and scalars one each
+    for name in names:
+        other = tmp_path / "damaged"
+        shutil.copytree(folder, other)
+        damage(other / name)
+        told = str(name.with_name("stray") if damage is stray else name)
+        with pytest.raises(checksums.Damaged, match=f"^{re.escape(told)} (has other|is missing|is not in SHA256SUMS)"):
+            checksums.check(other)
+        shutil.rmtree(other)
+
+
+def test_a_flipped_bit_of_the_weights_is_named_and_the_older_checkpoint_used(tmp_path, caplog):
+    save(tmp_path, 2, 4)
+    flip_a_bit(max((tmp_path / "checkpoints" / "4" / "state").glob("**/d/*"), key=lambda p: p.stat().st_size))
+    assert int(restore(tmp_path).step) == 2
+    assert "checkpoints/4 cannot be read and is passed over: state/" in caplog.text
+    assert "has other bytes than were written" in caplog.text
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "4.damaged"]
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, half, remove, lambda path: path.write_bytes(b"\xff")])
+def test_damaged_sums_are_damage(damage, tmp_path):
+    """A checkpoint never has its name without them, so one that has none was damaged later."""
+    save(tmp_path, 2, 4)
+    damage(tmp_path / "checkpoints" / "4" / checksums.NAME)
+    assert int(restore(tmp_path).step) == 2
+
+
+def test_the_sums_are_those_of_sha256sum(tmp_path):
+    save(tmp_path, 3)
+    done = subprocess.run(
+        ["sha256sum", "--check", "--strict", "--quiet", checksums.NAME], cwd=tmp_path / "checkpoints" / "3"
+    )
+    assert done.returncode == 0
+
+
+FULL = """
+import resource, sys, time
+from pathlib import Path
+import jax, jax.numpy as jnp
+from dit_jax.errors import UserError
+from dit_jax.training.checkpoint import Checkpointer
+from dit_jax.training.state import TrainState
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # the weights are 4 MB
+how, folder = sys.argv[1:]
+for step, size in ((1, 10), (2, 1_000_000)):
+    weights = {"w": jax.random.normal(jax.random.key(0), (size,))}
+    try:
+        with Checkpointer(Path(folder), 3) as checkpointer:
+            checkpointer.save(TrainState(jnp.int32(step), weights, weights, ()), {}, {})
+            while how == "check" and step == 2:  # as at a log point
+                checkpointer.check()
+                time.sleep(0.01)
+            if how == "save" and step == 2:
+                checkpointer.save(TrainState(jnp.int32(3), weights, weights, ()), {}, {})
+    except UserError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("how", ["check", "save", "exit"])
+def test_what_cannot_be_written_in_the_background_is_one_line_and_the_older_checkpoint_stays(how, tmp_path):
+    """A limit on the size of files stands for a full disk: TensorStore's write fails in its thread all the same."""
+    done = subprocess.run([sys.executable, "-c", FULL, how, tmp_path], capture_output=True, text=True, timeout=120)
+    told = done.stdout.splitlines()
+    assert told == [
+        f"checkpoint {tmp_path}/checkpoints/2 cannot be written (File too large): mend that, and the same command "
+        "goes on; the checkpoints before it are whole"
+    ]
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()] == ["1"]
+    checksums.check(tmp_path / "checkpoints" / "1")

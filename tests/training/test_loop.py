@@ -1,13 +1,19 @@
 """The loop's rhythm, with a call that only counts."""
 
+import dataclasses
 import random
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dit_jax.errors import UserError
 from dit_jax.training import loop
 from dit_jax.training.state import TrainState
+from dit_jax.training.step import zero_sums
+
+Pace = partial(loop.Pace, max_bad_steps=3)
 
 
 def stops(pace, step=0):
@@ -19,17 +25,17 @@ def stops(pace, step=0):
 
 
 def test_stops_by_hand():
-    assert stops(loop.Pace(10, 4, 3, 5, 6)) == [3, 5, 6, 9, 10]
-    assert stops(loop.Pace(10, 4, 100, 100, 0)) == [4, 8, 10]
-    assert stops(loop.Pace(10, 4, 3, 5, 6), step=5) == [6, 9, 10]
-    assert stops(loop.Pace(1, 1, 1, 1, 1)) == [1]
+    assert stops(Pace(10, 4, 3, 5, 6)) == [3, 5, 6, 9, 10]
+    assert stops(Pace(10, 4, 100, 100, 0)) == [4, 8, 10]
+    assert stops(Pace(10, 4, 3, 5, 6), step=5) == [6, 9, 10]
+    assert stops(Pace(1, 1, 1, 1, 1)) == [1]
 
 
 def test_no_mark_is_ever_skipped():
     rng = random.Random(0)
     for _ in range(300):
         steps, per_call, *every = (rng.randint(1, 60) for _ in range(5))
-        pace = loop.Pace(steps, per_call, every[0], every[1], rng.choice([0, every[2]]))
+        pace = Pace(steps, per_call, every[0], every[1], rng.choice([0, every[2]]))
         start = rng.randrange(steps)
         visited = stops(pace, start)
         assert visited[-1] == steps
@@ -44,14 +50,14 @@ class Recorder:
 
     def __init__(self):
         self.events, self.rows = [], {}
-        self.hooks = loop.Hooks(self.log, self.save, self.draw, self.progress)
+        self.hooks = loop.Hooks(self.log, self.save, self.draw, self.progress, lambda: False)
 
     def call(self, state, sums, images, labels, count):
         first, count = int(state.step), int(count)
         self.events.append(f"call {first + count}")
         new = {"steps": count, "loss": sum(range(first + 1, first + count + 1)), "grad_norm": 2.0 * count}
         new |= {"quarter_loss": jnp.array([1.0, 2, 3, 0]), "quarter_count": jnp.array([2.0, 2, 2, 0])}
-        sums = {name: sums[name] + new[name] for name in sums}
+        sums = sums | {name: sums[name] + new[name] for name in new}
         return TrainState(jnp.int32(first + count), {}, {}, ()), sums, jnp.int32(first + count)
 
     def log(self, step, row):
@@ -77,7 +83,7 @@ def run(pace, start=0):
 
 
 def test_order_of_events():
-    recorder = run(loop.Pace(8, 2, 6, 5, 4))
+    recorder = run(Pace(8, 2, 6, 5, 4))
     # A call is under way before the loop waits for the one before it.
     assert recorder.events == [
         "call 2",
@@ -89,12 +95,12 @@ def test_order_of_events():
 
 
 def test_a_resumed_loop_goes_on_where_the_state_is():
-    assert [e for e in run(loop.Pace(8, 2, 6, 5, 4), start=5).events if "call" in e] == ["call 6", "call 8"]
-    assert run(loop.Pace(8, 2, 6, 5, 4), start=8).events == []
+    assert [e for e in run(Pace(8, 2, 6, 5, 4), start=5).events if "call" in e] == ["call 6", "call 8"]
+    assert run(Pace(8, 2, 6, 5, 4), start=8).events == []
 
 
 def test_rows_are_means_over_the_steps_since_the_last_row():
-    rows = run(loop.Pace(8, 3, 4, 100, 0)).rows
+    rows = run(Pace(8, 3, 4, 100, 0)).rows
     assert list(rows) == [4, 8]
     assert rows[4]["loss"] == 2.5  # of 1, 2, 3, 4
     assert rows[8]["loss"] == 6.5
@@ -105,6 +111,55 @@ def test_rows_are_means_over_the_steps_since_the_last_row():
 
 
 def test_images_per_second():
-    sums = {"steps": jnp.float32(10), "loss": jnp.float32(1), "grad_norm": jnp.float32(1)}
+    sums = zero_sums() | {"steps": jnp.float32(10), "loss": jnp.float32(1), "grad_norm": jnp.float32(1)}
     sums |= {"quarter_loss": jnp.ones(4), "quarter_count": jnp.ones(4)}
     assert loop.summarize(sums, 2.0, 16)["images_per_s"] == pytest.approx(80)
+
+
+def test_a_run_that_is_asked_to_end_saves_where_it_is():
+    recorder, asked = Recorder(), []
+    hooks = dataclasses.replace(recorder.hooks, stop=lambda: asked.append(1) or len(asked) > 2)
+    state = TrainState(jnp.int32(0), {}, {}, ())
+    assert loop.run(recorder.call, state, jnp.zeros(1), jnp.zeros(1), Pace(8, 2, 6, 5, 4), 8, hooks) == 4
+    # Asked before each dispatch; the two under way are finished, the third is not begun.
+    assert recorder.events == ["call 2", "call 4", "at 2", "draw 4", "save 4"]
+
+
+class Failing(Recorder):
+    """From step 4 on, no step is finite."""
+
+    def call(self, state, sums, *rest):
+        first, before = int(state.step), sums
+        state, sums, reached = super().call(state, sums, *rest)
+        bad = int(reached) - max(first, 3)
+        if bad > 0:
+            run = jnp.int32(before["bad_run"] + bad)
+            sums |= {"bad_steps": before["bad_steps"] + bad, "bad_run": run, "longest_bad_run": run}
+            sums |= {"last_bad_step": reached}
+        return state, sums, reached
+
+
+@pytest.mark.parametrize(
+    ("pace", "events"),
+    [
+        (Pace(20, 1, 2, 5, 0), ["log 2", "log 4", "save 5", "log 6"]),  # the row of 3 spans log points
+        (Pace(20, 1, 100, 2, 0), ["save 2", "save 4"]),  # step 6 has the third, and is not saved
+        (Pace(20, 1, 100, 3, 0), ["save 3"]),
+    ],
+)
+def test_a_run_ends_after_so_many_bad_steps_in_a_row_and_saves_no_more(pace, events):
+    recorder = Failing()
+    state = TrainState(jnp.int32(0), {}, {}, ())
+    with pytest.raises(UserError, match=r"^3 steps in a row .* train.max_bad_steps=3.: lower"):
+        loop.run(recorder.call, state, jnp.zeros(1), jnp.zeros(1), pace, 8, recorder.hooks)
+    assert [event for event in recorder.events if event.startswith(("log", "save"))] == events
+
+
+def test_a_row_tells_of_steps_left_out():
+    sums = zero_sums() | {"steps": jnp.float32(2), "loss": jnp.float32(3), "bad_steps": jnp.float32(6)}
+    sums |= {"last_bad_step": jnp.int32(77), "bad_quarters": jnp.array([0.0, 1, 5, 0])}
+    row = loop.summarize(sums, 2.0, 16)
+    assert row["loss"] == 1.5
+    assert row["images_per_s"] == 64  # the devices did all 8 steps
+    assert (row["bad_steps"], row["last_bad_step"], row["bad_q3"]) == (6, 77, 5)
+    assert np.isnan(loop.summarize(zero_sums() | {"bad_steps": jnp.float32(6)}, 2.0, 16)["loss"])

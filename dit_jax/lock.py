@@ -1,0 +1,61 @@
+"""One trainer a workdir: a lock that ends with its process, however that ends."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from dit_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def only_trainer(workdir: Path) -> Iterator[None]:
+    """Holds WORKDIR/.lock, which says who holds it; the kernel frees it with the process, so a kill leaves no lock.
+
+    Where the file system has no locks, says so and goes on.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    path = workdir / ".lock"
+    try:
+        file = _open_locked(path)
+    except BlockingIOError:
+        raise UserError(
+            f"--workdir={workdir}: another training run has it ({_holder(path)}); stop that one, or use another workdir"
+        ) from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is still held: who opened it before sees that it is gone
+        os.close(file)
+
+
+def _open_locked(path: Path) -> int:
+    """A descriptor of the locked file; BlockingIOError if another has it."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            raise
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s): start no second training run there", path, error.strerror)
+        if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
+            os.ftruncate(file, 0)
+            os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            return file
+        os.close(file)  # its holder ended in between and took the file away
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text().strip() or "it has just started"
+    except OSError:
+        return "it has just ended"

@@ -1,0 +1,75 @@
+"""Why a run ends early: SIGTERM (a scheduler's), Ctrl-C, or `train.max_seconds`."""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Self
+
+logger = logging.getLogger(__name__)
+OUT_OF_TIME = 75  # EX_TEMPFAIL of sysexits.h: "try again", as the run is not over
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+INTERRUPTED = 128 + signal.SIGINT
+
+
+class Stop:
+    """Asked by the loop, once a dispatch, whether to end; a context manager that puts the signals back.
+
+    `code` is the process's exit code by then: 0 (not asked to end), 143 (SIGTERM), 130 (Ctrl-C) or 75 (time is up). A
+    second Ctrl-C ends the process at once, even while the main thread waits for the devices: the byte that Python's own
+    handler writes for each signal is read by a thread.
+
+    With several processes, a signal may reach one alone: there `__call__` is the place to agree, by a maximum of
+    `code` over the processes, before any of them leaves the loop.
+    """
+
+    def __init__(self, max_seconds: float = 0.0, clock: Callable[[], float] = time.monotonic):
+        """The time counts from here; `max_seconds` 0 is no limit."""
+        self.code, self._max_seconds, self._clock, self._start = 0, max_seconds, clock, clock()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def listen(self) -> None:
+        """From here on a signal no longer ends the process but asks the loop to; in the main thread alone."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._wakeup = signal.set_wakeup_fd(self._write)
+        self._before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        if not self._before:
+            return
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        os.close(self._write)  # ends the thread
+        self._thread.join()
+        os.close(self._read)
+
+    def __call__(self) -> bool:
+        """Whether to end now."""
+        if not self.code and 0 < self._max_seconds <= self._clock() - self._start:
+            self.code = OUT_OF_TIME
+            logger.info("train.max_seconds=%g are over: saving", self._max_seconds)
+        return bool(self.code)
+
+    def _watch(self) -> None:
+        while byte := os.read(self._read, 1):
+            if byte[0] not in SIGNALS:
+                continue
+            if self.code == INTERRUPTED and byte[0] == signal.SIGINT:
+                logger.info("ended at once; checkpoints that were complete stay so")
+                os._exit(INTERRUPTED)
+            if not self.code:
+                self.code = 128 + byte[0]
+                again = "; Ctrl-C once more ends at once" if byte[0] == signal.SIGINT else ""
+                name = signal.Signals(byte[0]).name
+                logger.info("%s: finishing the steps under way, then saving%s", name, again)

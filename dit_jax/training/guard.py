@@ -1,0 +1,100 @@
+"""Steps whose loss or gradient is not finite: left out on the devices, counted there, told at log points.
+
+The state never takes such a step, so no checkpoint can hold one. Too many in a row end the run.
+"""
+
+import logging
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dit_jax.diffusion.objective import QUARTERS
+from dit_jax.errors import UserError
+from dit_jax.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+Counts = dict[str, jax.Array]
+
+
+def zero_counts(bad_run: int = 0) -> Counts:
+    """Counts of no step at all, after `bad_run` bad ones in a row."""
+    return {
+        "bad_steps": jnp.zeros(()),
+        "bad_quarters": jnp.zeros(QUARTERS),  # bad steps with a loss that was not finite in this quarter of the noise
+        "last_bad_step": jnp.zeros((), jnp.int32),
+        "bad_run": jnp.int32(bad_run),  # in a row, until now
+        "longest_bad_run": jnp.int32(bad_run),
+    }
+
+
+def take(good: jax.Array, new: TrainState, old: TrainState) -> TrainState:
+    """`new`, or, where `good` is false, `old` with the step of `new`: the data go on, the weights stay."""
+    chosen = jax.tree.map(partial(jnp.where, good), new, old)
+    return TrainState(new.step, chosen.params, chosen.ema_params, chosen.opt_state)
+
+
+def tally(good: jax.Array, metrics: Counts) -> Counts:
+    """A step's metrics with its counts; those of a bad step are 0, so that they cannot spoil a mean."""
+    counted = jax.tree.map(lambda value: jnp.where(good, value, 0), metrics)
+    bad = 1 - good.astype(jnp.float32)
+    return counted | {"bad_steps": bad, "bad_quarters": bad * ~jnp.isfinite(metrics["quarter_loss"])}
+
+
+def add(sums: Counts, metrics: Counts, step: jax.Array) -> Counts:
+    """The sums with the metrics of step number `step` added."""
+    bad = metrics["bad_steps"] > 0
+    bad_run = jnp.where(bad, sums["bad_run"] + 1, 0)
+    return {name: sums[name] + metrics[name] for name in metrics} | {
+        "last_bad_step": jnp.where(bad, step, sums["last_bad_step"]),
+        "bad_run": bad_run,
+        "longest_bad_run": jnp.maximum(sums["longest_bad_run"], bad_run),
+    }
+
+
+def describe(host: dict[str, np.ndarray]) -> str:
+    """`3 steps, the last of them 1,234, noise quarters 2 and 3 of 4`, from sums that were fetched."""
+    quarters = [str(i + 1) for i in np.flatnonzero(host["bad_quarters"])]
+    where = f"with noise of quarter {', '.join(quarters)} of {QUARTERS}" if quarters else "in the gradient alone"
+    return f"{int(host['bad_steps']):,} up to step {int(host['last_bad_step']):,}, {where}"
+
+
+def check(sums: Counts, most: int) -> None:
+    """Reads the counts from the devices; ends a run that had `most` bad steps in a row.
+
+    Raises:
+      UserError: what happened, and what to lower.
+    """
+    counts: Any = jax.device_get({name: sums[name] for name in sums if "bad" in name})
+    if counts["longest_bad_run"] >= most:
+        raise UserError(
+            f"{int(counts['longest_bad_run']):,} steps in a row had a loss or gradient that is not finite "
+            f"({describe(counts)}; train.max_bad_steps={most}): lower optimizer.learning_rate, or use "
+            "model.dtype=float32; the checkpoints hold finite weights"
+        )
+
+
+@jax.jit
+def is_finite(state: TrainState) -> jax.Array:
+    """Whether every number of a state is finite, bool scalar."""
+    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]))
+
+
+def check_state(state: TrainState) -> None:
+    """Refuses weights that overflowed in an update whose gradient was finite.
+
+    Raises:
+      UserError: the step, and what to lower.
+    """
+    if not is_finite(state):
+        raise UserError(
+            f"the weights at step {int(state.step):,} are not finite, and are not saved: lower optimizer.learning_rate"
+        )
+
+
+def warn(host: dict[str, np.ndarray]) -> None:
+    """Says so on stderr if there were bad steps."""
+    if host["bad_steps"]:
+        logger.warning("steps left out, as loss or gradient is not finite: %s", describe(host))

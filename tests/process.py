@@ -1,0 +1,60 @@
+"""main.py in a process of its own, on a model so small that it compiles in seconds, and what it leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+
+from dit_jax import config as configs
+from dit_jax.experiment import Experiment, resolve
+from dit_jax.training.checkpoint import Checkpointer
+
+SMALL = ["model.patch_size=8", "model.width=16", "model.depth=1", "model.num_heads=2", "model.num_kv_heads=1",
+         "model.class_table_width=8", "train.steps_per_call=2", "train.sample_every=0"]  # fmt: skip
+
+
+def start(data_dir, workdir, cache, *settings, **options):
+    """A training process; `cache` is its folder of compiled programs."""
+    flags = [f"--config.{setting}" for setting in (*SMALL, f"data.data_dir={data_dir}", *settings)]
+    command = [sys.executable, "main.py", "--config", "configs/shapes.py", "--workdir", str(workdir), *flags]
+    cached = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    return subprocess.Popen(command, env=os.environ | cached, stderr=subprocess.PIPE, text=True, **options)
+
+
+def finish(process):
+    """(exit code, lines on stderr) of a process that ends by itself."""
+    _, told = process.communicate(timeout=300)
+    return process.returncode, told.splitlines()
+
+
+def kill(process):
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def wait_for(condition, process):
+    """Waits until something is so; a process that ends before does not stop the waiting's test."""
+    while not condition() and process.poll() is None:
+        time.sleep(0.0005)
+
+
+def last_row(workdir):
+    """The step of the newest row of metrics.jsonl, 0 without one."""
+    path = workdir / "metrics.jsonl"
+    rows = [line for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+    return json.loads(rows[-1])["step"] if rows else 0
+
+
+def checkpoints(workdir):
+    """The steps of the complete ones."""
+    return sorted(int(p.name) for p in workdir.glob("checkpoints/*") if p.name.isdigit())
+
+
+def final_state(workdir):
+    experiment = Experiment(resolve(configs.read(workdir)))
+    with Checkpointer(workdir, 3, read_only=True) as checkpointer:
+        return jax.device_get(checkpointer.restore(experiment.abstract_state()))

@@ -1,0 +1,245 @@
+"""Training processes that are killed, asked to end, starved of disk, doubled. The answer is the undisturbed run."""
+
+import json
+import random
+import resource
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from dit_jax import jobs
+from dit_jax.data import shapes
+from dit_jax.errors import UserError
+from dit_jax.lock import only_trainer
+from tests import process, tiny
+
+EVERY = 40  # steps between checkpoints
+SETTINGS = [f"train.checkpoint_every={EVERY}", "train.log_every=2"]
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory):
+    """(data_dir of 64 images, folder of compiled programs)"""
+    folder = tmp_path_factory.mktemp("faults")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "NUM_EXAMPLES", {"train": 64, "test": 10})
+        shapes.prepare(folder / "data")
+    return folder / "data", folder / "cache"
+
+
+def undisturbed(place, workdir, *settings):
+    """The final state of a run that nobody disturbed; compiled afresh where it is the first."""
+    code, told = process.finish(process.start(place[0], workdir, place[1], *settings))
+    assert code == 0, told
+    return process.final_state(workdir)
+
+
+def assert_same_run(workdir, expected):
+    jax.tree.map(np.testing.assert_array_equal, process.final_state(workdir), expected)
+
+
+MOMENTS = ("start", "step", "save")
+
+
+def kill_somewhere(run, workdir, moment, rng):
+    """Lets a process come so far, then kills it; returns (newest row, whether a save was under way)."""
+    had = process.checkpoints(workdir)
+    if moment == "start":  # imports, restore, compile, first steps: whatever it comes to
+        time.sleep(rng.uniform(0, 8))
+    else:
+        process.wait_for(lambda: process.checkpoints(workdir) != had, run)
+        time.sleep(rng.uniform(0, 0.3))
+    if moment == "save":
+        process.wait_for(lambda: any(workdir.glob("checkpoints/*.orbax-checkpoint-tmp")), run)
+        time.sleep(rng.uniform(0, 0.05))
+    process.kill(run)
+    return process.last_row(workdir), any(workdir.glob("checkpoints/*.orbax-checkpoint-tmp"))
+
+
+def killed_and_resumed(place, folder, kills, steps):
+    """Kills one run so many times and asserts what a kill may cost; returns how many of them were within a save."""
+    rng, settings, in_save = random.Random(steps), [*SETTINGS, f"train.steps={steps}"], 0
+    expected = undisturbed(place, folder / "whole", *settings)
+    workdir = folder / "killed"
+    for i in range(kills):
+        run = process.start(place[0], workdir, place[1], *settings)
+        at, now_saving = kill_somewhere(run, workdir, MOMENTS[(i + 1) % 3], rng)
+        assert run.returncode == -signal.SIGKILL, "the run was over before its kill: give it more steps"
+        newest = max(process.checkpoints(workdir), default=0)
+        # One interval, and what was done while the save before was still being written.
+        assert at - newest <= (2 if now_saving else 1) * EVERY
+        in_save += now_saving
+    code, told = process.finish(process.start(place[0], workdir, place[1], *settings))
+    assert code == 0, told
+    assert any(f"resuming {workdir} at step" in line for line in told)
+    assert_same_run(workdir, expected)
+    steps_logged = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert steps_logged == list(range(2, steps + 1, 2))  # none lost, none twice
+    return in_save
+
+
+def test_two_kills_cost_no_bit(place, tmp_path):
+    killed_and_resumed(place, tmp_path, kills=2, steps=400)
+
+
+@pytest.mark.slow
+def test_twenty_kills_cost_no_bit(place, tmp_path):
+    assert killed_and_resumed(place, tmp_path, kills=20, steps=6000) >= 3
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_asked_to_end_saves_and_goes_on(number, code, place, tmp_path):
+    settings = [f"train.checkpoint_every={10**6}", "train.log_every=2", "train.steps=4000"]
+    run = process.start(place[0], tmp_path, place[1], *settings)
+    process.wait_for(lambda: process.last_row(tmp_path) >= 6, run)
+    asked = time.monotonic()
+    run.send_signal(number)
+    got, told = process.finish(run)
+    assert time.monotonic() - asked < 20  # a second or two; the machine may be busy
+    assert got == code, told
+    (saved,) = process.checkpoints(tmp_path)  # none was due: this is the one made on request
+    assert f"{signal.Signals(number).name}: finishing the steps under way, then saving" in "\n".join(told)
+    assert told[-1] == f"saved step {saved} of 4000 in {tmp_path}; the same command goes on"
+    assert 6 <= saved < 4000
+    assert not (tmp_path / ".lock").exists()
+
+
+def in_process(workdir, **settings):
+    return jobs.train(tiny.config(**settings), workdir, None)
+
+
+@pytest.fixture
+def tiny_data(monkeypatch):
+    tiny.install(monkeypatch)
+
+
+def state_in(workdir):
+    return process.final_state(workdir)
+
+
+class Timed:
+    """A clock that is past any limit after so many questions."""
+
+    def __init__(self, questions):
+        self.left = questions
+
+    def __call__(self):
+        self.left -= 1
+        return 1e6 if self.left < 0 else 0.0
+
+
+def test_a_run_that_ends_by_its_time_limit_goes_on_to_the_bit(tiny_data, tmp_path, monkeypatch):
+    assert in_process(tmp_path / "whole", train__steps=7) == 0
+    stop, codes = jobs.Stop, []
+    for _ in range(5):
+        monkeypatch.setattr(jobs, "Stop", lambda seconds: stop(seconds, Timed(3)))
+        codes.append(in_process(tmp_path / "parts", train__steps=7, train__max_seconds=60.0))
+        if not codes[-1]:
+            break
+    assert codes[0] == 75
+    assert codes[-1] == 0
+    assert_same_run(tmp_path / "parts", state_in(tmp_path / "whole"))
+
+
+def test_a_clock_that_jumps_changes_nothing(tiny_data, tmp_path, monkeypatch):
+    in_process(tmp_path / "whole", train__steps=6)
+    rng, real = random.Random(0), time.time
+    monkeypatch.setattr(time, "time", lambda: real() + rng.uniform(-1, 1) * 86_400)
+    in_process(tmp_path / "jumping", train__steps=4)
+    in_process(tmp_path / "jumping", train__steps=6)
+    assert_same_run(tmp_path / "jumping", state_in(tmp_path / "whole"))
+    rows = [json.loads(line) for line in (tmp_path / "jumping" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    assert all(0 < row["images_per_s"] < 1e6 for row in rows)
+
+
+def test_a_second_trainer_is_refused_and_touches_nothing(tiny_data, tmp_path, capfd):
+    in_process(tmp_path, train__steps=2)
+    with only_trainer(tmp_path):
+        before = tiny.snapshot(tmp_path)
+        done = tiny.run_main(capfd, *tiny.flags(train__steps=4), "--workdir", tmp_path)
+        assert tiny.snapshot(tmp_path) == before
+    assert done.code == 2
+    assert len(done.err) == 1
+    assert "another training run has it (process" in done.err[0]
+
+
+def test_a_learning_rate_that_blows_up_ends_in_one_line_with_finite_checkpoints(tiny_data, tmp_path, capfd, caplog):
+    settings = {"optimizer__learning_rate": 1e25, "train__steps": 60, "train__checkpoint_every": 1}
+    done = tiny.run_main(capfd, *tiny.flags(**settings), "--workdir", tmp_path)
+    assert done.code == 2
+    errors = [line for line in done.err if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "10 steps in a row had a loss or gradient that is not finite" in errors[0]
+    assert "lower optimizer.learning_rate" in errors[0]
+    assert "steps left out, as loss or gradient is not finite: 2 up to step" in caplog.text
+    assert not any("Traceback" in line for line in done.err)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state_in(tmp_path)))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["bad_steps"] == 2
+    assert rows[-1]["loss"] is None
+
+
+def limit_files():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+
+def test_a_disk_that_is_full_is_one_line_and_the_older_checkpoint_stays(place, tmp_path):
+    """A limit on the size of files stands for the disk's; metrics.jsonl and the events stay below it here."""
+    settings = ["train.checkpoint_every=4", "train.log_every=4", "train.steps=4"]
+    code, told = process.finish(process.start(place[0], tmp_path, place[1], *settings))
+    assert code == 0, told
+    settings[-1] = "train.steps=40"
+    code, told = process.finish(process.start(place[0], tmp_path, place[1], *settings, preexec_fn=limit_files))
+    assert code == 2, told
+    errors = [line for line in told if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "cannot be written (File too large): mend that, and the same command goes on" in errors[0]
+    assert not any("Traceback" in line for line in told), told
+    assert process.checkpoints(tmp_path) == [4]
+    code, told = process.finish(process.start(place[0], tmp_path, place[1], *settings))
+    assert code == 0, told
+    assert process.checkpoints(tmp_path)[-1] == 40
+
+
+def test_a_folder_that_may_not_be_written_is_one_line(tiny_data, tmp_path, capfd, monkeypatch):
+    """Root may write anywhere, so the refusal is put in by hand: it comes with the lock, the first file made."""
+
+    def refuse(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("dit_jax.lock.os.open", refuse)
+    done = tiny.run_main(capfd, *tiny.flags(), "--workdir", tmp_path)
+    monkeypatch.undo()
+    assert (done.code, done.err) == (
+        2,
+        [f"error: Permission denied: {tmp_path}/.lock; make room, or name another folder"],
+    )
+
+
+def test_ctrl_c_before_the_first_step_is_one_line(tiny_data, tmp_path, capfd, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs.Experiment, "init_state", interrupted)
+    done = tiny.run_main(capfd, *tiny.flags(), "--workdir", tmp_path)
+    assert done.code == 130
+    assert done.err[-1] == "interrupted"
+    assert process.checkpoints(tmp_path) == []
+    with only_trainer(tmp_path):
+        pass
+
+
+def test_none_whole_is_told_by_the_command(tiny_data, tmp_path, capfd):
+    in_process(tmp_path, train__steps=4)
+    for sums in tmp_path.glob("checkpoints/*/SHA256SUMS"):
+        sums.unlink()
+    for flags in (tiny.flags(train__steps=6), ["--mode=sample"]):
+        done = tiny.run_main(capfd, *flags, "--workdir", tmp_path)
+        assert done.code == 2
+        assert "error: none of the checkpoints [4, 2] in" in done.err[-1]
+    with pytest.raises(UserError, match="none of the checkpoints"):
+        in_process(tmp_path, train__steps=6)

@@ -1,0 +1,79 @@
+"""Signals and the time limit: asked for once, told once, and a second Ctrl-C does not wait."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from dit_jax.stop import Stop
+
+
+def ask_until_true(stop):
+    deadline = time.monotonic() + 20
+    while not stop() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return stop()
+
+
+# 128 + the signal's number (15, 2), as shells and schedulers have it.
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_asks_the_run_to_end(number, code):
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with Stop() as stop:
+        stop.listen()
+        assert not stop()
+        os.kill(os.getpid(), number)
+        assert ask_until_true(stop)
+        assert stop.code == code
+        os.kill(os.getpid(), signal.SIGTERM)  # asked again: already on its way
+        time.sleep(0.05)
+        assert stop.code == code
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    assert not any(thread.name == "signals" for thread in threading.enumerate())
+
+
+def test_before_it_listens_a_signal_is_pythons():
+    with Stop(), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_the_time_limit_is_of_a_clock_that_cannot_jump(monkeypatch):
+    now = [1000.0]
+    stop = Stop(60.0, clock=lambda: now[0])
+    unlimited = Stop(0.0, clock=lambda: now[0])
+    now[0] = 1059.9
+    assert not stop()
+    now[0] = 1060.0
+    assert stop()
+    assert stop.code == 75  # EX_TEMPFAIL of sysexits.h
+    now[0] = 1e9
+    assert not unlimited()
+    monkeypatch.setattr(time, "time", lambda: 4e9)
+    assert not Stop(60.0)()
+
+
+BUSY = """
+import hashlib
+from dit_jax.stop import Stop
+with Stop() as stop:
+    stop.listen()
+    print("listening", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes in C, as a wait for the devices: no Python handler is run
+"""
+
+
+def test_a_second_ctrl_c_ends_a_process_whose_main_thread_is_busy():
+    with subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "listening\n"
+        process.send_signal(signal.SIGINT)
+        try:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.5)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 130
+        finally:
+            process.kill()
