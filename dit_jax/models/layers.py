@@ -49,7 +49,7 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         # Rows of one matrix: with two row axes XLA's backward pass on CPUs makes transposed copies, at half the speed.
-        rows = product("rd,df->rf", self.dtype, x.reshape(-1, x.shape[-1]), kernel)
+        rows = jnp.asarray(product("rd,df->rf", self.dtype, x.reshape(-1, x.shape[-1]), kernel))
         return (rows + bias[None]).reshape(*x.shape[:-1], self.features)
 
 
