@@ -70,7 +70,8 @@ def get_config() -> ConfigDict:
     config.train.sample_every = 5_000  # steps between sample grids in TensorBoard; 0 is never
 
     config.sample = ConfigDict()
-    config.sample.n = 100  # images
+    config.sample.task = "generate"  # generate | interpolate (two noises) | invert | image_to_image | inpaint
+    config.sample.n = 100  # images; of those given, the first n
     config.sample.batch_size = 100  # images at a time, over all devices; bounds the memory
     config.sample.labels = ""  # classes to draw, names or numbers: "cat,dog" or "3,5"; empty is all of them, in turn
     config.sample.seed = 0  # of the noise
@@ -82,5 +83,9 @@ def get_config() -> ConfigDict:
     config.sample.guidance = 1.0  # scale of classifier-free guidance; 1 is none
     config.sample.guidance_from = 0.0  # guide only where from <= t / T <= to (Kynkaanniemi et al. 2024)
     config.sample.guidance_to = 1.0
+    config.sample.images = ""  # to start from: an .npz with `images` (and `labels`), a picture, or a folder of pictures
+    config.sample.mask = ""  # inpaint: a picture of the images' size, white where to draw anew
+    config.sample.strength = 0.6  # image_to_image: share of the steps that is done, 0 (little changes) to 1 (all does)
+    config.sample.denoising = True  # also picture how images come about: denoising.png and denoising.gif
     config.sample.clip_x_0 = True  # keep each predicted x_0 in [-1, 1] (DDPM's code)
     return config

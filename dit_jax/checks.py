@@ -16,6 +16,9 @@ from dit_jax.errors import UserError
 from dit_jax.models.dit import CONDITIONINGS, POSITIONS
 from dit_jax.training.optimizer import SCHEDULES as RATES
 
+TASKS_WITH_IMAGES = ("invert", "image_to_image", "inpaint")
+TASKS = ("generate", "interpolate", *TASKS_WITH_IMAGES)
+
 
 def choice(key: str, value: str, known: Collection[str]) -> None:
     """Refuses a value that is none of `known`."""
@@ -113,6 +116,7 @@ def check_train(c: ConfigDict) -> None:
 def check_sample(config: ConfigDict, info: DatasetInfo) -> None:
     """Checks what is to be sampled, and that the model was trained for it."""
     c, T = config.sample, config.diffusion.num_steps
+    choice("sample.task", c.task, TASKS)
     choice("sample.sampler", c.sampler, SAMPLERS)
     choice("sample.spacing", c.spacing, SPACINGS)
     choice("sample.variance", c.variance, VARIANCES)
@@ -133,6 +137,24 @@ def check_sample(config: ConfigDict, info: DatasetInfo) -> None:
     ordered = f"it must be below sample.guidance_to={c.guidance_to}"
     require(c.guidance_from < c.guidance_to, "sample.guidance_from", c.guidance_from, ordered)
     parse_labels(c.labels, info.class_names)
+    check_task(c)
+
+
+def check_task(c: ConfigDict) -> None:
+    """Checks what is to be done with images that are given."""
+    given = c.task in TASKS_WITH_IMAGES
+    require(
+        bool(c.images) or not given, "sample.task", c.task, "it starts from images; name them by --config.sample.images"
+    )
+    needs = f"sample.task={c.task} starts from noise; leave it empty, or use one of {', '.join(TASKS_WITH_IMAGES)}"
+    require(given or not c.images, "sample.images", c.images, needs)
+    require(
+        bool(c.mask) or c.task != "inpaint", "sample.mask", "''", "inpaint needs a picture, white where to draw anew"
+    )
+    require(0 < c.strength <= 1, "sample.strength", c.strength, "use a share of the steps, above 0 to 1")
+    if c.task == "invert":
+        require(c.sampler == "ddim" and c.eta == 0, "sample.sampler", c.sampler, "only ddim with sample.eta=0 inverts")
+        require(c.guidance == 1, "sample.guidance", c.guidance, "guidance cannot be followed back to noise; use 1")
 
 
 def parse_labels(text: str, class_names: Sequence[str]) -> list[int]:

@@ -3,11 +3,11 @@
 config -> resolve -> Experiment -> jobs.train, jobs.sample
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from dit_jax import checks
 from dit_jax import config as configs
 from dit_jax.data import datasets
-from dit_jax.diffusion import guidance, sampling
+from dit_jax.diffusion import guidance, sampling, tasks
 from dit_jax.diffusion.objective import loss_weights
 from dit_jax.diffusion.schedule import Schedule, make_schedule
 from dit_jax.diffusion.spacing import SPACINGS
@@ -165,43 +165,51 @@ class Experiment:
 
     def sampler(self, sampler: str | None = None, steps: int | None = None) -> Sample:
         """sample(params, key, labels, first=0): jitted; see `make_sample`. The arguments replace the config's."""
+        return make_sample(self, self.plan(self.timesteps(steps), sampler))
+
+    def timesteps(self, steps: int | None = None) -> np.ndarray:
+        """The timesteps that sampling visits, int [steps]."""
         c = self.config.sample
-        timesteps = SPACINGS[c.spacing](self.schedule, steps or c.steps)
-        plan = sampling.SAMPLERS[sampler or c.sampler](self.schedule, timesteps, c.variance, c.eta)
-        interval = guidance.guidance_interval(self.schedule.num_steps, c.guidance_from, c.guidance_to)
-        return make_sample(self, plan, c.guidance, interval, c.clip_x_0)
+        return SPACINGS[c.spacing](self.schedule, steps or c.steps)
+
+    def plan(self, timesteps: np.ndarray, sampler: str | None = None) -> sampling.Plan:
+        """The sampler's table over some timesteps."""
+        c = self.config.sample
+        return sampling.SAMPLERS[sampler or c.sampler](self.schedule, timesteps, c.variance, c.eta)
 
 
-def make_sample(
-    experiment: Experiment, plan: sampling.Plan, scale: float, interval: np.ndarray, clip_x_0: bool
-) -> Sample:
-    """sample(params, key, labels int [B], first=0) -> float32 images [B, H, W, C] in about [-1, 1].
+def make_sample(experiment: Experiment, plan: sampling.Plan, draw: tasks.Draw = tasks.generate) -> Sample:
+    """sample(params, key, labels int [B], first=0, inputs=()) -> float32 images [B, H, W, C] in about [-1, 1].
 
     Image b draws its noise from fold_in(key, first + b) alone, whatever the batch. The batch is spread over the mesh
-    and padded to fill it. One compile serves every batch of one size.
+    and padded to fill it. One compile serves every batch of one size. `inputs` [B, ...] are those that `draw` takes.
     """
-    schedule, mesh = experiment.schedule, experiment.mesh
+    c, schedule, mesh = experiment.config.sample, experiment.schedule, experiment.mesh
+    interval = guidance.guidance_interval(schedule.num_steps, c.guidance_from, c.guidance_to)
     prediction, shape = experiment.config.diffusion.prediction, experiment.info.image_shape
     null_class = len(experiment.info.class_names)
 
-    def per_device(params: Params, key: jax.Array, labels_B: jax.Array, index_B: jax.Array) -> jax.Array:
+    def per_device(params: Params, key: jax.Array, labels_B: jax.Array, index_B: jax.Array, inputs: Any) -> jax.Array:
         network = partial(experiment.apply, params)
-        predict = guidance.guided(network, labels_B, null_class, scale, interval)
-        denoise = guidance.denoiser(predict, schedule, prediction, clip_x_0)
-        keys_B = sampling.image_keys(key, index_B)
-        return sampling.sample(denoise, plan, sampling.start(schedule, plan, keys_B, shape), keys_B)
+        predict = guidance.guided(network, labels_B, null_class, c.guidance, interval)
+        denoise = guidance.denoiser(predict, schedule, prediction, c.clip_x_0)
+        return draw(denoise, schedule, plan, sampling.image_keys(key, index_B), shape, *inputs)
 
     whole, split = sharding.REPLICATED, sharding.SPLIT
     mapped = jax.jit(
-        jax.shard_map(per_device, mesh=mesh, in_specs=(whole, whole, split, split), out_specs=split, check_vma=False)
+        jax.shard_map(
+            per_device, mesh=mesh, in_specs=(whole, whole, split, split, split), out_specs=split, check_vma=False
+        )
     )
 
-    def sample(params: Params, key: jax.Array, labels: np.ndarray | jax.Array, first: int = 0) -> jax.Array:
+    def sample(
+        params: Params, key: jax.Array, labels: np.ndarray | jax.Array, first: int = 0, inputs: Sequence[Any] = ()
+    ) -> jax.Array:
         labels = np.asarray(labels, np.int32)
         checks.label_range(labels, experiment.info.class_names)
         index = np.arange(first, first + len(labels), dtype=np.int32)
-        padding = (0, -len(labels) % mesh.size)
-        return mapped(params, key, np.pad(labels, padding), np.pad(index, padding))[: len(labels)]
+        fill = lambda x: np.resize(x, (len(x) + -len(x) % mesh.size, *x.shape[1:]))  # noqa: E731
+        return mapped(params, key, fill(labels), fill(index), tuple(map(fill, inputs)))[: len(labels)]
 
     return sample
 
@@ -214,6 +222,11 @@ class Run:
     step: int
     ema_params: Params
     sample: Sample
+
+    def task(self, draw: tasks.Draw, timesteps: np.ndarray | None = None) -> Sample:
+        """The config's sampler for another task, over all of its timesteps or those given."""
+        plan = self.experiment.plan(self.experiment.timesteps() if timesteps is None else timesteps)
+        return make_sample(self.experiment, plan, draw)
 
 
 def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:

@@ -1,4 +1,4 @@
-"""The modes of main.py: train a run, sample from one. experiment.py computes, reporting shows."""
+"""The modes of main.py: train a run; draw.py samples from one. experiment.py computes, reporting shows."""
 
 import contextlib
 import logging
@@ -15,11 +15,10 @@ from dit_jax import experiment as experiments
 from dit_jax.checks import require
 from dit_jax.data import datasets
 from dit_jax.data.pipeline import steps_per_epoch
-from dit_jax.errors import UserError
+from dit_jax.draw import sample
 from dit_jax.experiment import Experiment
-from dit_jax.files import replacing
 from dit_jax.lock import only_trainer
-from dit_jax.reporting.images import label_grid, save_png, to_uint8
+from dit_jax.reporting.images import label_grid, to_uint8
 from dit_jax.reporting.plots import plot_loss
 from dit_jax.reporting.progress import Progress
 from dit_jax.reporting.writer import MetricWriter, create_writer
@@ -27,9 +26,9 @@ from dit_jax.stop import Stop
 from dit_jax.training import loop, sharding
 from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.state import TrainState
+from dit_jax.workdir import check_workdir, make_folder
 
 logger = logging.getLogger(__name__)
-SAMPLE_FREE_KEYS = (*configs.FREE_KEYS, "model.dtype", "model.remat")  # the same weights, other arithmetic
 WATCH_PER_CLASS, WATCH_CLASSES, WATCH_STEPS = 4, 10, 25  # the grid drawn while training: DDIM, small and quick
 
 
@@ -89,18 +88,6 @@ def finished(workdir: Path, step: int) -> None:
         plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
 
 
-def check_workdir(workdir: Path, config: ConfigDict, free: tuple[str, ...] = configs.FREE_KEYS) -> None:
-    """Refuses a workdir that is a file, or that holds a run of another config, `free` keys aside; touches nothing."""
-    require(not workdir.exists() or workdir.is_dir(), "--workdir", workdir, "it is a file; name a folder")
-    if configs.path_of(workdir).exists():
-        changed = configs.differences(configs.read(workdir), config, free)
-        if changed:
-            listed = "; ".join(changed)
-            raise UserError(f"--workdir={workdir} holds a run of another config ({listed}); use another workdir")
-    elif any((workdir / "checkpoints").glob("[0-9]*")):
-        raise UserError(f"--workdir={workdir} has checkpoints but no config.json; restore it, or use another workdir")
-
-
 def warn_of_new_decay(workdir: Path, config: ConfigDict, step: int) -> None:
     """Says so when a resumed run's cosine rate now ends at another step: it is then no longer the run it was."""
     if step and config.optimizer.schedule == "cosine":
@@ -108,16 +95,6 @@ def warn_of_new_decay(workdir: Path, config: ConfigDict, step: int) -> None:
         if before != config.train.steps:
             change = f"{before} -> {config.train.steps}"
             logger.warning("train.steps: %s moves the end of the cosine rate; from here on this is another run", change)
-
-
-def make_folder(folder: Path, flag: str) -> None:
-    """Makes a folder and those above it; `flag` names it in the error."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{flag}={folder} cannot be made ({error.strerror}); name a folder that you may write"
-        ) from None
 
 
 def pace_of(config: ConfigDict) -> loop.Pace:
@@ -167,39 +144,6 @@ def watch_samples(
     labels = np.repeat(np.arange(min(len(names), WATCH_CLASSES)), WATCH_PER_CLASS)
     images = to_uint8(np.asarray(sample(state.ema_params, jax.random.key(experiment.config.sample.seed), labels)))
     writer.write_images(step, {"samples": label_grid(images, labels, names)[None]})
-
-
-def sample(config: ConfigDict, workdir: Path, out: Path | None) -> None:
-    """Draws `sample.n` images with the EMA weights: `samples.npz` and `grid.png` in `out` (default: WORKDIR/samples).
-
-    Raises:
-      UserError: no checkpoint, one of another config, or `out` is a file.
-    """
-    check_workdir(workdir, config, SAMPLE_FREE_KEYS)
-    out = out or workdir / "samples"
-    require(not out.exists() or out.is_dir(), "--out", out, "it is a file; name a folder")
-    run = experiments.load(workdir, config)
-    make_folder(out, "--out")
-    labels = run.experiment.labels()
-    images = draw_all(run, labels, config.sample.batch_size, config.sample.seed)
-    with replacing(out / "samples.npz") as temporary, temporary.open("wb") as file:
-        np.savez(file, images=images, labels=labels)
-    save_png(out / "grid.png", label_grid(images, labels, run.experiment.info.class_names))
-    logger.info("step %d: %d images in %s and %s", run.step, len(images), out / "samples.npz", out / "grid.png")
-
-
-def draw_all(run: experiments.Run, labels: np.ndarray, batch_size: int, seed: int) -> np.ndarray:
-    """Images uint8 [n, H, W, C] for labels [n], a batch at a time; the last is filled up, so one compile serves all."""
-    key, n = jax.random.key(seed), len(labels)
-    batch_size = min(batch_size, n)
-    images = np.empty((n, *run.experiment.info.image_shape), np.uint8)
-    with Progress(n, "image") as progress:
-        for first in range(0, n, batch_size):
-            batch = np.resize(labels[first : first + batch_size], batch_size)
-            drawn = to_uint8(np.asarray(run.sample(run.ema_params, key, batch, first)))
-            images[first : first + batch_size] = drawn[: n - first]
-            progress.update(min(first + batch_size, n))
-    return images
 
 
 MODES = {"train": train, "sample": sample}

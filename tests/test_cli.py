@@ -239,6 +239,28 @@ SAMPLE_MISTAKES = {
     "another config file": (["--config=configs/shapes.py"], "another config (data.flip"),
     "label": (["--config.sample.labels=0,3"], "there is no class '3'; the classes are 0 red"),
     "guidance": (["--config.sample.guidance=-2"], "sample.guidance=-2.0"),
+    "task": (["--config.sample.task=dream"], "sample.task=dream is not known"),
+    "no images": (["--config.sample.task=image_to_image"], "name them by --config.sample.images"),
+    "images for nothing": (["--config.sample.images={tmp}/file"], "sample.images="),
+    "images missing": (
+        ["--config.sample.task=image_to_image", "--config.sample.images={tmp}/nothing.npz"],
+        "there is no such file",
+    ),
+    "no mask": (["--config.sample.task=inpaint", "--config.sample.images={tmp}/file"], "needs a picture, white where"),
+    "strength": (["--config.sample.strength=0"], "sample.strength=0.0"),
+    "inversion by another sampler": (
+        ["--config.sample.task=invert", "--config.sample.images={tmp}/file"],
+        "only ddim with sample.eta=0 inverts",
+    ),
+    "inversion with guidance": (
+        [
+            "--config.sample.task=invert",
+            "--config.sample.images={tmp}/file",
+            "--config.sample.sampler=ddim",
+            "--config.sample.guidance=2",
+        ],
+        "guidance cannot be followed back",
+    ),
     "out is a file": (["--out={tmp}/file"], "it is a file"),
     "out below a file": (["--out={tmp}/file/x"], "cannot be made"),
     "no workdir": (["--workdir={tmp}/nothing"], "no such folder; train first"),

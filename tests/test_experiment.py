@@ -9,6 +9,7 @@ import pytest
 
 import dit_jax
 from dit_jax import jobs
+from dit_jax.draw import draw_all
 from dit_jax.errors import UserError
 from dit_jax.experiment import load
 from dit_jax.training import loop
@@ -31,7 +32,7 @@ def draw(workdir, monkeypatch, devices=1, n=7, batch_size=4, **more):
     tiny.install(monkeypatch)
     tiny.on_devices(monkeypatch, devices)
     run = load(workdir, tiny.config(sample__n=n, train__steps=4, **more))
-    return jobs.draw_all(run, run.experiment.labels(), batch_size, 3)
+    return draw_all(run, run.experiment.labels(), batch_size, 3)
 
 
 @pytest.fixture(scope="module")

@@ -151,24 +151,43 @@ def is_stochastic(plan: Plan) -> bool:
     return bool(np.any(plan.noise))
 
 
-def sample(
-    denoise: Denoiser,
-    plan: Plan,
-    x_T: jax.Array,
-    keys_B: jax.Array,
-    amend: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
-) -> jax.Array:
+Amend = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def sample(denoise: Denoiser, plan: Plan, x_T: jax.Array, keys_B: jax.Array, amend: Amend | None = None) -> jax.Array:
     """Runs a plan from noise x_T [B, H, W, C] to images, float32 and not clipped; row r adds draw r + 1 of each key.
 
     `amend(x, draw)`, if given, changes x after each row, which was number draw = r + 1.
     """
+    return _run(denoise, plan, x_T, keys_B, np.zeros(0, int), amend)[0]
+
+
+def trajectory(
+    denoise: Denoiser, plan: Plan, x_T: jax.Array, keys_B: jax.Array, watched: np.ndarray
+) -> tuple[jax.Array, jax.Array]:
+    """(x_t, predicted x_0) at the rows `watched` of a plan, and the images that it ends with: [B, rows + 1, H, W, C].
+
+    The memory is that of the rows watched, however many the plan has.
+    """
+    x, seen = _run(denoise, plan, x_T, keys_B, watched, None)
+    x_t, x_0 = jnp.concatenate([seen, jnp.stack([x, x])[None]]).transpose(1, 2, 0, *range(3, seen.ndim))
+    return x_t, x_0
+
+
+def _run(
+    denoise: Denoiser, plan: Plan, x_T: jax.Array, keys_B: jax.Array, watched: np.ndarray, amend: Amend | None
+) -> tuple[jax.Array, jax.Array]:
+    """The images, and (x_t, x_0) at the rows `watched`: [rows, 2, B, H, W, C]."""
     stochastic = is_stochastic(plan)
     rows = Plan(jnp.asarray(plan.t, jnp.int32), *(jnp.asarray(c, jnp.float32) for c in plan[1:]))
+    slots = np.full(len(plan.t), len(watched))  # where a row's picture is kept; beyond the end it is not
+    slots[watched] = np.arange(len(watched))
 
-    def step(carry: tuple[jax.Array, ...], scanned: tuple[jax.Array, Plan]) -> tuple[tuple[jax.Array, ...], None]:
-        x, base, x_0_prev, eps_prev = carry
-        draw, row = scanned
+    def step(carry: Any, scanned: tuple[jax.Array, jax.Array, Plan]) -> tuple[Any, None]:
+        (x, base, x_0_prev, eps_prev), seen = carry
+        draw, slot, row = scanned
         x_0, eps = denoise(x, jnp.full(x.shape[:1], row.t))
+        seen = seen.at[slot].set(jnp.stack([x, x_0]), mode="drop") if len(watched) else seen
         base = jnp.where(row.keep > 0, x, base)
         x = row.x * x + row.base * base + row.x_0 * x_0 + row.x_0_prev * x_0_prev
         x = x + row.eps * eps + row.eps_prev * eps_prev
@@ -176,8 +195,9 @@ def sample(
             x = x + row.noise * image_noise(keys_B, draw, x.shape[1:])
         if amend is not None:
             x = amend(x, draw)
-        return (x, base, x_0, eps), None
+        return ((x, base, x_0, eps), seen), None
 
-    zeros = jnp.zeros_like(x_T)
-    carry, _ = jax.lax.scan(step, (x_T, x_T, zeros, zeros), (jnp.arange(1, len(plan.t) + 1), rows))
-    return carry[0]
+    zeros, seen = jnp.zeros_like(x_T), jnp.zeros((len(watched), 2, *x_T.shape))
+    scanned = jnp.arange(1, len(plan.t) + 1), jnp.asarray(slots), rows
+    ((x, *_), seen), _ = jax.lax.scan(step, ((x_T, x_T, zeros, zeros), seen), scanned)
+    return x, seen

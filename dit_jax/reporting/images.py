@@ -52,7 +52,7 @@ def label_grid(
     groups = [(class_names[int(k)], images[labels == k][: columns or COLUMNS]) for k in np.unique(labels)]
     row_height = max(images.shape[1] * scale + 2 * PADDING, MIN_FONT + 2)
     cell_width = images.shape[2] * scale + 2 * PADDING
-    font = ImageFont.load_default(size=min(max(row_height // 4, MIN_FONT), MAX_FONT))
+    font = ImageFont.load_default(size=to_font_size(row_height))
     names = [_fit(name, font) for name, _ in groups]
 
     name_width = round(max(font.getlength(name) for name in names)) + MARGIN
@@ -65,8 +65,8 @@ def label_grid(
         left, middle = MARGIN + block * block_width + name_width, MARGIN + row * row_height + row_height // 2
         draw.text((left - MARGIN, middle), name, fill=INK, font=font, anchor="rm")
         for j, image in enumerate(group):
-            tile = _tile(image, scale)
-            canvas.paste(tile, (left + j * cell_width + PADDING, middle - tile.height // 2))
+            picture = tile(image, scale)
+            canvas.paste(picture, (left + j * cell_width + PADDING, middle - picture.height // 2))
     return np.asarray(canvas)
 
 
@@ -85,6 +85,11 @@ def _check(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -
         raise ValueError(f"labels are {labels.min()}..{labels.max()}; there are {len(class_names)} class names")
 
 
+def to_font_size(row_height: int) -> int:
+    """The size of the words beside a row of images, in pixels."""
+    return min(max(row_height // 4, MIN_FONT), MAX_FONT)
+
+
 def _fit(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """Returns the name, shortened with an ellipsis if it is wider than MAX_NAME_EMS."""
     widest = MAX_NAME_EMS * font.getlength("M")
@@ -95,7 +100,7 @@ def _fit(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     return name.rstrip(" ,") + "…"
 
 
-def _tile(image: np.ndarray, scale: int) -> Image.Image:
+def tile(image: np.ndarray, scale: int) -> Image.Image:
     """Returns one image [H, W, C] in RGB, each pixel a square of `scale`: enlarging must not invent smoothness."""
     height, width, _ = image.shape
     picture = Image.fromarray(np.broadcast_to(image, (height, width, 3)).copy())

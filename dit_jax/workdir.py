@@ -1,0 +1,33 @@
+"""The folder of a run: whether a job may use it, and making it."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from dit_jax import config as configs
+from dit_jax.checks import require
+from dit_jax.errors import UserError
+
+SAMPLE_FREE_KEYS = (*configs.FREE_KEYS, "model.dtype", "model.remat")  # the same weights, other arithmetic
+
+
+def check_workdir(workdir: Path, config: ConfigDict, free: tuple[str, ...] = configs.FREE_KEYS) -> None:
+    """Refuses a workdir that is a file, or that holds a run of another config, `free` keys aside; touches nothing."""
+    require(not workdir.exists() or workdir.is_dir(), "--workdir", workdir, "it is a file; name a folder")
+    if configs.path_of(workdir).exists():
+        changed = configs.differences(configs.read(workdir), config, free)
+        if changed:
+            listed = "; ".join(changed)
+            raise UserError(f"--workdir={workdir} holds a run of another config ({listed}); use another workdir")
+    elif any((workdir / "checkpoints").glob("[0-9]*")):
+        raise UserError(f"--workdir={workdir} has checkpoints but no config.json; restore it, or use another workdir")
+
+
+def make_folder(folder: Path, flag: str) -> None:
+    """Makes a folder and those above it; `flag` names it in the error."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{flag}={folder} cannot be made ({error.strerror}); name a folder that you may write"
+        ) from None

@@ -1,0 +1,71 @@
+"""Images of the user's own: what is read, and the line for what is not."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dit_jax.data.images import read_images, read_mask
+from dit_jax.errors import UserError
+
+SHAPE = (4, 6, 3)
+PIXELS = np.arange(2 * 72, dtype=np.uint8).reshape(2, *SHAPE)
+
+
+def test_an_npz(tmp_path):
+    np.savez(tmp_path / "a.npz", images=PIXELS, labels=[2, 1])
+    images, labels = read_images(tmp_path / "a.npz", SHAPE, "k")
+    np.testing.assert_array_equal(images, PIXELS)
+    assert labels.tolist() == [2, 1]
+
+
+def test_pictures_in_order_of_name(tmp_path):
+    for name, pixels in (("b.png", PIXELS[1]), ("a.PNG", PIXELS[0])):
+        Image.fromarray(pixels).save(tmp_path / name, "PNG")
+    (tmp_path / "notes.txt").write_text("not a picture")
+    images, labels = read_images(tmp_path, SHAPE, "k")
+    np.testing.assert_array_equal(images, PIXELS)
+    assert labels is None
+    np.testing.assert_array_equal(read_images(tmp_path / "b.png", SHAPE, "k")[0], PIXELS[1:])
+
+
+def test_a_mask_is_where_it_is_white(tmp_path):
+    Image.fromarray(np.array([[0, 127, 128, 255]], np.uint8)).save(tmp_path / "m.png")
+    assert read_mask(tmp_path / "m.png", 1, 4, "k")[:, :, 0].tolist() == [[False, False, True, True]]
+
+
+def npz(**arrays):
+    return lambda folder: np.savez(folder / "x.npz", **arrays) or folder / "x.npz"
+
+
+def text(name):
+    return lambda folder: (folder / name).write_text("no picture") and folder / name
+
+
+MISTAKES = {
+    "nothing there": (lambda folder: folder / "none.png", "there is no such file"),
+    "an empty folder": (lambda folder: folder, "no picture in the folder"),
+    "a broken picture": (text("broken.png"), "broken.png is not a picture"),
+    "a broken npz": (text("broken.npz"), "holds no `images`"),
+    "another array": (npz(pictures=PIXELS), "holds no `images`"),
+    "objects": (npz(images=np.array([{}], object)), "holds no `images`"),
+    "floats": (npz(images=PIXELS / 255), "float64"),
+    "another size": (npz(images=PIXELS[:, :3]), "[2, 3, 6, 3]; they must be uint8 [n, 4, 6, 3]"),
+    "no image": (npz(images=PIXELS[:0]), "n >= 1"),
+    "labels of others": (npz(images=PIXELS, labels=[1, 2, 3]), "one label an image"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line(mistake, tmp_path):
+    make, words = MISTAKES[mistake]
+    with pytest.raises(UserError) as caught:
+        read_images(make(tmp_path), SHAPE, "sample.images")
+    assert words in str(caught.value)
+    assert "sample.images" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_picture_of_another_size_is_named(tmp_path):
+    Image.new("RGB", (32, 16)).save(tmp_path / "wide.png")
+    with pytest.raises(UserError, match=r"wide\.png is 32 x 16 pixels; the model takes 6 x 4"):
+        read_images(tmp_path, SHAPE, "sample.images")
