@@ -18,7 +18,7 @@ from dit_jax.training.step import zero_sums
 
 CONFIGS = ["configs/default.py", "configs/shapes.py"]  # cifar10:report is default.py, which a test below says
 # Read where files are, not where the model is built: by jobs.train and jobs.sample.
-READ_BY_JOBS = {"data.data_dir", "train.keep_checkpoints", "sample.batch_size", "sample.seed"}
+READ_BY_JOBS = {"data.data_dir", "train.keep_checkpoints", "train.max_seconds", "sample.batch_size", "sample.seed"}
 
 
 class Recording(ConfigDict):
