@@ -82,7 +82,7 @@ def killed_and_resumed(place, folder, kills, steps):
 
 
 def test_two_kills_cost_no_bit(place, tmp_path):
-    killed_and_resumed(place, tmp_path, kills=2, steps=400)
+    killed_and_resumed(place, tmp_path, kills=2, steps=240)
 
 
 @pytest.mark.slow
