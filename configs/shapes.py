@@ -32,7 +32,8 @@ def get_config() -> ConfigDict:
     config.train.checkpoint_every = 1_000
     config.train.log_every = 100
     config.train.sample_every = 0
-    config.sample.sampler = "heun"
+    config.sample.sampler = "dpmpp_2m"
+    config.sample.spacing = "trailing"
     config.sample.steps = 20
     config.sample.guidance = 4.0
     config.sample.clip_x_0 = False
