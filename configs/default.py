@@ -83,4 +83,17 @@ def get_config() -> ConfigDict:
     config.sample.guidance_from = 0.0  # guide only where from <= t / T <= to (Kynkaanniemi et al. 2024)
     config.sample.guidance_to = 1.0
     config.sample.clip_x_0 = True  # keep each predicted x_0 in [-1, 1] (DDPM's code)
+
+    config.evaluate = ConfigDict()
+    config.evaluate.n = 10_000  # images, of all classes in turn; published FIDs have 50,000
+    config.evaluate.features = "inception"  # inception | classifier (that of --mode=train_classifier)
+    config.evaluate.inception_path = ""  # file of Inception's weights; empty is the one that $DIT_JAX_INCEPTION names
+
+    config.classifier = ConfigDict()  # --mode=train_classifier; pace, limits and seed are those of training
+    config.classifier.width = 32  # channels of the first stage, a multiple of 8; the features have four times as many
+    config.classifier.depth = 1  # residual blocks in each of three stages
+    config.classifier.steps = 8_000
+    config.classifier.batch_size = 128  # global
+    config.classifier.learning_rate = 1e-3  # peak of AdamW, after a warm-up; falls to 0 at the last step (cosine)
+    config.classifier.weight_decay = 0.05
     return config

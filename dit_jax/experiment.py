@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,7 @@ class Experiment:
     """Everything a resolved config describes. Parts are built when first asked for."""
 
     config: ConfigDict
+    section: ClassVar[str] = "train"  # where a user sets the steps and the batch size
 
     @cached_property
     def info(self) -> datasets.DatasetInfo:

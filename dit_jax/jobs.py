@@ -1,4 +1,4 @@
-"""The modes of main.py: train a run, sample from one. experiment.py computes, reporting shows."""
+"""Two modes of main.py: train a run, sample from one. experiment.py computes, reporting shows."""
 
 import contextlib
 import logging
@@ -43,37 +43,40 @@ def train(config: ConfigDict, workdir: Path, out: Path | None) -> int:
         data; later, the disk is full, or too many steps in a row were not finite.
     """
     require(out is None, "--out", out, "training writes to --workdir; leave --out away")
-    experiment = Experiment(config)
-    check_workdir(workdir, config)
+    return run_training(Experiment(config), workdir)
+
+
+def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = configs.FREE_KEYS) -> int:
+    """`train` of any experiment; `free` are the keys that a resumed one may change."""
+    config, section = experiment.config, experiment.section
+    check_workdir(workdir, config, free)
     call = experiment.train_call()
     data = datasets.load(config.data.name, config.data.data_dir, "train")
-    n = len(data.images)
-    require(
-        config.train.batch_size <= n, "train.batch_size", config.train.batch_size, f"the data has {n} images; use fewer"
-    )
+    n, batch_size = len(data.images), config.train.batch_size
+    require(batch_size <= n, f"{section}.batch_size", batch_size, f"the data has {n} images; use fewer")
     make_folder(workdir, "--workdir")
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(Stop(config.train.max_seconds))
         stack.enter_context(only_trainer(workdir))
-        check_workdir(workdir, config)  # again: only now nobody else can write there
+        check_workdir(workdir, config, free)  # again: only now nobody else can write there
         checkpointer = stack.enter_context(Checkpointer(workdir, config.train.keep_checkpoints))
         state = checkpointer.restore(experiment.abstract_state())
         step = 0 if state is None else int(state.step)
         if step >= config.train.steps:
-            finished(workdir, step)
+            finished(workdir, step, section)
             return 0
-        warn_of_new_decay(workdir, config, step)
+        warn_of_new_decay(workdir, config, step, section)
         configs.write(config, workdir)
         logger.info("%s %s at step %d of %d", "resuming" if step else "starting", workdir, step, config.train.steps)
         writer = stack.enter_context(contextlib.closing(create_writer(workdir, resume_step=step)))
         state = experiment.init_state() if state is None else state
         describe(writer, config, state, step)
         images, labels = (sharding.put_replicated(array, experiment.mesh) for array in data)
-        progress = stack.enter_context(Progress(config.train.steps, "step", step, config.train.batch_size))
+        progress = stack.enter_context(Progress(config.train.steps, "step", step, batch_size))
         hooks = make_hooks(experiment, writer, checkpointer, progress, stop, n)
         compiled = call.lower(state, loop.zero_sums(), images, labels, np.int32(1)).compile()
         stop.listen()  # before, there is nothing to save: a signal may end the process
-        step = loop.run(compiled, state, images, labels, pace_of(config), config.train.batch_size, hooks)
+        step = loop.run(compiled, state, images, labels, pace_of(config), batch_size, hooks)
     if step < config.train.steps:
         logger.info("saved step %d of %d in %s; the same command goes on", step, config.train.steps, workdir)
         return stop.code
@@ -82,9 +85,9 @@ def train(config: ConfigDict, workdir: Path, out: Path | None) -> int:
     return 0
 
 
-def finished(workdir: Path, step: int) -> None:
-    """Says that there is nothing left to train."""
-    logger.info("%s has all of its %d steps; set --config.train.steps higher to go on", workdir, step)
+def finished(workdir: Path, step: int, section: str) -> None:
+    """Says that there is nothing left to train; `section` of the config has the number of steps."""
+    logger.info("%s has all of its %d steps; set --config.%s.steps higher to go on", workdir, step, section)
     if not (workdir / "loss.png").exists():  # the run was killed between its last save and this picture
         plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
 
@@ -101,13 +104,15 @@ def check_workdir(workdir: Path, config: ConfigDict, free: tuple[str, ...] = con
         raise UserError(f"--workdir={workdir} has checkpoints but no config.json; restore it, or use another workdir")
 
 
-def warn_of_new_decay(workdir: Path, config: ConfigDict, step: int) -> None:
+def warn_of_new_decay(workdir: Path, config: ConfigDict, step: int, section: str) -> None:
     """Says so when a resumed run's cosine rate now ends at another step: it is then no longer the run it was."""
     if step and config.optimizer.schedule == "cosine":
         before = configs.read(workdir).train.steps
         if before != config.train.steps:
             change = f"{before} -> {config.train.steps}"
-            logger.warning("train.steps: %s moves the end of the cosine rate; from here on this is another run", change)
+            logger.warning(
+                "%s.steps: %s moves the end of the cosine rate; from here on this is another run", section, change
+            )
 
 
 def make_folder(folder: Path, flag: str) -> None:
@@ -200,6 +205,3 @@ def draw_all(run: experiments.Run, labels: np.ndarray, batch_size: int, seed: in
             images[first : first + batch_size] = drawn[: n - first]
             progress.update(min(first + batch_size, n))
     return images
-
-
-MODES = {"train": train, "sample": sample}

@@ -10,6 +10,7 @@ from ml_collections.config_dict import placeholder
 
 from configs import default
 from dit_jax import config as configs
+from dit_jax.classifier_job import ClassifierExperiment, classifier_config
 from dit_jax.errors import UserError
 from dit_jax.experiment import Experiment, resolve
 from dit_jax.jobs import pace_of
@@ -17,8 +18,9 @@ from dit_jax.models.dit import PRESETS
 from dit_jax.training.step import zero_sums
 
 CONFIGS = ["configs/default.py", "configs/shapes.py"]  # cifar10:report is default.py, which a test below says
-# Read where files are, not where the model is built: by jobs.train and jobs.sample.
-READ_BY_JOBS = {"train.max_seconds", "data.data_dir", "train.keep_checkpoints", "sample.batch_size", "sample.seed"}
+# Read where files are, not where the model is built: by jobs.train, jobs.sample and evaluate_job.evaluate.
+READ_BY_JOBS = {"train.max_seconds", "data.data_dir", "train.keep_checkpoints", "sample.batch_size", "sample.seed",
+                "evaluate.n", "evaluate.features", "evaluate.inception_path"}  # fmt: skip
 
 
 class Recording(ConfigDict):
@@ -57,6 +59,9 @@ def build(config):
     sample, labels = experiment.sampler(), experiment.labels()[:8]
     images = jax.eval_shape(lambda params: sample(params, jax.random.key(0), labels), state.ema_params)
     assert images.shape == (8, *image)
+    classifier = ClassifierExperiment(classifier_config(config))
+    state = classifier.abstract_state()
+    jax.eval_shape(classifier.train_call(), state, zero_sums(), *data, np.int32(1))
 
 
 def unread(config):

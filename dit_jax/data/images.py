@@ -1,0 +1,101 @@
+"""Images made elsewhere: a folder of pictures, or an NPZ file; checked before any is used."""
+
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dit_jax.errors import UserError
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+CHUNK = 1_000  # images in memory at a time
+
+
+@dataclass(frozen=True)
+class Images:
+    """`count` images with labels int [count] or None; `chunks()` gives them in order, uint8 [any, H, W, C]."""
+
+    count: int
+    labels: np.ndarray | None
+    chunks: Callable[[], Iterator[np.ndarray]]
+
+    @classmethod
+    def of(cls, images: np.ndarray, labels: np.ndarray | None) -> "Images":
+        """Of arrays, uint8 [n, H, W, C] and int [n]."""
+        chunks = lambda: (images[first : first + CHUNK] for first in range(0, len(images), CHUNK))  # noqa: E731
+        return cls(len(images), labels, chunks)
+
+
+def open_images(path: Path, shape: tuple[int, int, int], num_classes: int) -> Images:
+    """The images at `path`, which must have the shape (H, W, C). Pictures of a folder are in the order of their names.
+
+    An NPZ file has `images` uint8 [n, H, W, C] and, perhaps, `labels` int [n] in 0..num_classes-1. A folder's pictures
+    are decoded when their turn comes, and then refused if they are broken.
+
+    Raises:
+      UserError: one line with what is wrong.
+    """
+    if path.is_dir():
+        return from_folder(path, shape)
+    if path.is_file():
+        return from_npz(path, shape, num_classes)
+    raise UserError(f"--images={path}: there is nothing of that name; name a folder of pictures or an NPZ file")
+
+
+def from_npz(path: Path, shape: tuple[int, int, int], num_classes: int) -> Images:
+    """Images and labels of an NPZ file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images, labels = file["images"], file.get("labels")
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--images={path} cannot be read ({reason}); give an NPZ file with images and labels") from None
+    if images.dtype != np.uint8 or images.ndim != 4:
+        wanted = "give uint8 [n, H, W, C] in 0..255"
+        raise UserError(f"--images={path}: its images are {images.dtype} {images.shape}; {wanted}")
+    check_shape(images.shape[1:], shape, path)
+    if labels is not None:
+        check_labels(labels, len(images), num_classes, path)
+    return Images.of(images, labels)
+
+
+def from_folder(path: Path, shape: tuple[int, int, int]) -> Images:
+    """The pictures of a folder; folders in it are not searched."""
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in FORMATS)
+    if not files:
+        raise UserError(f"--images={path}: no picture in it ({', '.join(FORMATS)}); name another folder")
+
+    def chunks() -> Iterator[np.ndarray]:
+        for first in range(0, len(files), CHUNK):
+            yield np.stack([decode(file, shape) for file in files[first : first + CHUNK]])
+
+    return Images(len(files), None, chunks)
+
+
+def decode(file: Path, shape: tuple[int, int, int]) -> np.ndarray:
+    """One picture, uint8 [H, W, C]. Raises UserError if it is broken or has another shape."""
+    try:
+        with Image.open(file, formats=[FORMATS[file.suffix.lower()]]) as picture:
+            pixels = np.asarray(picture.convert("RGB" if shape[2] == 3 else "L")).reshape(*picture.size[::-1], shape[2])
+    except Exception as error:  # a broken picture raises whatever the decoder that stumbles on it likes
+        raise UserError(f"--images: {file} cannot be read ({error}); remove it or mend it") from None
+    check_shape(pixels.shape, shape, file)
+    return pixels
+
+
+def check_shape(found: tuple[int, ...], shape: tuple[int, int, int], path: Path) -> None:
+    """Refuses images of another size than the data set's: what enlarged or shrank them would be judged too."""
+    if tuple(found) != shape:
+        raise UserError(f"--images: {path} has images of {found}, the data set has {shape}; give images of that shape")
+
+
+def check_labels(labels: np.ndarray, count: int, num_classes: int, path: Path) -> None:
+    """Refuses labels that are not one class an image."""
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(f"--images={path}: its labels are {labels.dtype} {labels.shape}; give integers, one an image")
+    if count and not 0 <= labels.min() <= labels.max() < num_classes:
+        span = f"{labels.min()}..{labels.max()}"
+        raise UserError(f"--images={path}: its labels are {span}; the data set's are 0..{num_classes - 1}")
