@@ -30,8 +30,8 @@ from dit_jax.training.step import CallResult, Recipe, make_train_call
 logger = logging.getLogger(__name__)
 WARMUP_STEPS = 100
 # Of the config, these alone make a classifier another one.
-OWN_KEYS = ("seed", "data.name", "data.flip", "diffusion.", "classifier.width", "classifier.depth", "classifier.batch",
-            "classifier.learning", "classifier.weight")  # fmt: skip
+OWN_KEYS = ("seed", "data.name", "data.flip", "diffusion.", "train.ema_", "classifier.width", "classifier.depth",
+            "classifier.batch_size", "classifier.learning_rate", "classifier.weight_decay")  # fmt: skip
 
 
 class ClassifierExperiment(Experiment):

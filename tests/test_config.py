@@ -18,9 +18,10 @@ from dit_jax.models.dit import PRESETS
 from dit_jax.training.step import zero_sums
 
 CONFIGS = ["configs/default.py", "configs/shapes.py"]  # cifar10:report is default.py, which a test below says
-# Read where files are, not where the model is built: by jobs.train, jobs.sample and evaluate_job.evaluate.
+# Read where files are, not where the model is built: by the jobs; classifier.steps and the like by `classifier_config`.
 READ_BY_JOBS = {"train.max_seconds", "data.data_dir", "train.keep_checkpoints", "sample.batch_size", "sample.seed",
-                "evaluate.n", "evaluate.features", "evaluate.inception_path"}  # fmt: skip
+                "evaluate.n", "evaluate.features", "evaluate.inception_path", "classifier.steps",
+                "classifier.batch_size", "classifier.learning_rate", "classifier.weight_decay"}  # fmt: skip
 
 
 class Recording(ConfigDict):
@@ -59,14 +60,20 @@ def build(config):
     sample, labels = experiment.sampler(), experiment.labels()[:8]
     images = jax.eval_shape(lambda params: sample(params, jax.random.key(0), labels), state.ema_params)
     assert images.shape == (8, *image)
-    classifier = ClassifierExperiment(classifier_config(config))
-    state = classifier.abstract_state()
-    jax.eval_shape(classifier.train_call(), state, zero_sums(), *data, np.int32(1))
+
+
+def build_classifier(config):
+    """Traces what training the classifier computes, of a config that is its own."""
+    classifier = ClassifierExperiment(config)
+    shape = classifier.info.image_shape
+    data = jax.ShapeDtypeStruct((512, *shape), np.uint8), jax.ShapeDtypeStruct((512,), np.int32)
+    jax.eval_shape(classifier.train_call(), classifier.abstract_state(), zero_sums(), *data, np.int32(1))
 
 
 def unread(config):
     read = set()
     build(Recording(config, read))
+    build_classifier(Recording(classifier_config(config), read))
     return {key for key, _ in configs.leaves(config)} - read - READ_BY_JOBS
 
 

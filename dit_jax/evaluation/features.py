@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dit_jax.evaluation.inception_weights import SHA256, load_inception
@@ -36,6 +36,7 @@ def make_extract(network: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]
     (axis,) = mesh.axis_names
     mapped = jax.shard_map(network, mesh=mesh, in_specs=(P(), P(axis)), out_specs=P(axis), check_vma=False)
     call, size = jax.jit(mapped), -(-BATCH // mesh.size) * mesh.size
+    weights = jax.device_put(weights, NamedSharding(mesh, P()))
 
     def extract(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         parts = []
