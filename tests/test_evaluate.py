@@ -34,14 +34,15 @@ def without_seconds(workdir, name="evaluation.json"):
     return result
 
 
-def test_training_a_classifier(trained, tiny_data, capfd):
+def test_training_a_classifier(trained, tiny_data, capfd, caplog):
+    caplog.set_level("INFO", logger="dit_jax")
     kept = json.loads((trained / "classifier/accuracy.json").read_text())
     assert (kept["n"], kept["step"], kept["split"]) == (tiny.NUM_EXAMPLES, 2, "test")
     assert kept["accuracy"] * tiny.NUM_EXAMPLES == pytest.approx(round(kept["accuracy"] * tiny.NUM_EXAMPLES))
     done = tiny.run_main(capfd, "--mode=train_classifier", "--workdir", trained)
     assert done.code == 0
-    assert "--config.classifier.steps higher" in done.err[0]
-    assert "clean test images" in done.err[-1]
+    assert "--config.classifier.steps higher" in caplog.text
+    assert "clean test images" in caplog.text
     # The run's own config and steps are its own still.
     assert configs.read(trained).train.steps == 2
     refused = tiny.run_main(capfd, "--mode=train_classifier", "--workdir", trained, "--config.classifier.width=16")
@@ -99,14 +100,14 @@ def test_images_of_a_run_get_the_figures_of_the_run(trained, tiny_data, tmp_path
     assert "seed" not in theirs
 
 
-def test_real_images_against_themselves(trained, tiny_data, tmp_path, capfd):
+def test_real_images_against_themselves(trained, tiny_data, tmp_path, capfd, caplog):
     """The tiny data set has one split for both: distance 0 and full precision, in the set as in the floor."""
     data = tiny.split()
     for i, image in enumerate(data.images):
         Image.fromarray(image).save(tmp_path / f"{i:03d}.png")
     done = tiny.run_main(capfd, "--mode=evaluate", "--workdir", trained, "--images", tmp_path)
     assert done.code == 0, done.err
-    assert any("no labels" in line for line in done.err)
+    assert "no labels" in caplog.text
     result = without_seconds(trained, "evaluation_images.json")
     for figures in (result, result["floor"]):
         assert figures["fd_classifier"] == pytest.approx(0, abs=1e-9)
