@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     config.evaluate.n = 2_000
     config.evaluate.features = "classifier"
     config.classifier.width = 16
-    config.classifier.steps = 600
+    config.classifier.steps = 1_200
     config.classifier.batch_size = 64
     config.classifier.learning_rate = 3e-3
     return config
