@@ -135,12 +135,12 @@ MISTAKES = {
 def given(tmp_path_factory):
     """Images that are none."""
     folder = tmp_path_factory.mktemp("given")
-    images = np.zeros((12, 8, 8, 3), np.uint8)
+    images = tiny.split().images[:12]
     (folder / "empty").mkdir()
     (folder / "broken").mkdir()
     for i in range(12):
         Image.fromarray(images[i]).save(folder / f"broken/{i}.png")
-    (folder / "broken/1.png").write_bytes((folder / "broken/1.png").read_bytes()[:50])
+    (folder / "broken/1.png").write_bytes((folder / "broken/1.png").read_bytes()[:100])
     (folder / "text.npz").write_text("no archive")
     np.savez(folder / "other.npz", pictures=images)
     np.savez(folder / "floats.npz", images=images.astype(np.float32))
