@@ -2,6 +2,8 @@
 
     python main.py --config configs/shapes.py --workdir runs/shapes
     python main.py --workdir runs/shapes --mode=sample --config.sample.n=100
+    python main.py --workdir runs/shapes --mode=train_classifier
+    python main.py --workdir runs/shapes --mode=evaluate
 
 `--config FILE[:ARG]` names the experiment; without it, the config is the workdir's. `--config.KEY=VALUE` overrides a
 key of either. The exit code is 0; 2 after a user's error, with one line that tells it; or, when training ended early
@@ -16,7 +18,7 @@ from pathlib import Path
 from absl import flags
 
 from configs import default
-from dit_jax import compilation, jobs
+from dit_jax import compilation, modes
 from dit_jax import config as configs
 from dit_jax.errors import UserError
 from dit_jax.experiment import resolve
@@ -25,8 +27,9 @@ from dit_jax.stop import INTERRUPTED
 FLAGS = flags.FLAGS
 flags.DEFINE_string("config", None, "The experiment: a Python file with get_config() (it is run), as FILE[:ARG].")
 flags.DEFINE_string("workdir", None, "The run's folder: config, checkpoints, metrics, pictures.")
-flags.DEFINE_enum("mode", "train", list(jobs.MODES), "What to do.")
+flags.DEFINE_enum("mode", "train", list(modes.MODES), "What to do.")
 flags.DEFINE_string("out", None, "Where sample writes; WORKDIR/samples unless given.")
+flags.DEFINE_string("images", None, "What evaluate judges instead of samples: a folder of pictures or an NPZ file.")
 # Full disks, folders that may not be written, names that are too long: all else is a bug and keeps its traceback.
 USERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 
@@ -44,7 +47,8 @@ def main(argv: list[str]) -> int:
         config = configs.load(FLAGS.config) if FLAGS.config else configs.read(workdir)
         configs.check_keys(config, default.get_config(), FLAGS.config or str(configs.path_of(workdir)))
         configs.override(config, assignments)
-        return jobs.MODES[FLAGS.mode](resolve(config), workdir, Path(FLAGS.out) if FLAGS.out else None) or 0
+        out, images = (Path(path) if path else None for path in (FLAGS.out, FLAGS.images))
+        return modes.run(FLAGS.mode, resolve(config), workdir, out, images)
     except (UserError, flags.Error) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -88,4 +88,17 @@ def get_config() -> ConfigDict:
     config.sample.strength = 0.6  # image_to_image: share of the steps that is done, 0 (little changes) to 1 (all does)
     config.sample.denoising = True  # also picture how images come about: denoising.png and denoising.gif
     config.sample.clip_x_0 = True  # keep each predicted x_0 in [-1, 1] (DDPM's code)
+
+    config.evaluate = ConfigDict()
+    config.evaluate.n = 10_000  # images, of all classes in turn; published FIDs have 50,000
+    config.evaluate.features = "inception"  # inception | classifier (that of --mode=train_classifier)
+    config.evaluate.inception_path = ""  # file of Inception's weights; empty is the one that $DIT_JAX_INCEPTION names
+
+    config.classifier = ConfigDict()  # --mode=train_classifier; pace, limits and seed are those of training
+    config.classifier.width = 32  # channels of the first stage, a multiple of 8; the features have four times as many
+    config.classifier.depth = 1  # residual blocks in each of three stages
+    config.classifier.steps = 4_000
+    config.classifier.batch_size = 128  # global
+    config.classifier.learning_rate = 1e-3  # peak of AdamW, after a warm-up; falls to 0 at the last step (cosine)
+    config.classifier.weight_decay = 0.05
     return config

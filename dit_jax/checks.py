@@ -13,6 +13,8 @@ from dit_jax.diffusion.sampling import SAMPLERS, VARIANCES
 from dit_jax.diffusion.schedule import SCHEDULES, make_schedule
 from dit_jax.diffusion.spacing import SPACINGS
 from dit_jax.errors import UserError
+from dit_jax.evaluation.evaluate import LEAST_IMAGES, NAMES
+from dit_jax.models.classifier import GROUP_WIDTH
 from dit_jax.models.dit import CONDITIONINGS, POSITIONS
 from dit_jax.training.optimizer import SCHEDULES as RATES
 
@@ -40,6 +42,8 @@ def check(config: ConfigDict, info: DatasetInfo) -> None:
     check_optimizer(config.optimizer)
     check_train(config.train)
     check_sample(config, info)
+    check_evaluate(config.evaluate)
+    check_classifier(config.classifier)
     require(0 <= config.seed < 2**32, "seed", config.seed, "use a whole number from 0 to 2^32 - 1")
 
 
@@ -155,6 +159,23 @@ def check_task(c: ConfigDict) -> None:
     if c.task == "invert":
         require(c.sampler == "ddim" and c.eta == 0, "sample.sampler", c.sampler, "only ddim with sample.eta=0 inverts")
         require(c.guidance == 1, "sample.guidance", c.guidance, "guidance cannot be followed back to noise; use 1")
+
+
+def check_evaluate(c: ConfigDict) -> None:
+    """Checks what is to be evaluated."""
+    choice("evaluate.features", c.features, NAMES)
+    few = f"use {LEAST_IMAGES} or more; the scores by neighbours and by splits need as many"
+    require(c.n >= LEAST_IMAGES, "evaluate.n", c.n, few)
+
+
+def check_classifier(c: ConfigDict) -> None:
+    """Checks the classifier and its training."""
+    whole_groups = c.width >= GROUP_WIDTH and c.width % GROUP_WIDTH == 0
+    require(whole_groups, "classifier.width", c.width, f"use a multiple of {GROUP_WIDTH}, the channels of a norm")
+    for key in ("depth", "steps", "batch_size"):
+        require(c[key] >= 1, f"classifier.{key}", c[key], "use a whole number of at least 1")
+    require(c.learning_rate > 0, "classifier.learning_rate", c.learning_rate, "use a number above 0, such as 0.001")
+    require(c.weight_decay >= 0, "classifier.weight_decay", c.weight_decay, "use 0 (off) or a number above it")
 
 
 def parse_labels(text: str, class_names: Sequence[str]) -> list[int]:

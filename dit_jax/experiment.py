@@ -1,13 +1,13 @@
 """The one place that unpacks a config: it checks every value, and builds model, schedule, data, optimizer and sampler.
 
-config -> resolve -> Experiment -> jobs.train, jobs.sample
+config -> resolve -> Experiment -> the jobs of modes.py
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,7 @@ class Experiment:
     """Everything a resolved config describes. Parts are built when first asked for."""
 
     config: ConfigDict
+    section: ClassVar[str] = "train"  # where a user sets the steps and the batch size
 
     @cached_property
     def info(self) -> datasets.DatasetInfo:

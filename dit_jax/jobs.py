@@ -1,4 +1,4 @@
-"""The modes of main.py: train a run; draw.py samples from one. experiment.py computes, reporting shows."""
+"""A mode of main.py: train a run. experiment.py computes, reporting shows."""
 
 import contextlib
 import logging
@@ -15,7 +15,6 @@ from dit_jax import experiment as experiments
 from dit_jax.checks import require
 from dit_jax.data import datasets
 from dit_jax.data.pipeline import steps_per_epoch
-from dit_jax.draw import sample
 from dit_jax.experiment import Experiment
 from dit_jax.lock import only_trainer
 from dit_jax.reporting.images import label_grid, to_uint8
@@ -42,37 +41,40 @@ def train(config: ConfigDict, workdir: Path, out: Path | None) -> int:
         data; later, the disk is full, or too many steps in a row were not finite.
     """
     require(out is None, "--out", out, "training writes to --workdir; leave --out away")
-    experiment = Experiment(config)
-    check_workdir(workdir, config)
+    return run_training(Experiment(config), workdir)
+
+
+def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = configs.FREE_KEYS) -> int:
+    """`train` of any experiment; `free` are the keys that a resumed one may change."""
+    config, section = experiment.config, experiment.section
+    check_workdir(workdir, config, free)
     call = experiment.train_call()
     data = datasets.load(config.data.name, config.data.data_dir, "train")
-    n = len(data.images)
-    require(
-        config.train.batch_size <= n, "train.batch_size", config.train.batch_size, f"the data has {n} images; use fewer"
-    )
+    n, batch_size = len(data.images), config.train.batch_size
+    require(batch_size <= n, f"{section}.batch_size", batch_size, f"the data has {n} images; use fewer")
     make_folder(workdir, "--workdir")
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(Stop(config.train.max_seconds))
         stack.enter_context(only_trainer(workdir))
-        check_workdir(workdir, config)  # again: only now nobody else can write there
+        check_workdir(workdir, config, free)  # again: only now nobody else can write there
         checkpointer = stack.enter_context(Checkpointer(workdir, config.train.keep_checkpoints))
         state = checkpointer.restore(experiment.abstract_state())
         step = 0 if state is None else int(state.step)
         if step >= config.train.steps:
-            finished(workdir, step)
+            finished(workdir, step, section)
             return 0
-        warn_of_new_decay(workdir, config, step)
+        warn_of_new_decay(workdir, config, step, section)
         configs.write(config, workdir)
         logger.info("%s %s at step %d of %d", "resuming" if step else "starting", workdir, step, config.train.steps)
         writer = stack.enter_context(contextlib.closing(create_writer(workdir, resume_step=step)))
         state = experiment.init_state() if state is None else state
         describe(writer, config, state, step)
         images, labels = (sharding.put_replicated(array, experiment.mesh) for array in data)
-        progress = stack.enter_context(Progress(config.train.steps, "step", step, config.train.batch_size))
+        progress = stack.enter_context(Progress(config.train.steps, "step", step, batch_size))
         hooks = make_hooks(experiment, writer, checkpointer, progress, stop, n)
         compiled = call.lower(state, loop.zero_sums(), images, labels, np.int32(1)).compile()
         stop.listen()  # before, there is nothing to save: a signal may end the process
-        step = loop.run(compiled, state, images, labels, pace_of(config), config.train.batch_size, hooks)
+        step = loop.run(compiled, state, images, labels, pace_of(config), batch_size, hooks)
     if step < config.train.steps:
         logger.info("saved step %d of %d in %s; the same command goes on", step, config.train.steps, workdir)
         return stop.code
@@ -81,20 +83,22 @@ def train(config: ConfigDict, workdir: Path, out: Path | None) -> int:
     return 0
 
 
-def finished(workdir: Path, step: int) -> None:
-    """Says that there is nothing left to train."""
-    logger.info("%s has all of its %d steps; set --config.train.steps higher to go on", workdir, step)
+def finished(workdir: Path, step: int, section: str) -> None:
+    """Says that there is nothing left to train; `section` of the config has the number of steps."""
+    logger.info("%s has all of its %d steps; set --config.%s.steps higher to go on", workdir, step, section)
     if not (workdir / "loss.png").exists():  # the run was killed between its last save and this picture
         plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
 
 
-def warn_of_new_decay(workdir: Path, config: ConfigDict, step: int) -> None:
+def warn_of_new_decay(workdir: Path, config: ConfigDict, step: int, section: str) -> None:
     """Says so when a resumed run's cosine rate now ends at another step: it is then no longer the run it was."""
     if step and config.optimizer.schedule == "cosine":
         before = configs.read(workdir).train.steps
         if before != config.train.steps:
             change = f"{before} -> {config.train.steps}"
-            logger.warning("train.steps: %s moves the end of the cosine rate; from here on this is another run", change)
+            logger.warning(
+                "%s.steps: %s moves the end of the cosine rate; from here on this is another run", section, change
+            )
 
 
 def pace_of(config: ConfigDict) -> loop.Pace:
@@ -144,6 +148,3 @@ def watch_samples(
     labels = np.repeat(np.arange(min(len(names), WATCH_CLASSES)), WATCH_PER_CLASS)
     images = to_uint8(np.asarray(sample(state.ema_params, jax.random.key(experiment.config.sample.seed), labels)))
     writer.write_images(step, {"samples": label_grid(images, labels, names)[None]})
-
-
-MODES = {"train": train, "sample": sample}

@@ -215,7 +215,7 @@ SAMPLE_MISTAKES = {
     "images for nothing": (["--config.sample.images={tmp}/file"], "sample.images="),
     "images missing": (
         ["--config.sample.task=image_to_image", "--config.sample.images={tmp}/nothing.npz"],
-        "there is no such file",
+        "there is nothing of that name",
     ),
     "no mask": (["--config.sample.task=inpaint", "--config.sample.images={tmp}/file"], "needs a picture, white where"),
     "strength": (["--config.sample.strength=0"], "sample.strength=0.0"),

@@ -10,6 +10,7 @@ from ml_collections.config_dict import placeholder
 
 from configs import default
 from dit_jax import config as configs
+from dit_jax.classifier_job import ClassifierExperiment, classifier_config
 from dit_jax.errors import UserError
 from dit_jax.experiment import Experiment, resolve
 from dit_jax.jobs import pace_of
@@ -17,9 +18,15 @@ from dit_jax.models.dit import PRESETS
 from dit_jax.training.step import zero_sums
 
 CONFIGS = ["configs/default.py", "configs/shapes.py"]  # cifar10:report is default.py, which a test below says
-# Read where files are, not where the model is built: by jobs.train and jobs.sample.
-READ_BY_JOBS = {"train.max_seconds", "data.data_dir", "train.keep_checkpoints"} | {
-    f"sample.{key}" for key in ("batch_size", "seed", "task", "images", "mask", "strength", "denoising")
+# Read where files are, not where the model is built: by the jobs; classifier.steps and the like by `classifier_config`.
+READ_BY_JOBS = {"data.data_dir", "train.keep_checkpoints", "train.max_seconds"} | {
+    f"{section}.{key}"
+    for section, keys in {
+        "sample": ("batch_size", "seed", "task", "images", "mask", "strength", "denoising"),
+        "evaluate": ("n", "features", "inception_path"),
+        "classifier": ("steps", "batch_size", "learning_rate", "weight_decay"),
+    }.items()
+    for key in keys
 }
 
 
@@ -61,9 +68,18 @@ def build(config):
     assert images.shape == (8, *image)
 
 
+def build_classifier(config):
+    """Traces what training the classifier computes, of a config that is its own."""
+    classifier = ClassifierExperiment(config)
+    shape = classifier.info.image_shape
+    data = jax.ShapeDtypeStruct((512, *shape), np.uint8), jax.ShapeDtypeStruct((512,), np.int32)
+    jax.eval_shape(classifier.train_call(), classifier.abstract_state(), zero_sums(), *data, np.int32(1))
+
+
 def unread(config):
     read = set()
     build(Recording(config, read))
+    build_classifier(Recording(classifier_config(config), read))
     return {key for key, _ in configs.leaves(config)} - read - READ_BY_JOBS
 
 

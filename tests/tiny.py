@@ -36,6 +36,11 @@ SETTINGS = {
     "sample.n": 7,
     "sample.batch_size": 4,
     "sample.steps": 3,
+    "evaluate.n": 16,
+    "evaluate.features": "classifier",
+    "classifier.width": 8,
+    "classifier.steps": 2,
+    "classifier.batch_size": 8,
 }
 
 
@@ -90,7 +95,7 @@ def run_main(capfd, *arguments):
     """`python main.py ARGUMENTS` in this process: exit code, lines on stderr, and what was on stdout."""
     capfd.readouterr()
     with flagsaver.flagsaver():
-        for name in ("config", "workdir", "mode", "out"):
+        for name in ("config", "workdir", "mode", "out", "images"):
             program.FLAGS[name].unparse()
         code = program.main(["main.py", *map(str, arguments)])
     out, err = capfd.readouterr()

@@ -1,69 +1,113 @@
-"""Images that a user brings: an .npz of ours, a picture, or a folder of pictures."""
+"""Images made elsewhere: a folder of pictures, one picture, or an NPZ file; checked before any is used."""
 
 import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from dit_jax.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+CHUNK = 1_000  # images in memory at a time
 
 
-def read_images(path: Path, image_shape: tuple[int, int, int], key: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """(uint8 [n, H, W, C], labels int32 [n] or None): `images` and `labels` of an .npz, or pictures in order of name.
+@dataclass(frozen=True)
+class Images:
+    """`count` images with labels int [count] or None; `chunks()` gives them in order, uint8 [any, H, W, C]."""
 
-    `key` names the config key in what is refused. Nothing is unpickled.
+    count: int
+    labels: np.ndarray | None
+    chunks: Callable[[], Iterator[np.ndarray]]
+
+    @classmethod
+    def of(cls, images: np.ndarray, labels: np.ndarray | None) -> "Images":
+        """Of arrays, uint8 [n, H, W, C] and int [n]."""
+        chunks = lambda: (images[first : first + CHUNK] for first in range(0, len(images), CHUNK))  # noqa: E731
+        return cls(len(images), labels, chunks)
+
+
+def open_images(path: Path, shape: tuple[int, int, int], num_classes: int, what: str = "--images") -> Images:
+    """The images at `path`, which must have the shape (H, W, C); `what` is the flag or key that names them in errors.
+
+    Pictures of a folder are in the order of their names.
+    An NPZ file has `images` uint8 [n, H, W, C] and, perhaps, `labels` int [n] in 0..num_classes-1. A folder's pictures
+    are decoded when their turn comes, and then refused if they are broken.
 
     Raises:
-      UserError: nothing there, not a picture or an .npz of images, or not of `image_shape`.
+      UserError: one line with what is wrong.
     """
-    if not path.exists():
-        raise UserError(f"{key}={path}: there is no such file; name an .npz with `images`, a picture, or a folder")
-    images, labels = _read_npz(path, key) if path.suffix == ".npz" else (_read_pictures(path, image_shape, key), None)
-    if images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0 or images.shape[1:] != image_shape:
-        found = f"{images.dtype} {list(images.shape)}"
-        raise UserError(f"{key}={path}: the images are {found}; they must be uint8 [n, {_listed(image_shape)}], n >= 1")
-    if labels is not None and labels.shape != images.shape[:1]:
-        raise UserError(f"{key}={path}: {len(images)} images and labels {list(labels.shape)}; give one label an image")
-    return images, labels
+    if path.is_dir():
+        return from_folder(path, shape, what)
+    if path.suffix.lower() in FORMATS and path.is_file():
+        return Images.of(decode(path, shape, what)[None], None)
+    if path.is_file():
+        return from_npz(path, shape, num_classes, what)
+    raise UserError(f"{what}={path}: there is nothing of that name; name a folder of pictures or an NPZ file")
 
 
-def read_mask(path: Path, height: int, width: int, key: str) -> np.ndarray:
+def read_mask(path: Path, height: int, width: int, what: str) -> np.ndarray:
     """Bool [H, W, 1]: where a picture of the images' size is white (above half)."""
-    if not path.is_file():
-        raise UserError(f"{key}={path}: there is no such file; name a picture, white where to draw anew")
-    return _read_picture(path, (height, width, 1), key) > 127
+    if path.suffix.lower() not in FORMATS or not path.is_file():
+        raise UserError(f"{what}={path}: there is no such picture; name one that is white where to draw anew")
+    return decode(path, (height, width, 1), what) > 127
 
 
-def _read_npz(path: Path, key: str) -> tuple[np.ndarray, np.ndarray | None]:
+def from_npz(path: Path, shape: tuple[int, int, int], num_classes: int, what: str) -> Images:
+    """Images and labels of an NPZ file."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            labels = file["labels"].astype(np.int32) if "labels" in file else None
-            return file["images"], labels
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{key}={path} holds no `images` that can be read ({error}); see docs/workdir.md") from None
+            images, labels = file["images"], file.get("labels")
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{what}={path} cannot be read ({reason}); give an NPZ file with images and labels") from None
+    if images.dtype != np.uint8 or images.ndim != 4:
+        wanted = "give uint8 [n, H, W, C] in 0..255"
+        raise UserError(f"{what}={path}: its images are {images.dtype} {images.shape}; {wanted}")
+    check_shape(images.shape[1:], shape, path, what)
+    if not len(images):
+        raise UserError(f"{what}={path}: it has no image; give at least one")
+    if labels is not None:
+        check_labels(labels, len(images), num_classes, path, what)
+    return Images.of(images, labels)
 
 
-def _read_pictures(path: Path, image_shape: tuple[int, int, int], key: str) -> np.ndarray:
-    files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+def from_folder(path: Path, shape: tuple[int, int, int], what: str) -> Images:
+    """The pictures of a folder; folders in it are not searched."""
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in FORMATS)
     if not files:
-        raise UserError(f"{key}={path}: no picture in the folder; it takes {', '.join(SUFFIXES)}")
-    return np.stack([_read_picture(file, image_shape, key) for file in files])
+        raise UserError(f"{what}={path}: no picture in it ({', '.join(FORMATS)}); name another folder")
+
+    def chunks() -> Iterator[np.ndarray]:
+        for first in range(0, len(files), CHUNK):
+            yield np.stack([decode(file, shape, what) for file in files[first : first + CHUNK]])
+
+    return Images(len(files), None, chunks)
 
 
-def _read_picture(file: Path, image_shape: tuple[int, int, int], key: str) -> np.ndarray:
+def decode(file: Path, shape: tuple[int, int, int], what: str) -> np.ndarray:
+    """One picture, uint8 [H, W, C]. Raises UserError if it is broken or has another shape."""
     try:
-        with Image.open(file) as picture:
-            pixels = np.asarray(picture.convert("L" if image_shape[2] == 1 else "RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{key}: {file} is not a picture that can be read ({error}); mend or remove it") from None
-    if pixels.shape[:2] != image_shape[:2]:
-        found, needed = (f"{shape[1]} x {shape[0]}" for shape in (pixels.shape, image_shape))
-        raise UserError(f"{key}: {file} is {found} pixels; the model takes {needed}: resize it")
-    return pixels.reshape(image_shape)
+        with Image.open(file, formats=[FORMATS[file.suffix.lower()]]) as picture:
+            pixels = np.asarray(picture.convert("RGB" if shape[2] == 3 else "L")).reshape(*picture.size[::-1], shape[2])
+    except Exception as error:  # a broken picture raises whatever the decoder that stumbles on it likes
+        raise UserError(f"{what}: {file} cannot be read ({error}); remove it or mend it") from None
+    check_shape(pixels.shape, shape, file, what)
+    return pixels
 
 
-def _listed(shape: tuple[int, ...]) -> str:
-    return ", ".join(map(str, shape))
+def check_shape(found: tuple[int, ...], shape: tuple[int, int, int], path: Path, what: str) -> None:
+    """Refuses images of another size than the data set's: what enlarged or shrank them would be judged too."""
+    if tuple(found) != shape:
+        raise UserError(f"{what}: {path} has images of {found}, the data set has {shape}; give images of that shape")
+
+
+def check_labels(labels: np.ndarray, count: int, num_classes: int, path: Path, what: str) -> None:
+    """Refuses labels that are not one class an image."""
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(f"{what}={path}: its labels are {labels.dtype} {labels.shape}; give integers, one an image")
+    if count and not 0 <= labels.min() <= labels.max() < num_classes:
+        span = f"{labels.min()}..{labels.max()}"
+        raise UserError(f"{what}={path}: its labels are {span}; the data set's are 0..{num_classes - 1}")

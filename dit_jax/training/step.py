@@ -23,6 +23,7 @@ from dit_jax.training.state import Params, TrainState, ema_decay, update_ema
 
 Sums = dict[str, jax.Array]  # metrics summed over steps, on the devices until a log point
 CallResult = tuple[TrainState, Sums, jax.Array]
+Loss = Callable[..., tuple[jax.Array, tuple[jax.Array, jax.Array]]]  # such as `batch_loss`
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def batch_loss(
 
 
 def train_step(
-    apply: Callable[..., jax.Array],
+    apply: Callable[..., Any],
     optimizer: optax.GradientTransformation,
     recipe: Recipe,
     key: jax.Array,
@@ -91,6 +92,7 @@ def train_step(
     images: jax.Array,
     labels_B: jax.Array,
     mine: jax.Array,
+    batch_loss: Loss,
 ) -> tuple[TrainState, Sums]:
     """One step on a device's share of the batch, uint8 images at the positions `mine` of it; and its metrics.
 
@@ -120,11 +122,12 @@ def train_step(
 
 
 def make_train_call(
-    apply: Callable[..., jax.Array],
+    apply: Callable[..., Any],
     optimizer: optax.GradientTransformation,
     recipe: Recipe,
     mesh: Mesh,
     key: jax.Array,
+    batch_loss: Loss = batch_loss,
 ) -> Callable[..., CallResult]:
     """call(state, sums, images uint8 [n, H, W, C], labels int32 [n], count) runs `count` steps, at most steps_per_call.
 
@@ -132,7 +135,7 @@ def make_train_call(
     there to wait for while the next call already has them.
     """
     order_key, draw_key = jax.random.split(key)
-    step = partial(train_step, apply, optimizer, recipe, draw_key)
+    step = partial(train_step, apply, optimizer, recipe, draw_key, batch_loss=batch_loss)
 
     def call(state: TrainState, sums: Sums, images: Any, labels: Any, count: jax.Array) -> CallResult:
         first, batch_size = state.step, recipe.batch_size

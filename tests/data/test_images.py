@@ -4,11 +4,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_jax.data.images import read_images, read_mask
+from dit_jax.data.images import open_images, read_mask
 from dit_jax.errors import UserError
 
 SHAPE = (4, 6, 3)
 PIXELS = np.arange(2 * 72, dtype=np.uint8).reshape(2, *SHAPE)
+
+
+def read_images(path, shape, what):
+    found = open_images(path, shape, 3, what)
+    images = np.concatenate(list(found.chunks()))
+    assert len(images) == found.count
+    return images, found.labels
 
 
 def test_an_npz(tmp_path):
@@ -42,16 +49,17 @@ def text(name):
 
 
 MISTAKES = {
-    "nothing there": (lambda folder: folder / "none.png", "there is no such file"),
-    "an empty folder": (lambda folder: folder, "no picture in the folder"),
-    "a broken picture": (text("broken.png"), "broken.png is not a picture"),
-    "a broken npz": (text("broken.npz"), "holds no `images`"),
-    "another array": (npz(pictures=PIXELS), "holds no `images`"),
-    "objects": (npz(images=np.array([{}], object)), "holds no `images`"),
+    "nothing there": (lambda folder: folder / "none.png", "there is nothing of that name"),
+    "an empty folder": (lambda folder: folder, "no picture in it"),
+    "a broken picture": (text("broken.png"), "broken.png cannot be read"),
+    "a broken npz": (text("broken.npz"), "cannot be read"),
+    "another array": (npz(pictures=PIXELS), "cannot be read"),
+    "objects": (npz(images=np.array([{}], object)), "cannot be read"),
     "floats": (npz(images=PIXELS / 255), "float64"),
-    "another size": (npz(images=PIXELS[:, :3]), "[2, 3, 6, 3]; they must be uint8 [n, 4, 6, 3]"),
-    "no image": (npz(images=PIXELS[:0]), "n >= 1"),
-    "labels of others": (npz(images=PIXELS, labels=[1, 2, 3]), "one label an image"),
+    "another size": (npz(images=PIXELS[:, :3]), "(3, 6, 3)"),
+    "no image": (npz(images=PIXELS[:0]), "it has no image"),
+    "labels of others": (npz(images=PIXELS, labels=[1, 2, 3]), "one an image"),
+    "labels out of range": (npz(images=PIXELS, labels=[1, 3]), "its labels are 1..3; the data set's are 0..2"),
 }
 
 
@@ -67,5 +75,5 @@ def test_a_mistake_is_one_line(mistake, tmp_path):
 
 def test_a_picture_of_another_size_is_named(tmp_path):
     Image.new("RGB", (32, 16)).save(tmp_path / "wide.png")
-    with pytest.raises(UserError, match=r"wide\.png is 32 x 16 pixels; the model takes 6 x 4"):
+    with pytest.raises(UserError, match=r"wide\.png has images of \(16, 32, 3\), the data set has \(4, 6, 3\)"):
         read_images(tmp_path, SHAPE, "sample.images")

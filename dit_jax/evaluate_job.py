@@ -1,0 +1,171 @@
+"""The mode evaluate: images of a run, or made elsewhere, against the real ones."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from dit_jax import experiment as experiments
+from dit_jax.checks import require
+from dit_jax.classifier_job import load_classifier
+from dit_jax.data import datasets
+from dit_jax.data.images import Images, open_images
+from dit_jax.evaluation.distances import bias_warning
+from dit_jax.evaluation.evaluate import LEAST_IMAGES, NAMES, Summary, scores, summarize
+from dit_jax.evaluation.features import Extractor, inception_features, weights_hash
+from dit_jax.experiment import Experiment
+from dit_jax.files import replacing
+from dit_jax.reporting.images import to_uint8
+from dit_jax.reporting.progress import Progress
+from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir
+
+logger = logging.getLogger(__name__)
+CHUNK = 1_000  # images drawn between two saves, rounded up to whole batches
+
+
+@dataclass(frozen=True)
+class Source:
+    """The images to evaluate, and what is to be told of them beside the figures."""
+
+    images: Images
+    about: dict[str, Any]
+
+
+def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path | None = None) -> None:
+    """Writes the figures of `evaluate.n` samples to WORKDIR/evaluation.json, a row to evaluations.jsonl, and a table.
+
+    With `images`, a folder or an NPZ file, those are judged instead, to WORKDIR/evaluation_images.json.
+
+    Raises:
+      UserError: no checkpoint, no weights for the features, or images that are none.
+    """
+    require(out is None, "--out", out, "evaluation writes to --workdir; leave --out away")
+    check_workdir(workdir, config, SAMPLE_FREE_KEYS)
+    start = time.perf_counter()
+    experiment = Experiment(config)
+    extractor = load_features(config, workdir, experiment)
+    source = from_elsewhere(images, experiment) if images else from_run(config, workdir)
+    samples = sum_up(extractor, source.images, "image")
+    train, test = (datasets.load(config.data.name, config.data.data_dir, split) for split in ("train", "test"))
+    reference = sum_up(extractor, Images.of(*train), "training image")
+    as_many = slice(samples.count)
+    real = sum_up(extractor, Images.of(test.images[as_many], test.labels[as_many]), "test image")
+    names = experiment.info.class_names
+    warning = bias_warning(reference.moments, samples.moments)
+    if warning:
+        logger.warning("%s: %s", NAMES[extractor.name]["frechet"], warning)
+    result = scores(extractor.name, reference, samples, names) | source.about
+    result |= {"n": samples.count, "features": extractor.name, "features_sha256": extractor.sha256}
+    result |= {"data": config.data.name, "reference_split": "train", "reference_n": reference.count, "warning": warning}
+    floor = scores(extractor.name, reference, real, names) | {"split": "test", "n": real.count}
+    result |= {"floor": floor, "seconds": round(time.perf_counter() - start, 1)}
+    keep(result, workdir, "evaluation_images.json" if images else "evaluation.json")
+    print(table(result))
+
+
+def load_features(config: ConfigDict, workdir: Path, experiment: Experiment) -> Extractor:
+    """The network that `evaluate.features` names. Raises UserError without its weights."""
+    if config.evaluate.features == "inception":
+        return inception_features(config.evaluate.inception_path, experiment.mesh)
+    return load_classifier(workdir, config)[1]
+
+
+def sum_up(extractor: Extractor, images: Images, unit: str) -> Summary:
+    """`summarize`, with a line of progress."""
+    with Progress(images.count, unit) as progress:
+
+        def told() -> Iterator[np.ndarray]:
+            done = 0
+            for chunk in images.chunks():
+                yield chunk
+                done += len(chunk)
+                progress.update(done)
+
+        return summarize(extractor.extract, told(), images.count, images.labels)
+
+
+def from_elsewhere(path: Path, experiment: Experiment) -> Source:
+    """Images of a folder or an NPZ file. Raises UserError if they are not those of the data set's kind."""
+    info = experiment.info
+    images = open_images(path, info.image_shape, len(info.class_names))
+    require(images.count >= LEAST_IMAGES, "--images", path, f"{images.count} images are too few; {LEAST_IMAGES} do")
+    if images.labels is None:
+        logger.warning("%s has no labels: figures by class are left out", path)
+    return Source(images, {"images": str(path)})
+
+
+def from_run(config: ConfigDict, workdir: Path) -> Source:
+    """The run's samples, all classes in turn; what was drawn of them before is on the disk."""
+    run = experiments.load(workdir, config)
+    batch_size = min(config.sample.batch_size, config.evaluate.n)
+    labels = np.resize(np.arange(len(run.experiment.info.class_names), dtype=np.int32), config.evaluate.n)
+    settings = {name: value for name, value in config.sample.items() if name not in ("n", "labels", "batch_size")}
+    about = {"step": run.step, "weights": "ema", "dtype": config.model.dtype} | settings
+    about["weights_sha256"] = weights_hash(run.ema_params)
+    exact = json.dumps(about | {"batch_size": batch_size, "devices": run.experiment.mesh.size})
+    name = f"step{run.step}-{hashlib.sha256(exact.encode()).hexdigest()[:16]}"
+    folder = workdir / "evaluation" / name
+    chunks = lambda: drawn(run, len(labels), batch_size, config.sample.seed, folder)  # noqa: E731
+    return Source(Images(len(labels), labels, chunks), about)
+
+
+def drawn(run: experiments.Run, n: int, batch_size: int, seed: int, folder: Path) -> Iterator[np.ndarray]:
+    """The first n images, uint8, in chunks; each is on the disk before it is given, and read from there next time.
+
+    Batches begin where they would if nobody had stopped them, so the images are the same to the bit.
+    """
+    size = -(-CHUNK // batch_size) * batch_size
+    for first in range(0, n, size):
+        count, path = min(size, n - first), folder / f"{first:08d}.npy"
+        images = read_chunk(path, count, run.experiment.info.image_shape)
+        if images is None:
+            images = np.concatenate([draw(run, i, batch_size, seed) for i in range(first, first + count, batch_size)])
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                np.save(file, images)
+        yield images[:count]
+
+
+def draw(run: experiments.Run, first: int, batch_size: int, seed: int) -> np.ndarray:
+    """Images number `first` and on, uint8 [batch_size, H, W, C]."""
+    labels = np.arange(first, first + batch_size) % len(run.experiment.info.class_names)
+    return to_uint8(np.asarray(run.sample(run.ema_params, jax.random.key(seed), labels, first)))
+
+
+def read_chunk(path: Path, count: int, shape: tuple[int, int, int]) -> np.ndarray | None:
+    """At least `count` images that were kept; None where there are fewer, or the file is not whole."""
+    try:
+        images = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError) as error:
+        logger.warning("%s cannot be read (%s): these images are drawn again", path, error)
+        return None
+    whole = images.dtype == np.uint8 and images.shape[1:] == shape and len(images) >= count
+    return images if whole else None
+
+
+def keep(result: dict[str, Any], workdir: Path, name: str) -> None:
+    """Writes WORKDIR/name and appends the same as a line to WORKDIR/evaluations.jsonl."""
+    with replacing(workdir / name) as temporary:
+        temporary.write_text(json.dumps(result, indent=2) + "\n")
+    with (workdir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(result) + "\n")
+
+
+def table(result: dict[str, Any]) -> str:
+    """Each figure beside that of real images."""
+    floor = result["floor"]
+    lines = [f"{'':28}{result['n']:>11,} images{floor['n']:>11,} real"]
+    for name, value in floor.items():
+        if isinstance(value, float):
+            ours = f"{result[name]:.4g}" if name in result else "-"
+            lines.append(f"{name:28}{ours:>18}{value:>16.4g}")
+    return "\n".join(lines)

@@ -1,0 +1,104 @@
+"""From two sets of images to figures: each set is summed up once, in memory that hardly grows, and then compared."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dit_jax.evaluation import distances
+from dit_jax.evaluation.distances import Moments
+from dit_jax.evaluation.features import Extract
+from dit_jax.evaluation.neighbours import neighbour_scores
+
+logger = logging.getLogger(__name__)
+LEAST_IMAGES = 10  # one for each split of the Inception Score
+KEPT = 10_000  # feature vectors that are kept of a set, for the metrics that need them one by one
+# feature -> its name of each metric: figures of different features never share one
+NAMES = {
+    "inception": {"frechet": "fid", "by_class": "fid_by_class"},
+    "classifier": {"frechet": "fd_classifier", "by_class": "fd_classifier_by_class"},
+}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the metrics take of a set of images.
+
+    moments: of all features; features_ND: float32, of all images or of `KEPT` drawn by a fixed seed; labels_N: theirs,
+    if known; logits_NK: float32, of all images; all_labels_N: those of all, if known.
+    """
+
+    moments: Moments
+    features_ND: np.ndarray
+    labels_N: np.ndarray | None
+    logits_NK: np.ndarray
+    all_labels_N: np.ndarray | None
+
+    @property
+    def count(self) -> int:
+        return self.moments.count
+
+
+def summarize(extract: Extract, chunks: Iterable[np.ndarray], count: int, labels: np.ndarray | None) -> Summary:
+    """Sums up `count` images, which come in chunks uint8 [any, H, W, C]; labels int [count] or None.
+
+    Besides moments and kept features, 4 K bytes an image are held.
+    """
+    is_kept = np.zeros(count, bool)
+    is_kept[np.random.default_rng(0).permutation(count)[:KEPT]] = True
+    moments, kept, all_logits, first = None, [], [], 0
+    for images in chunks:
+        features, logits = extract(images)
+        moments = (moments or Moments.empty(features.shape[1])).update(features)
+        kept.append(features[is_kept[first : first + len(images)]])
+        all_logits.append(logits)
+        first += len(images)
+    assert moments is not None
+    assert first == count
+    kept_labels = None if labels is None else labels[is_kept]
+    return Summary(moments, np.concatenate(kept), kept_labels, np.concatenate(all_logits), labels)
+
+
+def accuracy(summary: Summary) -> float:
+    """Share of the images whose likeliest class is their label, 0..1."""
+    return float(np.mean(summary.logits_NK.argmax(1) == summary.all_labels_N))
+
+
+def scores(feature: str, reference: Summary, samples: Summary, class_names: Sequence[str]) -> dict[str, object]:
+    """Every figure that compares `samples` with `reference`, under names that carry the feature; see NAMES.
+
+    By class, and the classifier's accuracy, only where the samples have labels.
+
+    Raises UserError for too few images.
+    """
+    name = "{}".format if feature == "inception" else f"{{}}_{feature}".format
+    figures: dict[str, object] = {
+        NAMES[feature]["frechet"]: distances.frechet_distance(reference.moments, samples.moments)
+    }
+    if feature == "inception":
+        score = distances.inception_score(samples.logits_NK)
+        figures |= {"inception_score": score.mean, "inception_score_std": score.std}
+    elif samples.all_labels_N is not None:
+        figures[name("accuracy")] = accuracy(samples)
+    kid = distances.kid(reference.features_ND, samples.features_ND)
+    figures |= {name("kid"): kid.mean, name("kid_standard_error"): kid.standard_error}
+    neighbours = neighbour_scores(reference.features_ND, samples.features_ND)
+    for metric in ("precision", "recall", "density", "coverage"):
+        figures[name(metric)] = getattr(neighbours, metric)
+    by_class = class_distances(reference, samples, class_names)
+    return figures | ({NAMES[feature]["by_class"]: by_class} if by_class else {})
+
+
+def class_distances(reference: Summary, samples: Summary, class_names: Sequence[str]) -> dict[str, float] | None:
+    """Frechet distances of the kept images by class name; None without labels, or with a class of fewer than two."""
+    if samples.labels_N is None or reference.labels_N is None:
+        return None
+    counts = np.bincount(samples.labels_N, minlength=len(class_names))
+    if counts[np.unique(reference.labels_N)].min() < 2:
+        logger.warning("a class has fewer than 2 of the images: no distances by class")
+        return None
+    found = distances.class_frechet_distances(
+        reference.features_ND, reference.labels_N, samples.features_ND, samples.labels_N
+    )
+    return {class_names[label]: distance for label, distance in found.items()}

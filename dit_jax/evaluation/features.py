@@ -1,0 +1,84 @@
+"""What metrics compare: each image as a feature vector, by a network that is named together with its weights' hash."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dit_jax.evaluation.inception_weights import SHA256, load_inception
+from dit_jax.models.inception import Inception
+
+BATCH = 64  # images at a time, rounded up to fill the devices: Inception takes 5 MB of activations for each
+
+Extract = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """extract(images uint8 [n, H, W, C]) -> (features [n, D], logits [n, K]), float32, for any n.
+
+    `sha256` is of the weights: figures from others are not comparable.
+    """
+
+    name: str
+    sha256: str
+    extract: Extract
+
+
+def make_extract(network: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]], weights: Any, mesh: Mesh) -> Extract:
+    """Runs network(weights, images uint8 [B, H, W, C]) jitted, each batch split over the mesh's only axis."""
+    (axis,) = mesh.axis_names
+    mapped = jax.shard_map(network, mesh=mesh, in_specs=(P(), P(axis)), out_specs=P(axis), check_vma=False)
+    call, size = jax.jit(mapped), -(-BATCH // mesh.size) * mesh.size
+    weights = jax.device_put(weights, NamedSharding(mesh, P()))
+
+    def extract(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        parts = []
+        for first in range(0, len(images), size):
+            batch = images[first : first + size]
+            filled = np.pad(batch, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))
+            parts.append([np.asarray(part)[: len(batch)] for part in call(weights, filled)])
+        features, logits = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return features, logits
+
+    return extract
+
+
+def classifier_features(apply: Callable[..., Any], params: Any, mesh: Mesh) -> Extractor:
+    """The project's classifier, apply(params, x, t) -> (features, logits), shown clean images: t = 0."""
+
+    def network(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = images.astype(jnp.float32) / 127.5 - 1
+        return tuple(apply(params, x, jnp.zeros(len(images), jnp.int32)))
+
+    return Extractor("classifier", weights_hash(params), make_extract(network, params, mesh))
+
+
+def inception_features(path: str, mesh: Mesh) -> Extractor:
+    """FID's Inception, with weights from `path` or the environment; logits without bias, as published scores have.
+
+    Raises UserError without the weights.
+    """
+    variables = load_inception(path)
+
+    def network(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        output: Any = Inception().apply(variables, images)
+        return output.features, output.unbiased_logits
+
+    return Extractor("inception", SHA256, make_extract(network, variables, mesh))
+
+
+def weights_hash(params: Any) -> str:
+    """SHA-256 of a tree of arrays: names, shapes, dtypes and bytes, in the tree's order."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,33 @@
+"""The modes of main.py by name."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dit_jax import jobs
+from dit_jax.checks import require
+from dit_jax.classifier_job import train_classifier
+from dit_jax.draw import sample
+from dit_jax.evaluate_job import evaluate
+
+# name -> job of (config, workdir, out), which returns an exit code or None
+MODES: dict[str, Callable[..., Any]] = {
+    "train": jobs.train,
+    "sample": sample,
+    "train_classifier": train_classifier,
+    "evaluate": evaluate,
+}
+
+
+def run(mode: str, config: ConfigDict, workdir: Path, out: Path | None, images: Path | None) -> int:
+    """Runs a mode and returns the exit code. `images` is for `evaluate` alone.
+
+    Raises:
+      UserError: `images` with another mode, and what the mode itself refuses.
+    """
+    if mode == "evaluate":
+        return evaluate(config, workdir, out, images) or 0
+    require(images is None, "--images", images, f"--mode={mode} reads none; leave --images away")
+    return MODES[mode](config, workdir, out) or 0

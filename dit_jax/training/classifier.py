@@ -1,0 +1,44 @@
+"""What the classifier is trained on: images at every noise level, and clean ones among them."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dit_jax.data import pipeline
+from dit_jax.diffusion import objective
+from dit_jax.diffusion.schedule import q_sample
+from dit_jax.training.state import Params
+from dit_jax.training.step import Recipe
+
+CLEAN_SHARE = 0.5  # of a batch's images: features are taken from clean ones
+
+
+def batch_loss(
+    params: Params,
+    apply: Callable[..., Any],
+    recipe: Recipe,
+    x_0: jax.Array,
+    labels_B: jax.Array,
+    keys_B: jax.Array,
+    mine: jax.Array,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Mean cross-entropy in nats of a device's images, and (sums, counts) of it by noise quarter; as `step.batch_loss`.
+
+    Each image draws from its own key. `CLEAN_SHARE` of them have t = 0 and no noise; of the others t is uniform.
+    """
+    del mine  # no draw here depends on the place in the batch
+    T = recipe.schedule.num_steps
+    draw = jax.vmap(partial(jax.random.split, num=4))(keys_B)
+    if recipe.flip:
+        x_0 = pipeline.flip(x_0, draw[:, 0])
+    t_B = jax.vmap(lambda key: jax.random.randint(key, (), 0, T))(draw[:, 1])
+    eps = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:]))(draw[:, 2])
+    clean_B = jax.vmap(lambda key: jax.random.bernoulli(key, CLEAN_SHARE))(draw[:, 3])
+    t_B = jnp.where(clean_B, 0, t_B)
+    x_t = jnp.where(clean_B[:, None, None, None], x_0, q_sample(recipe.schedule, x_0, eps, t_B))
+    loss_B = optax.softmax_cross_entropy_with_integer_labels(apply(params, x_t, t_B).logits, labels_B)
+    return loss_B.mean(), objective.by_quarter(loss_B, t_B, T)

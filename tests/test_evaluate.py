@@ -1,0 +1,188 @@
+"""The modes train_classifier and evaluate through main.py: what they leave, what a kill costs, one line a mistake."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dit_jax import config as configs
+from dit_jax import evaluate_job, jobs
+from dit_jax.classifier_job import train_classifier
+from tests import tiny
+
+
+@pytest.fixture
+def tiny_data(monkeypatch):
+    tiny.install(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A workdir with a model and a classifier of two steps each."""
+    folder = tmp_path_factory.mktemp("to evaluate")
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.install(patch)
+        jobs.train(tiny.config(train__steps=2), folder, None)
+        train_classifier(tiny.config(train__steps=2), folder, None)
+    return folder
+
+
+def without_seconds(workdir, name="evaluation.json"):
+    result = json.loads((workdir / name).read_text())
+    assert result.pop("seconds") > 0
+    return result
+
+
+def test_training_a_classifier(trained, tiny_data, capfd, caplog):
+    caplog.set_level("INFO", logger="dit_jax")
+    kept = json.loads((trained / "classifier/accuracy.json").read_text())
+    assert (kept["n"], kept["step"], kept["split"]) == (tiny.NUM_EXAMPLES, 2, "test")
+    assert kept["accuracy"] * tiny.NUM_EXAMPLES == pytest.approx(round(kept["accuracy"] * tiny.NUM_EXAMPLES))
+    done = tiny.run_main(capfd, "--mode=train_classifier", "--workdir", trained)
+    assert done.code == 0
+    assert "--config.classifier.steps higher" in caplog.text
+    assert "clean test images" in caplog.text
+    # The run's own config and steps are its own still.
+    assert configs.read(trained).train.steps == 2
+    refused = tiny.run_main(capfd, "--mode=train_classifier", "--workdir", trained, "--config.classifier.width=16")
+    assert refused.code == 2
+    assert "classifier.width: 8 -> 16" in refused.err[0]
+
+
+def test_evaluating(trained, tiny_data, capfd, monkeypatch):
+    monkeypatch.setattr(evaluate_job, "CHUNK", 4)  # sixteen images are four chunks
+    done = tiny.run_main(capfd, "--mode=evaluate", "--workdir", trained)
+    assert done.code == 0, done.err
+    result = without_seconds(trained)
+    assert "fid" not in result
+    assert {"fd_classifier", "accuracy_classifier", "kid_classifier", "precision_classifier"} <= set(result)
+    assert set(result["fd_classifier_by_class"]) == set(tiny.INFO.class_names)
+    told = {name: result[name] for name in ("n", "seed", "sampler", "steps", "spacing", "guidance", "weights", "step")}
+    assert told == {"n": 16, "seed": 0, "sampler": "ddpm", "steps": 3, "spacing": "linspace", "guidance": 1.0,
+                    "weights": "ema", "step": 2}  # fmt: skip
+    assert (result["features"], result["data"], result["reference_split"]) == ("classifier", "tiny", "train")
+    assert len(result["features_sha256"]) == len(result["weights_sha256"]) == 64
+    assert (result["floor"]["split"], result["floor"]["n"]) == ("test", 16)
+    assert "too few for 32 features" in result["warning"]
+    assert "fd_classifier" in done.out
+    assert [json.loads(line)["n"] for line in (trained / "evaluations.jsonl").read_text().splitlines()] == [16]
+    chunks = sorted(trained.glob("evaluation/*/*.npy"))
+    assert [np.load(chunk).shape[0] for chunk in chunks] == [4, 4, 4, 4]
+
+    # As if killed while the third chunk was drawn: the first two are not drawn again, and every figure is the same.
+    chunks[2].write_bytes(chunks[2].read_bytes()[:100])
+    chunks[3].unlink()
+    before, drawn = tiny.snapshot(trained), []
+    real = evaluate_job.draw
+    monkeypatch.setattr(evaluate_job, "draw", lambda run, first, *rest: drawn.append(first) or real(run, first, *rest))
+    again = tiny.run_main(capfd, "--mode=evaluate", "--workdir", trained)
+    assert again.code == 0, again.err
+    assert drawn == [8, 12]
+    assert without_seconds(trained) == result
+    after = tiny.snapshot(trained)
+    assert all(after[chunk] == before[chunk] for chunk in chunks[:2])
+
+
+def test_images_of_a_run_get_the_figures_of_the_run(trained, tiny_data, tmp_path, capfd):
+    """samples.npz of the same seed and labels holds the same images."""
+    assert tiny.run_main(capfd, "--mode=evaluate", "--workdir", trained).code == 0
+    flags = ["--out", tmp_path, "--config.sample.n=16"]
+    assert tiny.run_main(capfd, "--mode=sample", "--workdir", trained, *flags).code == 0
+    given = tmp_path / "samples.npz"
+    done = tiny.run_main(capfd, "--mode=evaluate", "--workdir", trained, "--images", given)
+    assert done.code == 0, done.err
+    ours, theirs = without_seconds(trained), without_seconds(trained, "evaluation_images.json")
+    figures = [name for name, value in ours.items() if "classifier" in name and name != "features"]
+    assert len(figures) >= 9
+    assert {name: ours[name] for name in figures} == {name: theirs[name] for name in figures}
+    assert theirs["images"] == str(given)
+    assert "seed" not in theirs
+
+
+def test_real_images_against_themselves(trained, tiny_data, tmp_path, capfd, caplog):
+    """The tiny data set has one split for both: distance 0 and full precision, in the set as in the floor."""
+    data = tiny.split()
+    for i, image in enumerate(data.images):
+        Image.fromarray(image).save(tmp_path / f"{i:03d}.png")
+    done = tiny.run_main(capfd, "--mode=evaluate", "--workdir", trained, "--images", tmp_path)
+    assert done.code == 0, done.err
+    assert "no labels" in caplog.text
+    result = without_seconds(trained, "evaluation_images.json")
+    for figures in (result, result["floor"]):
+        assert figures["fd_classifier"] == pytest.approx(0, abs=1e-9)
+        assert figures["precision_classifier"] == figures["recall_classifier"] == figures["coverage_classifier"] == 1
+    assert "accuracy_classifier" not in result
+    assert "fd_classifier_by_class" not in result
+
+
+MISTAKES = {
+    "nothing there": ("none", "there is nothing of that name"),
+    "empty folder": ("empty", "no picture in it"),
+    "broken picture": ("broken", "broken/1.png cannot be read"),
+    "no NPZ": ("text.npz", "cannot be read"),
+    "no images in it": ("other.npz", "cannot be read"),
+    "floats": ("floats.npz", "its images are float32 (12, 8, 8, 3); give uint8"),
+    "wrong size": ("large.npz", "has images of (9, 9, 3), the data set has (8, 8, 3)"),
+    "too few": ("few.npz", "3 images are too few; 10 do"),
+    "labels missing one": ("labels.npz", "its labels are int64 (11,); give integers, one an image"),
+    "labels beyond": ("beyond.npz", "its labels are 0..3; the data set's are 0..2"),
+    "pickled": ("pickled.npz", "cannot be read"),
+}
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """Images that are none."""
+    folder = tmp_path_factory.mktemp("given")
+    images = tiny.split().images[:12]
+    (folder / "empty").mkdir()
+    (folder / "broken").mkdir()
+    for i in range(12):
+        Image.fromarray(images[i]).save(folder / f"broken/{i}.png")
+    (folder / "broken/1.png").write_bytes((folder / "broken/1.png").read_bytes()[:100])
+    (folder / "text.npz").write_text("no archive")
+    np.savez(folder / "other.npz", pictures=images)
+    np.savez(folder / "floats.npz", images=images.astype(np.float32))
+    np.savez(folder / "large.npz", images=np.zeros((12, 9, 9, 3), np.uint8))
+    np.savez(folder / "few.npz", images=images[:3])
+    np.savez(folder / "labels.npz", images=images, labels=np.zeros(11, int))
+    np.savez(folder / "beyond.npz", images=images, labels=np.arange(12) % 4)
+    np.savez(folder / "pickled.npz", images=np.array([{}, []], object), allow_pickle=True)
+    return folder
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_images_that_are_none_are_one_line(mistake, trained, given, tiny_data, capfd):
+    name, told = MISTAKES[mistake]
+    before = tiny.snapshot(trained)
+    done = tiny.run_main(capfd, "--mode=evaluate", "--workdir", trained, "--images", given / name)
+    assert done.code == 2
+    errors = [line for line in done.err if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert told in errors[0]
+    assert "Traceback" not in "\n".join(done.err)
+    assert tiny.snapshot(trained) == before
+
+
+def test_other_mistakes_are_one_line(trained, tiny_data, tmp_path, capfd, monkeypatch):
+    monkeypatch.delenv("DIT_JAX_INCEPTION", raising=False)
+    configs.write(configs.read(trained), tmp_path)
+    inception = "--config.evaluate.features=inception"
+    mistakes = [
+        ("first run python main.py --mode=train_classifier", "evaluate", tmp_path, []),
+        ("--config.evaluate.features=classifier", "evaluate", trained, [inception]),
+        ("evaluate.features=vgg is not known", "evaluate", trained, ["--config.evaluate.features=vgg"]),
+        ("evaluate.n=9", "evaluate", trained, ["--config.evaluate.n=9"]),
+        ("--mode=sample reads none", "sample", trained, ["--images=x"]),
+        ("leave --out away", "evaluate", trained, ["--out=x"]),
+        ("=12 does not split over 8", "train_classifier", tmp_path, ["--config.classifier.batch_size=12"]),
+        ("=48: the data has 40 images", "train_classifier", tmp_path, ["--config.classifier.batch_size=48"]),
+        ("classifier.width=12", "train_classifier", tmp_path, ["--config.classifier.width=12"]),
+    ]
+    for told, mode, workdir, more in mistakes:
+        done = tiny.run_main(capfd, f"--mode={mode}", "--workdir", workdir, *more)
+        assert done.code == 2
+        assert len(done.err) == 1
+        assert told in done.err[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

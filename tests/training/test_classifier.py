@@ -1,0 +1,54 @@
+"""What the classifier sees in training, by a network that notes its input."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dit_jax.diffusion.schedule import make_schedule
+from dit_jax.models.classifier import ClassifierOutput
+from dit_jax.training.classifier import batch_loss
+
+B, K, T = 400, 5, 20
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """(x_t, t, loss, (sums, counts)) of a batch of images that are 0.5 throughout."""
+    schedule = make_schedule("rectified", T, 0.1, 0.2)
+    noted = {}
+
+    def apply(params, x_t, t_B):
+        noted.update(x_t=np.asarray(x_t), t=np.asarray(t_B))
+        return ClassifierOutput(jnp.zeros((B, 1)), jnp.zeros((B, K)))
+
+    recipe = SimpleNamespace(schedule=schedule, flip=True)
+    keys_B = jax.random.split(jax.random.key(0), B)
+    x_0 = jnp.full((B, 4, 4, 3), 0.5)
+    loss, quarters = batch_loss(None, apply, recipe, x_0, jnp.zeros(B, jnp.int32), keys_B, jnp.arange(B))
+    return SimpleNamespace(**noted, loss=loss, quarters=quarters)
+
+
+def test_half_of_the_images_are_clean_and_have_t_0(seen):
+    clean = np.all(seen.x_t == 0.5, axis=(1, 2, 3))
+    assert 160 <= clean.sum() <= 240  # 200 +- 10 is one standard deviation of a binomial
+    assert np.all(seen.t[clean] == 0)
+    assert set(seen.t[~clean].tolist()) == set(range(T))
+
+
+def test_noise_is_as_loud_as_t_says(seen):
+    """On the straight path x_t = (1 - s) x_0 + s eps, s = (t + 1) / T; 48 values an image."""
+    noisy = np.any(seen.x_t != 0.5, axis=(1, 2, 3))
+    s = (seen.t[noisy] + 1) / T
+    eps = (seen.x_t[noisy] - (1 - s)[:, None, None, None] * 0.5) / s[:, None, None, None]
+    assert np.abs(eps.mean()) < 0.05
+    assert eps.std() == pytest.approx(1, abs=0.05)
+
+
+def test_a_network_that_knows_nothing_loses_the_log_of_the_classes(seen):
+    assert float(seen.loss) == pytest.approx(np.log(K), rel=1e-5)
+    sums, counts = (np.asarray(part) for part in seen.quarters)
+    assert counts.sum() == B
+    np.testing.assert_allclose(sums / counts, np.log(K), rtol=1e-5)
