@@ -3,8 +3,8 @@
     make demo
 
 which is `python main.py --config configs/shapes.py --workdir runs/shapes` and then `--mode=sample`. Nothing is
-downloaded. Measured on 2 cores of an AMD EPYC without AVX-512: 6 min 43 s in all, 176 images/s in training, 97.0% of
-500 guided samples recognised (results/shapes_demo).
+downloaded. Measured on 2 cores of an Intel Xeon that had other work too: 6 min 29 s in all, 96.8% of 500 guided samples
+recognised (results/shapes_demo).
 """
 
 from ml_collections import ConfigDict
