@@ -18,7 +18,7 @@ from dit_jax.data import datasets
 from dit_jax.errors import UserError
 from dit_jax.evaluation.evaluate import accuracy, summarize
 from dit_jax.evaluation.features import Extractor, classifier_features
-from dit_jax.experiment import Experiment, resolve
+from dit_jax.experiment import Experiment, read_resolved
 from dit_jax.files import replacing
 from dit_jax.models.classifier import Classifier, ClassifierOutput
 from dit_jax.training import classifier as training
@@ -115,8 +115,7 @@ def load_classifier(workdir: Path, config: ConfigDict) -> tuple[int, Extractor]:
     )
     if not configs.path_of(folder).is_file() or not (folder / "checkpoints").is_dir():
         raise missing
-    kept = configs.read(folder)
-    experiment = ClassifierExperiment(resolve(kept))
+    experiment = ClassifierExperiment(read_resolved(folder))
     name = experiment.config.data.name
     require(name == config.data.name, "data.name", config.data.name, f"{folder} knows {name}; train another")
     with Checkpointer(folder, keep=1, read_only=True) as checkpointer:

@@ -146,7 +146,7 @@ def psnr(images: np.ndarray, reference: np.ndarray) -> float:
 
 
 def picture_denoising(run: experiments.Run, labels: np.ndarray, out: Path) -> None:
-    """`denoising.png` and `denoising.gif`: how the first image of each class came about, ten at most."""
+    """`denoising.png` and `denoising.gif`: how the first images came about, one a class, ten at most."""
     count = min(PICTURED, len(np.unique(labels)))
     plan = run.experiment.plan(run.experiment.timesteps())
     watched = frames_of(np.flatnonzero(plan.keep))
@@ -155,8 +155,8 @@ def picture_denoising(run: experiments.Run, labels: np.ndarray, out: Path) -> No
     seen = np.asarray(watch(run.ema_params, jax.random.key(c.seed), labels[:count]))
     x_t, x_0 = to_uint8(seen[:, 0]), to_uint8(seen[:, 1])
     t = [*(int(step) for step in plan.t[watched]), -1]
-    names = [run.experiment.info.class_names[i] if i < len(run.experiment.info.class_names) else "-" for i in labels]
-    save_png(out / "denoising.png", strip(x_t, x_0, t, names[:count]))
+    names = [run.experiment.info.class_names[i] for i in labels[:count]]
+    save_png(out / "denoising.png", strip(x_t, x_0, t, names))
     save_gif(out / "denoising.gif", animation(x_t, x_0))
 
 

@@ -230,6 +230,19 @@ class Run:
         return make_sample(self.experiment, plan, draw)
 
 
+def read_resolved(workdir: Path) -> ConfigDict:
+    """The config of a workdir, resolved.
+
+    Raises:
+      UserError: there is none, or it is of another version.
+    """
+    try:
+        return resolve(configs.read(workdir))
+    except (AttributeError, KeyError, TypeError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{configs.path_of(workdir)} is not of this version of dit-jax ({reason}); mend it") from None
+
+
 def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
     """The newest whole checkpoint of a workdir, with its sampler. `config` replaces the workdir's own (resolved).
 
@@ -237,11 +250,7 @@ def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
       UserError: no workdir, no checkpoint in it, or none that can be read.
     """
     workdir = Path(workdir)
-    try:
-        experiment = Experiment(config or resolve(configs.read(workdir)))
-    except (AttributeError, KeyError, TypeError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{configs.path_of(workdir)} is not of this version of dit-jax ({reason}); mend it") from None
+    experiment = Experiment(config or read_resolved(workdir))
     missing = UserError(
         f"--workdir={workdir}: no checkpoint in it yet; train first with --config FILE --workdir {workdir}"
     )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_jax import draw, jobs
+from dit_jax import draw
 from dit_jax.experiment import load
 from tests import tiny
 
@@ -14,12 +14,7 @@ DDIM = {"sample__sampler": "ddim", "sample__steps": 20, "sample__clip_x_0": Fals
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("draw")
-    with pytest.MonkeyPatch.context() as patch:
-        tiny.install(patch)
-        tiny.on_devices(patch, 1)
-        jobs.train(tiny.config(train__steps=4), folder, None)
-    return folder
+    return tiny.trained(tmp_path_factory.mktemp("draw"))
 
 
 @pytest.fixture(params=[1, 8])

@@ -8,7 +8,6 @@ import optax
 import pytest
 
 import dit_jax
-from dit_jax import jobs
 from dit_jax.draw import draw_all
 from dit_jax.errors import UserError
 from dit_jax.experiment import load
@@ -20,12 +19,7 @@ from tests import tiny
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A run of four steps on one device."""
-    folder = tmp_path_factory.mktemp("experiment")
-    with pytest.MonkeyPatch.context() as patch:
-        tiny.install(patch)
-        tiny.on_devices(patch, 1)
-        jobs.train(tiny.config(train__steps=4), folder, None)
-    return folder
+    return tiny.trained(tmp_path_factory.mktemp("experiment"))
 
 
 def draw(workdir, monkeypatch, devices=1, n=7, batch_size=4, **more):

@@ -5,12 +5,14 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import flagsaver
 from jax.sharding import AxisType
 
 import main as program
 from configs import default
 from dit_jax import config as configs
+from dit_jax import jobs
 from dit_jax.data import datasets
 from dit_jax.experiment import Experiment, resolve
 from dit_jax.training import sharding
@@ -111,3 +113,12 @@ def flags(**more):
     """The tiny config as a command line."""
     root = sys.modules[default.__name__].__file__
     return [f"--config={root}", *(f"--config.{assignment}" for assignment in assignments(**more))]
+
+
+def trained(folder):
+    """A run of four steps on one device in `folder`, for a fixture that outlives a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch)
+        on_devices(patch, 1)
+        jobs.train(config(train__steps=4), folder, None)
+    return folder
