@@ -15,9 +15,11 @@ from dit_jax.errors import UserError
 from dit_jax.experiment import Experiment, resolve
 from dit_jax.jobs import pace_of
 from dit_jax.models.dit import PRESETS
+from dit_jax.training.state import ema_decay
 from dit_jax.training.step import zero_sums
 
-CONFIGS = ["configs/default.py", "configs/shapes.py"]  # cifar10:report is default.py, which a test below says
+# cifar10:report is default.py, which a test below says
+CONFIGS = ["configs/default.py", "configs/shapes.py", "configs/cifar10.py:best", "configs/cifar10.py:cpu"]
 # Read where files are, not where the model is built: by the jobs; classifier.steps and the like by `classifier_config`.
 READ_BY_JOBS = {"data.data_dir", "train.keep_checkpoints", "train.max_seconds"} | {
     f"{section}.{key}"
@@ -99,9 +101,18 @@ def test_a_key_that_nothing_reads_is_found():
 
 
 def test_the_list_of_configs_is_whole():
-    assert {f"configs/{p.name}" for p in Path("configs").glob("[!_]*.py")} == {*CONFIGS, "configs/cifar10.py"}
+    assert {f"configs/{p.name}" for p in Path("configs").glob("[!_]*.py")} == {c.partition(":")[0] for c in CONFIGS}
     for spec in ("configs/cifar10.py", "configs/cifar10.py:report"):
         assert configs.load(spec).to_dict() == configs.load("configs/default.py").to_dict()
+
+
+@pytest.mark.parametrize("recipe", ["best", "cpu"])
+def test_the_average_of_our_recipes_follows_the_length_of_the_run(recipe):
+    """Half of the average's weight is on the last twentieth of the images, at any step (the ramp of Karras et al.)."""
+    train = configs.load(f"configs/cifar10.py:{recipe}").train
+    for step in (99, 999, 9_999):
+        decay = float(ema_decay(np.int32(step), train.batch_size, train.ema_half_life, train.ema_ramp))
+        assert decay ** ((step + 1) / 20) == pytest.approx(0.5, rel=1e-3)
 
 
 def small():
