@@ -11,6 +11,10 @@ Chosen from papers and not measured: no GPU has run it yet.
 
 `cpu`: the same recipe for two CPU cores and about an hour: 7 M parameters, patches of 4. Not measured yet.
 
+The classifier whose features judge what they draw (an hour or so of two CPU cores; not measured):
+
+    python main.py --config configs/cifar10.py:report --workdir runs/cifar10 --mode=train_classifier
+
 Needs the data: see README, "CIFAR-10". Measured so far: results/cifar10_report_cpu, the loss over a third of an epoch;
 the 200 epochs have not been run.
 """

@@ -99,6 +99,7 @@ def get_config() -> ConfigDict:
     config.classifier.depth = 1  # residual blocks in each of three stages
     config.classifier.steps = 4_000
     config.classifier.batch_size = 128  # global
+    config.classifier.crop_padding = 4  # pixels that an image is moved by at most, each way (He et al. 2016); 0 is none
     config.classifier.learning_rate = 1e-3  # peak of AdamW, after a warm-up; falls to 0 at the last step (cosine)
     config.classifier.weight_decay = 0.05
     return config

@@ -42,5 +42,6 @@ def get_config() -> ConfigDict:
     config.classifier.width = 16
     config.classifier.steps = 1_200
     config.classifier.batch_size = 64
+    config.classifier.crop_padding = 0
     config.classifier.learning_rate = 3e-3
     return config

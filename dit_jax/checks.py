@@ -43,7 +43,7 @@ def check(config: ConfigDict, info: DatasetInfo) -> None:
     check_train(config.train)
     check_sample(config, info)
     check_evaluate(config.evaluate)
-    check_classifier(config.classifier)
+    check_classifier(config.classifier, info)
     require(0 <= config.seed < 2**32, "seed", config.seed, "use a whole number from 0 to 2^32 - 1")
 
 
@@ -168,13 +168,16 @@ def check_evaluate(c: ConfigDict) -> None:
     require(c.n >= LEAST_IMAGES, "evaluate.n", c.n, few)
 
 
-def check_classifier(c: ConfigDict) -> None:
+def check_classifier(c: ConfigDict, info: DatasetInfo) -> None:
     """Checks the classifier and its training."""
     whole_groups = c.width >= GROUP_WIDTH and c.width % GROUP_WIDTH == 0
     require(whole_groups, "classifier.width", c.width, f"use a multiple of {GROUP_WIDTH}, the channels of a norm")
     for key in ("depth", "steps", "batch_size"):
         require(c[key] >= 1, f"classifier.{key}", c[key], "use a whole number of at least 1")
     require(c.learning_rate > 0, "classifier.learning_rate", c.learning_rate, "use a number above 0, such as 0.001")
+    least = min(info.image_shape[:2])
+    fits = f"use 0 (none) to {least - 1}, less than the images of {least} pixels"
+    require(0 <= c.crop_padding < least, "classifier.crop_padding", c.crop_padding, fits)
     require(c.weight_decay >= 0, "classifier.weight_decay", c.weight_decay, "use 0 (off) or a number above it")
 
 

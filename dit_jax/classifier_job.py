@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -32,7 +32,8 @@ logger = logging.getLogger(__name__)
 WARMUP_STEPS = 100
 # Of the config, these alone make a classifier another one.
 OWN_KEYS = ("seed", "data.name", "data.flip", "diffusion.", "train.ema_", "classifier.width", "classifier.depth",
-            "classifier.batch_size", "classifier.learning_rate", "classifier.weight_decay")  # fmt: skip
+            "classifier.crop_padding", "classifier.batch_size", "classifier.learning_rate",
+            "classifier.weight_decay")  # fmt: skip
 
 
 class ClassifierExperiment(Experiment):
@@ -58,7 +59,8 @@ class ClassifierExperiment(Experiment):
         """As an experiment's, with the classifier's loss."""
         recipe: Recipe = self.recipe
         sharding.check_batch(recipe.batch_size, self.mesh, "classifier.batch_size")
-        return make_train_call(self.apply, self.optimizer, recipe, self.mesh, self.keys[1], training.batch_loss)
+        loss = partial(training.batch_loss, crop_padding=self.config.classifier.crop_padding)
+        return make_train_call(self.apply, self.optimizer, recipe, self.mesh, self.keys[1], loss)
 
 
 def classifier_config(config: ConfigDict) -> ConfigDict:

@@ -42,6 +42,7 @@ SETTINGS = {
     "evaluate.features": "classifier",
     "classifier.width": 8,
     "classifier.steps": 2,
+    "classifier.crop_padding": 1,
     "classifier.batch_size": 8,
 }
 

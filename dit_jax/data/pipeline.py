@@ -42,3 +42,15 @@ def flip(x_BHWC: jax.Array, keys_B: jax.Array) -> jax.Array:
     """Mirrors each image left to right with probability 1/2, by its own key."""
     mirrored_B = jax.vmap(jax.random.bernoulli)(keys_B)
     return jnp.where(mirrored_B[:, None, None, None], x_BHWC[:, :, ::-1], x_BHWC)
+
+
+def crop(x_BHWC: jax.Array, keys_B: jax.Array, padding: int) -> jax.Array:
+    """Moves each image by up to `padding` pixels each way, by its own key; what comes in is 0, which is grey.
+
+    Source: pad and crop, He et al. 2016, section 4.2.
+    """
+    _, H, W, _ = x_BHWC.shape
+    padded = jnp.pad(x_BHWC, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    offset_B2 = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * padding + 1))(keys_B)
+    rows, columns = offset_B2[:, :1] + jnp.arange(H)[None], offset_B2[:, 1:] + jnp.arange(W)[None]
+    return jax.vmap(lambda image, row, column: image[row][:, column])(padded, rows, columns)

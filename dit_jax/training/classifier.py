@@ -25,16 +25,20 @@ def batch_loss(
     labels_B: jax.Array,
     keys_B: jax.Array,
     mine: jax.Array,
+    crop_padding: int = 0,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Mean cross-entropy in nats of a device's images, and (sums, counts) of it by noise quarter; as `step.batch_loss`.
 
-    Each image draws from its own key. `CLEAN_SHARE` of them have t = 0 and no noise; of the others t is uniform.
+    Each image draws from its own key, also where it is moved to (`crop_padding`). `CLEAN_SHARE` of them have t = 0 and
+    no noise; of the others t is uniform.
     """
     del mine  # no draw here depends on the place in the batch
     T = recipe.schedule.num_steps
-    draw = jax.vmap(partial(jax.random.split, num=4))(keys_B)
+    draw = jax.vmap(partial(jax.random.split, num=5))(keys_B)
     if recipe.flip:
         x_0 = pipeline.flip(x_0, draw[:, 0])
+    if crop_padding:
+        x_0 = pipeline.crop(x_0, draw[:, 4], crop_padding)
     t_B = jax.vmap(lambda key: jax.random.randint(key, (), 0, T))(draw[:, 1])
     eps = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:]))(draw[:, 2])
     clean_B = jax.vmap(lambda key: jax.random.bernoulli(key, CLEAN_SHARE))(draw[:, 3])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_jax.data.pipeline import batch_indices, epoch_orders, flip, steps_per_epoch, to_float
+from dit_jax.data.pipeline import batch_indices, crop, epoch_orders, flip, steps_per_epoch, to_float
 
 
 def read(first_step, count, n=23, batch=5, seed=0):
@@ -90,3 +90,21 @@ def test_flip_mirrors_left_to_right_half_of_the_images_by_their_own_keys():
     assert (mirrored ^ same).all()
     assert abs(mirrored.mean() - 0.5) < 5 * 0.5 / np.sqrt(n)
     np.testing.assert_array_equal(flip(jnp.asarray(x[7:9]), keys[7:9]), out[7:9])  # whatever the batch
+
+
+def test_crop_moves_each_image_evenly_by_its_own_key_and_fills_with_grey():
+    """Pixel (2, 3) of a 5 x 6 image is the only one that is not 0: where it lands tells the move."""
+    n, padding = 900, 1
+    x = np.zeros((n, 5, 6, 2), np.float32)
+    x[:, 2, 3] = [1, 2]
+    keys = jax.random.split(jax.random.key(0), n)
+    out = np.asarray(jax.jit(crop, static_argnums=2)(jnp.asarray(x), keys, padding))
+    assert out.shape == x.shape
+    assert (out.sum((1, 2)) == [1, 2]).all()
+    _, rows, columns = np.nonzero(out[..., 0])
+    moves, counts = np.unique(np.stack([rows - 2, columns - 3]), axis=1, return_counts=True)
+    assert moves.T.tolist() == [[i, j] for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    assert np.abs(counts - 100).max() < 5 * np.sqrt(100 * 8 / 9)
+    np.testing.assert_array_equal(crop(jnp.asarray(x[7:9]), keys[7:9], padding), out[7:9])  # whatever the batch
+    bright = np.asarray(crop(jnp.ones((n, 5, 6, 2)), keys, padding))
+    assert (bright[rows == 1, -1] == 0).all()  # moved up: the last row is grey

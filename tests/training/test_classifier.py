@@ -52,3 +52,20 @@ def test_a_network_that_knows_nothing_loses_the_log_of_the_classes(seen):
     sums, counts = (np.asarray(part) for part in seen.quarters)
     assert counts.sum() == B
     np.testing.assert_allclose(sums / counts, np.log(K), rtol=1e-5)
+
+
+def test_crops_move_the_images():
+    """Nine moves by a pixel or none, of images that are 0.5 throughout: one in nine stays whole."""
+    schedule, moved = make_schedule("rectified", T, 0.1, 0.2), []
+
+    def apply(params, x_t, t_B):
+        moved.append(np.asarray(x_t))
+        return ClassifierOutput(jnp.zeros((B, 1)), jnp.zeros((B, K)))
+
+    recipe, keys_B = SimpleNamespace(schedule=schedule, flip=False), jax.random.split(jax.random.key(0), B)
+    x_0 = jnp.full((B, 4, 4, 3), 0.5)
+    batch_loss(None, apply, recipe, x_0, jnp.zeros(B, jnp.int32), keys_B, jnp.arange(B), crop_padding=1)
+    clean = np.isin(moved[0], [0, 0.5]).all((1, 2, 3))
+    whole = (moved[0][clean] == 0.5).all((1, 2, 3)).mean()
+    assert whole == pytest.approx(1 / 9, abs=0.08)
+    assert set((moved[0][clean] == 0.5).all(-1).sum((1, 2)).tolist()) == {9, 12, 16}
