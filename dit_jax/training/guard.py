@@ -4,6 +4,7 @@ The state never takes such a step, so no checkpoint can hold one. Too many in a 
 """
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -30,10 +31,20 @@ def zero_counts(bad_run: int = 0) -> Counts:
     }
 
 
-def take(good: jax.Array, new: TrainState, old: TrainState) -> TrainState:
-    """`new`, or, where `good` is false, `old` with the step of `new`: the data go on, the weights stay."""
-    chosen = jax.tree.map(partial(jnp.where, good), new, old)
-    return TrainState(new.step, chosen.params, chosen.ema_params, chosen.opt_state)
+def take(good: jax.Array, update: Callable[[TrainState], TrainState], old: TrainState) -> TrainState:
+    """`update(old)`, or, where `good` is false, `old` at the next step: the data go on, the weights stay."""
+    on_cpu = partial(jax.lax.cond, good, update, skip)  # a select there first copies the whole state, and again in it
+    return jax.lax.platform_dependent(old, cpu=on_cpu, default=partial(select, good, update))
+
+
+def skip(old: TrainState) -> TrainState:
+    """`old` at the next step."""
+    return TrainState(old.step + 1, old.params, old.ema_params, old.opt_state)
+
+
+def select(good: jax.Array, update: Callable[[TrainState], TrainState], old: TrainState) -> TrainState:
+    """`take` without a branch, for which a GPU would wait for the host."""
+    return jax.tree.map(partial(jnp.where, good), update(old), skip(old))
 
 
 def tally(good: jax.Array, metrics: Counts) -> Counts:

@@ -1,5 +1,7 @@
 """The mesh: one axis, `data`, over every device; batches are split along it, all else is replicated."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -33,6 +35,11 @@ def global_index(mesh: Mesh, batch_size: int) -> jax.Array:
     """Inside shard_map: the positions in the global batch that this device holds, int32 [batch_size / devices]."""
     local = batch_size // mesh.size
     return jax.lax.axis_index(AXIS) * local + jax.numpy.arange(local)
+
+
+def mean(tree: Any) -> Any:
+    """Inside shard_map: the mean over the devices, leaf by leaf; XLA copies all leaves to ask a single device."""
+    return tree if jax.lax.axis_size(AXIS) == 1 else jax.lax.pmean(tree, AXIS)
 
 
 def put_replicated(array: np.ndarray, mesh: Mesh) -> jax.Array:

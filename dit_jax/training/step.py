@@ -103,11 +103,8 @@ def train_step(
     keys_B = jax.vmap(partial(jax.random.fold_in, step_key))(mine)
     grad = jax.value_and_grad(batch_loss, has_aux=True)
     (loss, quarters), grads = grad(state.params, apply, recipe, pipeline.to_float(images), labels_B, keys_B, mine)
-    loss, grads = jax.lax.pmean((loss, grads), sharding.AXIS)
+    loss, grads = sharding.mean((loss, grads))
     quarter_loss, quarter_count = jax.lax.psum(quarters, sharding.AXIS)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    decay = ema_decay(state.step, recipe.batch_size, recipe.ema_half_life, recipe.ema_ramp)
     grad_norm = optax.tree.norm(grads)
     metrics = {
         "steps": jnp.ones(()),
@@ -116,9 +113,16 @@ def train_step(
         "quarter_loss": quarter_loss,
         "quarter_count": quarter_count,
     }
-    new = TrainState(state.step + 1, params, update_ema(state.ema_params, params, decay), opt_state)
     good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)  # of the whole batch: all devices decide alike
-    return guard.take(good, new, state), guard.tally(good, metrics)
+    return guard.take(good, partial(update, optimizer, recipe, grads), state), guard.tally(good, metrics)
+
+
+def update(optimizer: optax.GradientTransformation, recipe: Recipe, grads: Params, state: TrainState) -> TrainState:
+    """The state after a step of the optimizer and of the average."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    decay = ema_decay(state.step, recipe.batch_size, recipe.ema_half_life, recipe.ema_ramp)
+    return TrainState(state.step + 1, params, update_ema(state.ema_params, params, decay), opt_state)
 
 
 def make_train_call(

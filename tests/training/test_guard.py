@@ -95,6 +95,16 @@ def test_a_gradient_that_is_not_finite_where_the_loss_is():
         guard.check(poisoned.sums, 3)
 
 
+@pytest.mark.parametrize("good", [True, False])
+def test_the_select_of_other_devices_is_the_branch_of_cpus(good):
+    old = TrainState(jnp.int32(3), {"w": jnp.arange(2.0)}, {"w": jnp.ones(2)}, (jnp.int32(3),))
+    new = TrainState(jnp.int32(4), {"w": jnp.full(2, 7.0)}, {"w": jnp.zeros(2)}, (jnp.int32(4),))
+    expected = new if good else TrainState(jnp.int32(4), old.params, old.ema_params, old.opt_state)
+    for take in (guard.take, guard.select):
+        found = jax.jit(lambda old, take=take: take(jnp.asarray(good), lambda _: new, old))(old)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 def run_lengths(pattern, before=0):
     """(now, longest) in a row after steps that were bad (x) or good (.)."""
     sums = {"steps": jnp.zeros(())} | guard.zero_counts(before)
