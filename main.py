@@ -4,6 +4,7 @@
     python main.py --workdir runs/shapes --mode=sample --config.sample.n=100
     python main.py --workdir runs/shapes --mode=train_classifier
     python main.py --workdir runs/shapes --mode=evaluate
+    python main.py --workdir runs/shapes --mode=report
 
 `--config FILE[:ARG]` names the experiment; without it, the config is the workdir's. `--config.KEY=VALUE` overrides a
 key of either. The exit code is 0; 2 after a user's error, with one line that tells it; or, when training ended early
@@ -28,7 +29,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("config", None, "The experiment: a Python file with get_config() (it is run), as FILE[:ARG].")
 flags.DEFINE_string("workdir", None, "The run's folder: config, checkpoints, metrics, pictures.")
 flags.DEFINE_enum("mode", "train", list(modes.MODES), "What to do.")
-flags.DEFINE_string("out", None, "Where sample writes; WORKDIR/samples unless given.")
+flags.DEFINE_string("out", None, "Where sample writes (else WORKDIR/samples) and report (else WORKDIR).")
 flags.DEFINE_string("images", None, "What evaluate judges instead of samples: a folder of pictures or an NPZ file.")
 # Full disks, folders that may not be written, names that are too long: all else is a bug and keeps its traceback.
 USERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}

@@ -1,9 +1,10 @@
 """The job `sample`: draws images, or changes some, and pictures how they come about."""
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,11 +58,12 @@ def sample(config: ConfigDict, workdir: Path, out: Path | None) -> None:
     with replacing(out / "samples.npz") as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, images=images, labels=task.labels, **arrays)
     names = run.experiment.info.class_names
-    save_png(out / "grid.png", label_grid(images, task.labels, names, task.columns))
+    about = settings_of(run) | {"n": len(images), "images_sha256": hashlib.sha256(images.tobytes()).hexdigest()}
+    save_png(out / "grid.png", label_grid(images, task.labels, names, task.columns), about)
     if config.sample.task == "invert":
         logger.info("inverted and drawn again: PSNR %.1f dB over %d images", psnr(images, given[0]), len(images))
     if config.sample.task == "generate" and config.sample.denoising:
-        picture_denoising(run, task.labels, out)
+        picture_denoising(run, task.labels, out, about)
     logger.info("step %d: %d images in %s and %s", run.step, len(images), out / "samples.npz", out / "grid.png")
 
 
@@ -145,7 +147,12 @@ def psnr(images: np.ndarray, reference: np.ndarray) -> float:
     return float("inf") if error == 0 else 10 * np.log10(255**2 / error)
 
 
-def picture_denoising(run: experiments.Run, labels: np.ndarray, out: Path) -> None:
+def settings_of(run: experiments.Run) -> dict[str, Any]:
+    """The checkpoint, and every key of `sample.*`: what the images depend on."""
+    return {"step": run.step, "weights": "ema"} | dict(run.experiment.config.sample.items())
+
+
+def picture_denoising(run: experiments.Run, labels: np.ndarray, out: Path, about: dict[str, Any]) -> None:
     """`denoising.png` and `denoising.gif`: how the first images came about, one a class, ten at most."""
     count = min(PICTURED, len(np.unique(labels)))
     plan = run.experiment.plan(run.experiment.timesteps())
@@ -156,7 +163,7 @@ def picture_denoising(run: experiments.Run, labels: np.ndarray, out: Path) -> No
     x_t, x_0 = to_uint8(seen[:, 0]), to_uint8(seen[:, 1])
     t = [*(int(step) for step in plan.t[watched]), -1]
     names = [run.experiment.info.class_names[i] for i in labels[:count]]
-    save_png(out / "denoising.png", strip(x_t, x_0, t, names))
+    save_png(out / "denoising.png", strip(x_t, x_0, t, names), about)
     save_gif(out / "denoising.gif", animation(x_t, x_0))
 
 

@@ -11,6 +11,7 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from dit_jax import config as configs
+from dit_jax import environment
 from dit_jax import experiment as experiments
 from dit_jax.checks import require
 from dit_jax.data import datasets
@@ -65,6 +66,7 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
             return 0
         warn_of_new_decay(workdir, config, step, section)
         configs.write(config, workdir)
+        environment.record(workdir, step)
         logger.info("%s %s at step %d of %d", "resuming" if step else "starting", workdir, step, config.train.steps)
         writer = stack.enter_context(contextlib.closing(create_writer(workdir, resume_step=step)))
         state = experiment.init_state() if state is None else state

@@ -11,6 +11,7 @@ from dit_jax.checks import require
 from dit_jax.classifier_job import train_classifier
 from dit_jax.draw import sample
 from dit_jax.evaluate_job import evaluate
+from dit_jax.report_job import report
 
 # name -> job of (config, workdir, out), which returns an exit code or None
 MODES: dict[str, Callable[..., Any]] = {
@@ -18,6 +19,7 @@ MODES: dict[str, Callable[..., Any]] = {
     "sample": sample,
     "train_classifier": train_classifier,
     "evaluate": evaluate,
+    "report": report,
 }
 
 

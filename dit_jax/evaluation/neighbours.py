@@ -55,7 +55,7 @@ def neighbour_scores(
     covered = np.zeros(len(reference_ND), bool)
     for rows in blocks(len(reference_ND), TILE):
         for columns in blocks(len(samples_ND), TILE):
-            squared = _squared_distances(reference_ND[rows], samples_ND[columns])
+            squared = squared_distances(reference_ND[rows], samples_ND[columns])
             within = squared <= reference_radii[1, rows, None]
             hits[columns] += within.sum(0)
             covered[rows] |= within.any(1)
@@ -85,7 +85,7 @@ def _check_counts(reference_count: int, sample_count: int, k: int) -> None:
         )
 
 
-def _squared_distances(a_ND: np.ndarray, b_MD: np.ndarray) -> np.ndarray:
+def squared_distances(a_ND: np.ndarray, b_MD: np.ndarray) -> np.ndarray:
     """float64 [N, M] of all pairs, by |a|^2 + |b|^2 - 2 a.b."""
     a, b = widened(a_ND), widened(b_MD)
     squared = a @ b.T
@@ -102,7 +102,7 @@ def _squared_radii(features_ND: np.ndarray, ks: tuple[int, ...]) -> np.ndarray:
     for rows in blocks(count, TILE):
         nearest = np.full((rows.stop - rows.start, most), np.inf)
         for columns in blocks(count, TILE):
-            squared = _squared_distances(features_ND[rows], features_ND[columns])
+            squared = squared_distances(features_ND[rows], features_ND[columns])
             if rows == columns:
                 np.fill_diagonal(squared, np.inf)  # a row is no neighbour of its own
             nearest = np.partition(np.concatenate([nearest, squared], axis=1), most - 1, axis=1)[:, :most]

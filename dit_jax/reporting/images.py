@@ -1,10 +1,13 @@
 """Pictures for people: model output to bytes, labelled grids, PNG files."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from dit_jax.files import replacing
 
@@ -15,6 +18,7 @@ MARGIN = 6  # pixels around the grid and between a name and its images
 MIN_FONT, MAX_FONT = 12, 28  # pixels; smaller is not legible, larger is shouting
 MAX_NAME_EMS = 9  # width of the longest name in font sizes; longer ones end in an ellipsis
 BACKGROUND, INK = (255, 255, 255), (40, 40, 40)
+ABOUT = "dit-jax"  # the text of a PNG that says how it was made
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:
@@ -70,10 +74,27 @@ def label_grid(
     return np.asarray(canvas)
 
 
-def save_png(path: Path, array: np.ndarray) -> None:
-    """Writes uint8 [H, W, 3], [H, W, 1] or [H, W] as a PNG, which appears whole or not at all; folders are made."""
+def save_png(path: Path, array: np.ndarray, about: Mapping[str, Any] | None = None) -> None:
+    """Writes uint8 [H, W, 3], [H, W, 1] or [H, W] as a PNG, which appears whole or not at all; folders are made.
+
+    `about` is kept in the file, as JSON in the text `dit-jax`, and read by `about_png`.
+    """
+    text = PngInfo()
+    if about is not None:
+        text.add_text(ABOUT, json.dumps(about))
+    image = Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array)
     with replacing(path) as temporary:
-        Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array).save(temporary, "PNG")
+        image.save(temporary, "PNG", pnginfo=text)
+
+
+def about_png(path: Path) -> dict[str, Any]:
+    """What `save_png` was told about the picture; nothing if that cannot be read."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            about = json.loads(image.info.get(ABOUT, "{}"))
+    except (OSError, ValueError, TypeError, SyntaxError):  # Pillow raises SyntaxError for some that are broken
+        return {}
+    return about if isinstance(about, dict) else {}
 
 
 def _check(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> None:

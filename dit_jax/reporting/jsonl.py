@@ -21,6 +21,24 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [row for row in map(_parse, _lines(path)) if row is not None]
 
 
+def read_objects(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """(objects, how many lines hold none) of a file with one JSON object a line; no file is no objects.
+
+    The half of a last line, which a process that is still writing leaves, counts as none.
+    """
+    objects, damaged = [], 0
+    for line in filter(bytes.strip, _lines(path)):
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            found = None
+        if isinstance(found, dict):
+            objects.append(found)
+        else:
+            damaged += 1
+    return objects, damaged
+
+
 def drop_rows_after(path: Path, step: int) -> None:
     """Removes, atomically, the rows beyond `step` and any broken line, so that a resumed run writes no row twice."""
     lines = _lines(path)

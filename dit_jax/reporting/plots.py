@@ -11,12 +11,13 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethod
 
 from dit_jax.files import replacing
 from dit_jax.reporting.jsonl import read_rows
+from dit_jax.reporting.smoothing import running_mean as _running_mean
+from dit_jax.reporting.smoothing import window as _window
 
 QUARTILES = ("loss_q1", "loss_q2", "loss_q3", "loss_q4")  # by noise level, q1 the least noise
 QUARTILE_COLORS = ("#9ecae1", "#a1d99b", "#fdc98e", "#bcbddc")  # lighter than the loss, which is the subject
 QUARTILE_LABELS = ("the quarter with least noise", "second quarter", "third quarter", "the quarter with most noise")
 LOSS_COLOR, GRAD_COLOR = "#1f3b70", "#8c4b3c"
-SMOOTHED_FROM = 100  # rows; with fewer the raw curve is clear enough
 LOG_FROM = 5.0  # a logarithmic axis if the largest value is so many times the smallest
 
 
@@ -86,23 +87,6 @@ def _style(axes: Axes, label: str, values: np.ndarray) -> None:
     axes.set_ylabel(label)
     axes.grid(alpha=0.25, which="both", lw=0.5)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _window(values: np.ndarray) -> int:
-    """Returns over how many rows curves are averaged at most: a fiftieth of a long run, one row of a short one."""
-    return len(values) // 50 if len(values) >= SMOOTHED_FROM else 1
-
-
-def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Returns the mean of the finite values of the last rows up to each row; NaN where the row itself is not finite.
-
-    It reaches back over a tenth of the rows so far, `_window` at most: a fixed window lags where a loss first falls.
-    """
-    finite, rows = np.isfinite(values), np.arange(1, len(values) + 1)
-    first = rows - np.minimum(_window(values), rows // 10 + 1)
-    sums = np.concatenate([[0], np.cumsum(np.where(finite, values, 0))])
-    counts = np.concatenate([[0], np.cumsum(finite)])
-    return np.where(finite, (sums[rows] - sums[first]) / np.maximum(counts[rows] - counts[first], 1), np.nan)
 
 
 def _marker(values: np.ndarray) -> str:

@@ -1,0 +1,203 @@
+"""The mode report: one page of all that a workdir says about its run. It reads, and writes nothing but that page."""
+
+import hashlib
+import json
+import logging
+import math
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from configs import default
+from dit_jax import config as configs
+from dit_jax import environment
+from dit_jax.checks import require
+from dit_jax.data import datasets
+from dit_jax.data.images import open_images
+from dit_jax.errors import UserError
+from dit_jax.experiment import Experiment
+from dit_jax.files import replacing
+from dit_jax.models.dit import PRESETS
+from dit_jax.report_nearest import features_at_hand, memorisation_of
+from dit_jax.reporting.images import about_png
+from dit_jax.reporting.jsonl import read_objects
+from dit_jax.reporting.markup import Html, missing
+from dit_jax.reporting.report import Report, draw_page
+from dit_jax.reporting.report_figures import Clock, number
+from dit_jax.reporting.report_images import denoising_section, neighbours_section, samples_section
+from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir, make_folder
+
+logger = logging.getLogger(__name__)
+AGAIN = "runs/again"  # where the page's commands make the run once more
+
+
+def report(config: ConfigDict, workdir: Path, out: Path | None) -> None:
+    """Draws `report.html` in `out` (default: WORKDIR) from what is in the workdir; what is not there, the page says.
+
+    Raises:
+      UserError: the workdir has no config or no log yet, it holds another run, or `out` is a file.
+    """
+    check_workdir(workdir, config, SAMPLE_FREE_KEYS)
+    out = out or workdir
+    require(not out.exists() or out.is_dir(), "--out", out, "it is a file; name a folder")
+    rows, notes = read_log(workdir)
+    experiment, commands = Experiment(config), commands_of(config, workdir)
+    evaluations = read_evaluations(workdir, notes)
+    sessions = read_noting(workdir / environment.SESSIONS, notes)
+    samples, neighbours = samples_and_neighbours(experiment, workdir, commands)
+    shapes = jax.tree.leaves(jax.eval_shape(experiment.init_params))
+    page = draw_page(
+        Report(
+            name=workdir.resolve().name or str(workdir),
+            data=config.data.name,
+            rows=rows,
+            evaluations=evaluations,
+            clock=clock_of(rows, evaluations, config.train.batch_size),
+            steps=config.train.steps,
+            parameters=sum(math.prod(leaf.shape) for leaf in shapes),
+            samples=samples,
+            denoising=read_denoising(workdir / "samples" / "denoising.png", commands["sample"]),
+            neighbours=neighbours,
+            settings=list(configs.leaves(config)),
+            sessions=sessions,
+            here=environment.facts(),
+            commands=commands,
+            drawn=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+            notes=notes,
+        )
+    )
+    make_folder(out, "--out")
+    with replacing(out / "report.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    logger.info("%s: %.1f MB, opens in any browser", out / "report.html", len(page) / 1e6)
+
+
+def read_log(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """(rows of metrics.jsonl, notes of lines that are none). Raises UserError without a config or a row."""
+    configs.read(workdir)
+    notes: list[str] = []
+    rows = [row for row in read_noting(workdir / "metrics.jsonl", notes) if type(row.get("step")) is int]
+    if not rows:
+        raise UserError(
+            f"--workdir={workdir}: metrics.jsonl has no row yet, so there is nothing to report; train first with "
+            f"python main.py --workdir {workdir}"
+        )
+    return rows, notes
+
+
+def read_noting(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; says so, and notes it, where lines are none."""
+    objects, damaged = read_objects(path)
+    if damaged:
+        lines = "1 line" if damaged == 1 else f"{damaged} lines"
+        notes.append(f"{path.name}: {lines} cannot be read and left out.")
+        logger.warning("%s: %s cannot be read; left out", path, lines)
+    return objects
+
+
+def read_evaluations(workdir: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """Rows of evaluations.jsonl, and of the JSON files beside it that are not among them."""
+    rows = read_noting(workdir / "evaluations.jsonl", notes)
+    for name in ("evaluation.json", "evaluation_images.json"):
+        try:
+            found = json.loads((workdir / name).read_text())
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, RecursionError):
+            notes.append(f"{name} cannot be read and is left out.")
+            logger.warning("%s cannot be read; left out", workdir / name)
+            continue
+        if isinstance(found, dict) and found not in rows:
+            rows.append(found)
+    return rows
+
+
+def clock_of(rows: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]], batch_size: int) -> Clock:
+    """Images by step, and steps by epoch as the log counts them, else as the evaluations' training split has it."""
+    for row in reversed(rows):
+        epoch = number(row.get("epoch"))
+        if epoch and row["step"]:
+            return Clock(batch_size, row["step"] / epoch)
+    for row in evaluations:
+        count = number(row.get("reference_n"))
+        if count and row.get("reference_split") == "train":
+            return Clock(batch_size, max(1, count // batch_size))
+    return Clock(batch_size, None)
+
+
+def commands_of(config: ConfigDict, workdir: Path) -> dict[str, str]:
+    """Command lines: what goes on with this workdir, and what makes the run again in another one."""
+    here = f"--workdir {shlex.quote(str(workdir))}"
+    commands = {
+        mode: f"python main.py --mode={mode} {here}" for mode in ("sample", "train_classifier", "evaluate", "report")
+    }
+    commands["resume"] = f"python main.py {here}"
+    flags = " \\\n    ".join([f"--workdir {AGAIN}", *overrides(config)])
+    commands["again"] = "\n".join(
+        [f"python main.py --config configs/default.py {flags}"]
+        + [f"python main.py --mode={mode} --workdir {AGAIN}" for mode in ("sample", "train_classifier", "evaluate")]
+    )
+    return commands
+
+
+def overrides(config: ConfigDict) -> list[str]:
+    """`--config.KEY=VALUE` of every key of a resolved config that configs/default.py, its preset set, has otherwise."""
+    plain = dict(configs.leaves(default.get_config()))
+    preset = {f"model.{key}": value for key, value in PRESETS[config.model.preset].items()}
+    known = plain | {key: value for key, value in preset.items() if plain.get(key) is None}
+    changed = [(key, value) for key, value in configs.leaves(config) if value is not None and known.get(key) != value]
+    return [f"--config.{key}={shlex.quote(str(value))}" for key, value in changed]
+
+
+def samples_and_neighbours(experiment: Experiment, workdir: Path, commands: dict[str, str]) -> tuple[Html, Html]:
+    """The sections on the samples of the workdir: by class, and beside their nearest training images."""
+    folder, info = workdir / "samples", experiment.info
+    if not (folder / "samples.npz").is_file():
+        draw = missing(
+            "No samples have been drawn yet. Once there is a checkpoint, this draws them:", commands["sample"]
+        )
+        return draw, missing("Without samples there is nothing to look for among the training images.")
+    try:
+        found = open_images(folder / "samples.npz", info.image_shape, len(info.class_names), "samples")
+    except UserError as error:
+        again = missing(f"The samples cannot be shown: {error}. This draws them again:", commands["sample"])
+        return again, missing("Without samples there is nothing to look for among the training images.")
+    images = np.concatenate(list(found.chunks()))
+    about = about_png(folder / "grid.png")
+    if about.get("images_sha256") != hashlib.sha256(images.tobytes()).hexdigest():
+        about = {}  # the grid is of other samples
+    shown = samples_section(images, found.labels, info.class_names, about)
+    task = about.get("task", "generate")
+    if task not in ("generate", "interpolate"):
+        return shown, missing(f"These samples started from given images (sample.task={task}), so likeness to the "
+                              "training images would say nothing. This draws some from noise:", commands["sample"])  # fmt: skip
+    try:
+        train, test = (datasets.load(info.name, experiment.config.data.data_dir, split) for split in ("train", "test"))
+    except UserError as error:
+        return shown, missing(f"The training images cannot be read: {error}")
+    extractor = features_at_hand(experiment.config, workdir, experiment)
+    note = None if extractor else missing(
+        "There is no distance by features, as the workdir has no classifier and Inception's weights are not at hand. "
+        "This trains the classifier:", commands["train_classifier"])  # fmt: skip
+    return shown, neighbours_section(memorisation_of(experiment, found, train, test, extractor), note)
+
+
+def read_denoising(path: Path, how: str) -> Html:
+    """The section on the denoising, from the picture that `sample` leaves."""
+    if not path.is_file():
+        return missing(
+            "How images come about has not been pictured yet. Once there is a checkpoint, this does it:", how
+        )
+    try:
+        with Image.open(path, formats=["PNG"]) as strip:
+            strip.load()
+            return denoising_section(strip, about_png(path))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return missing(f"{path.name} cannot be read ({error}). This draws it again:", how)

@@ -1,0 +1,205 @@
+"""report.html: one page that says what a run is, how good it is and how to make it again, without any other file."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dit_jax.reporting.markup import Html, command, element, joined, missing, table
+from dit_jax.reporting.report_figures import (
+    Clock,
+    column,
+    evaluation_section,
+    figure_names,
+    loss_section,
+    noise_section,
+    number,
+    progress_section,
+    shown,
+)
+from dit_jax.reporting.style import STYLE
+
+Row = Mapping[str, Any]
+# No script, no request: the page may load nothing but what is in it.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+FEATURED = 2  # figures of the newest evaluation at the head of the page
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a page is drawn from.
+
+    rows: of metrics.jsonl; evaluations: of evaluations.jsonl; samples, denoising, neighbours: ready sections; settings:
+    (key, value) of the config; sessions: of sessions.jsonl; here: `environment.facts` where the page is drawn;
+    commands: by mode, what goes on in this workdir ("resume"), and what makes the run once more ("again"); notes: of
+    what could not be read; drawn: date and time.
+    """
+
+    name: str
+    data: str
+    rows: Sequence[Row]
+    evaluations: Sequence[Row]
+    clock: Clock
+    steps: int
+    parameters: int
+    samples: Html
+    denoising: Html
+    neighbours: Html
+    settings: Sequence[tuple[str, Any]]
+    sessions: Sequence[Row]
+    here: Row
+    commands: Mapping[str, str]
+    drawn: str
+    notes: Sequence[str] = field(default=())
+
+    @property
+    def step(self) -> int:
+        """Steps done, as far as the log says."""
+        return self.rows[-1]["step"]
+
+    def newest(self, key: str) -> Row | None:
+        """The last evaluation of the run itself that has `key`."""
+        own = (row for row in reversed(self.evaluations) if number(row.get("step")) is not None)
+        return next((row for row in own if row.get(key)), None)
+
+
+def draw_page(report: Report) -> str:
+    """The whole page."""
+    sections = {
+        "Training loss": loss_section(report.rows, report.clock),
+        "Progress": progress_section(report.evaluations, report.clock, report.commands["evaluate"]),
+        "Newest evaluation": evaluation_section(report.newest("floor")),
+        "Loss by noise level": noise_section(report.newest("loss_by_noise"), report.commands["evaluate"]),
+        "Samples by class": report.samples,
+        "Denoising": report.denoising,
+        "Nearest training images": report.neighbours,
+        "Configuration": config_section(report),
+        "How it was made": origin_section(report),
+    }
+    body = joined([header(report, list(sections)), element("main", *map(section, sections, sections.values())),
+                   footer(report)])  # fmt: skip
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        element("link", rel="icon", href="data:,"),
+        element("title", f"{report.name}: dit-jax run report"),
+        element("style", Html(STYLE)),
+    )
+    return f"<!DOCTYPE html>\n{element('html', head, element('body', body), lang='en')}\n"
+
+
+def section(title: str, content: Html) -> Html:
+    """A section that the list of contents leads to."""
+    return element("section", element("h2", title), content, id=anchor(title))
+
+
+def anchor(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+def header(report: Report, titles: Sequence[str]) -> Html:
+    """What the run is, in a sentence; its figures; the contents."""
+    clock, step = report.clock, report.step
+    epochs = f", {step / clock.steps_per_epoch:.2f} epochs" if clock.steps_per_epoch else ""
+    said = (
+        f"A Diffusion Transformer of {report.parameters:,} parameters, trained on {report.data} for {step:,} steps of "
+        f"{clock.images_per_step:,.0f} images ({step * clock.images_per_step:,.0f} images{epochs})."
+    )
+    state = None
+    if step < report.steps:
+        state = missing(
+            f"Training is not finished: the log is at step {step:,} of {report.steps:,}. If it is not running, this "
+            "goes on:",
+            report.commands["resume"],
+        )
+    contents = element("ol", *(element("li", element("a", title, href=f"#{anchor(title)}")) for title in titles))
+    notes = [element("p", note, class_="warning") for note in report.notes]
+    return element(
+        "header",
+        element("p", "dit-jax run report", class_="over"),
+        element("h1", report.name),
+        element("p", said),
+        state,
+        *notes,
+        tiles(report),
+        element("nav", contents, aria_label="Contents"),
+    )
+
+
+def tiles(report: Report) -> Html:
+    """The few figures that a reader looks for first."""
+    loss = column(report.rows, "loss")
+    speed = column(report.rows, "images_per_s")
+    cells = [("training loss, last row", f"{loss[-1]:.4g}", f"at step {report.step:,}")]
+    newest = report.newest("floor")
+    if newest is not None:
+        for name in figure_names([newest])[:FEATURED]:
+            real = f"real images {shown(name, newest['floor'].get(name))}"
+            cells.append((name, shown(name, newest[name]), f"{real}, n {shown('n', newest.get('n'))}"))
+    cells.append(("parameters", f"{report.parameters:,}", ""))
+    finite = sorted(speed[speed > 0])
+    if finite:
+        cells.append(("images/s", f"{finite[len(finite) // 2]:.4g}", "median of the log rows"))
+    made = (
+        element("div", element("dt", name), element("dd", value, element("small", below) if below else None))
+        for name, value, below in cells
+    )
+    return element("dl", *made, class_="tiles")
+
+
+def config_section(report: Report) -> Html:
+    """Every key and value, by section."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for key, value in report.settings:
+        first, _, rest = key.rpartition(".")
+        groups.setdefault(first or "run", []).append((rest, value if isinstance(value, str) else json.dumps(value)))
+    made = (
+        element("details", element("summary", name), plain_table([(key, value or "(empty)") for key, value in rows]),
+                open="" if name in ("data", "model") else None)
+        for name, rows in groups.items()
+    )  # fmt: skip
+    return joined(made)
+
+
+def plain_table(rows: Sequence[tuple[str, str]]) -> Html:
+    """Names and what they stand for, as words."""
+    made = (element("tr", element("td", name, class_="word"), element("td", value)) for name, value in rows)
+    return element("div", element("table", element("tbody", *made), class_="plain"), class_="scroll", tabindex=0)
+
+
+def origin_section(report: Report) -> Html:
+    """The commands, and the machines and versions."""
+    again = [element("p", "These commands make the run again, in another workdir:"),
+             command(report.commands["again"])]  # fmt: skip
+    if report.sessions:
+        head = ["from step", "began (UTC)", "devices", "processor", "commit", "command"]
+        lines = [
+            [shown("", row.get("step")), str(row.get("time", "–")).rstrip("Z").replace("T", " "),
+             str(row.get("devices", "–")), f"{row.get('processor', '–')} ({row.get('cores', '–')} cores)",
+             str(row.get("commit") or "unknown")[:13], str(row.get("command", "–"))]
+            for row in report.sessions
+        ]  # fmt: skip
+        caption = "The training processes of this run. A plus behind a commit says that files differed from it."
+        trained = table(head, lines, caption, words=6)
+    else:
+        trained = missing(
+            "The machine that trained this run is not recorded in its workdir (sessions.jsonl); the one below drew this page."
+        )
+    here = {
+        "devices": report.here.get("devices"),
+        "processor": f"{report.here.get('processor')} ({report.here.get('cores')} cores)",
+        "system": report.here.get("system"),
+        "Python": report.here.get("python"),
+        **(report.here.get("versions") or {}),
+        "commit": report.here.get("commit") or "not known: the code is not in a git checkout",
+    }
+    facts = plain_table([(name, str(value)) for name, value in here.items()])
+    drew = element("details", element("summary", "The machine and versions that drew this page"), facts)
+    return joined([*again, trained, element("p", f"Parameters: {report.parameters:,}."), drew])
+
+
+def footer(report: Report) -> Html:
+    """When the page was drawn, and by what."""
+    return element("footer", f"Drawn {report.drawn} UTC by: {report.commands['report']}")

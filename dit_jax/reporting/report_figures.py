@@ -1,0 +1,245 @@
+"""The sections of a report that show numbers: loss, evaluations, loss by noise level."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dit_jax.reporting.charts import Curve, chart, legend_of, short, small_chart
+from dit_jax.reporting.markup import Html, element, joined, missing, table
+from dit_jax.reporting.plots import QUARTILE_LABELS, QUARTILES
+from dit_jax.reporting.smoothing import running_mean, window
+
+Row = Mapping[str, Any]
+MOST_ROWS = 200  # of a table
+MOST_CURVES = 6  # of a chart: more cannot be told apart
+PERCENT = "accuracy"  # names of figures that are shares begin so
+SETTINGS = ("n", "sampler", "steps", "spacing", "guidance", "weights", "features_sha256")  # figures of others differ
+HEADS = {"fid": "FID", "inception_score": "IS"}
+
+
+class Clock(NamedTuple):
+    """From steps to images seen and epochs; None where that is not known."""
+
+    images_per_step: float
+    steps_per_epoch: float | None
+
+    @property
+    def images_per_epoch(self) -> float | None:
+        return self.images_per_step * self.steps_per_epoch if self.steps_per_epoch else None
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None for whatever else a file may hold."""
+    real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if real else None
+
+
+def column(rows: Iterable[Row], name: str) -> np.ndarray:
+    """float64 [rows], NaN where there is no number."""
+    found = (number(row.get(name)) for row in rows)
+    return np.array([np.nan if value is None else value for value in found], np.float64)
+
+
+def shown(name: str, value: Any) -> str:
+    """A figure as people read it: shares of accuracy in percent, counts with commas, a dash for none."""
+    found = number(value)
+    if found is None:
+        return value if isinstance(value, str) and value else "–"
+    if name.startswith(PERCENT):
+        return f"{100 * found:.1f}%"
+    return f"{found:,.0f}" if isinstance(value, int) else f"{found:.4g}"
+
+
+def loss_section(rows: Sequence[Row], clock: Clock) -> Html:
+    """The loss against images seen, and by quarter of the noise levels where the rows have it."""
+    images, loss = column(rows, "images"), column(rows, "loss")
+    if not np.isfinite(loss).any():
+        return missing("No row of metrics.jsonl has a loss that is a number, so there is no curve to draw.")
+    curves = [Curve("", images, loss, "s0", "faint")] if window(loss) > 1 else []
+    curves.append(Curve("all noise levels", images, running_mean(loss), "s0", "bold"))
+    for i, (name, label) in enumerate(zip(QUARTILES, QUARTILE_LABELS, strict=True), 1):
+        values = running_mean(column(rows, name))
+        if np.isfinite(values).any():
+            curves.append(Curve(label, images, values, f"s{i}"))
+    last = np.flatnonzero(np.isfinite(loss))[-1]
+    alt = f"Training loss, {running_mean(loss)[last]:.4f} at {images[last]:,.0f} images"
+    told = f"Mean of the last {window(loss)} log rows" if window(loss) > 1 else "Each log row"
+    bad = column(rows, "bad_steps")
+    lost = int(bad[np.isfinite(bad)].sum())
+    caption = (
+        f"{told}, from {len(rows):,} rows. At the last of them, {images[last]:,.0f} images, the loss is "
+        f"{running_mean(loss)[last]:.4f}. A quarter is one of the timesteps; its loss has no weights."
+        + (f" {lost:,} steps were left out, as their loss or gradient was not finite." if lost else "")
+    )
+    return figure(chart(curves, alt, "loss", "images seen", clock.images_per_epoch), caption)
+
+
+def figure(content: Html, caption: str) -> Html:
+    """A picture with what it shows below it."""
+    return element("figure", content, element("figcaption", caption))
+
+
+def figure_names(rows: Sequence[Row]) -> list[str]:
+    """The figures that say how good a run is, of those that the rows have: the report's two first."""
+    names = dict.fromkeys(name for row in rows for name in row if number(row[name]) is not None)
+    others = [name for name in names if name.startswith(("fd_", PERCENT))]
+    return [name for name in HEADS if name in names] + others
+
+
+def progress_section(evaluations: Sequence[Row], clock: Clock, how: str) -> Html:
+    """The report's Table 1 and its figures as curves, from rows of evaluations.jsonl; `how` is the command for more."""
+    own = sorted((row for row in evaluations if number(row.get("step")) is not None), key=lambda row: row["step"])
+    elsewhere = [row for row in evaluations if number(row.get("step")) is None]
+    parts = [progress_table(own, clock), progress_charts(own, clock)] if own else []
+    if not own:
+        parts = [
+            missing("No sample of this run has been evaluated yet. This draws them and computes the figures:", how)
+        ]
+    if elsewhere:
+        names = figure_names(elsewhere)
+        rows = [[str(row.get("images", "–")), *(shown(k, row.get(k)) for k in (*names, "n"))] for row in elsewhere]
+        caption = "Images made elsewhere, evaluated with --images."
+        parts.append(table(["images", *(HEADS.get(k, k) for k in names), "n"], rows[-MOST_ROWS:], caption))
+    return joined(parts)
+
+
+def progress_table(rows: Sequence[Row], clock: Clock) -> Html:
+    """Epoch, images, step, the figures and what they depend on, one line an evaluation; real images last."""
+    names = figure_names(rows)
+    head = ["epoch", "images", "step", *(HEADS.get(k, k) for k in names), "n", "sampler", "steps", "guidance"]
+    lines = [progress_line(row, names, clock) for row in rows[-MOST_ROWS:]]
+    floors = {json.dumps(row["floor"]): row["floor"] for row in rows if isinstance(row.get("floor"), dict)}
+    for floor in list(floors.values())[-1:]:
+        figures = [shown(k, floor.get(k)) for k in names]
+        lines.append(["real", "", "", *figures, shown("n", floor.get("n")), "", "", ""])
+    weights = sorted({str(row["weights"]) for row in rows if "weights" in row})
+    caption = f"One line an evaluation, of {' and '.join(weights).upper() or 'unknown'} weights"
+    caption += f": the newest {MOST_ROWS} of {len(rows)}." if len(rows) > MOST_ROWS else "."
+    if floors:
+        caption += " “real” is the floor: as many unseen real images as the newest evaluation had samples."
+    return table(head, lines, caption, words=0)
+
+
+def progress_line(row: Row, names: Sequence[str], clock: Clock) -> list[str]:
+    """The cells of one evaluation."""
+    step = row["step"]
+    epoch = f"{step / clock.steps_per_epoch:.2f}" if clock.steps_per_epoch else "–"
+    figures = [shown(k, row.get(k)) for k in names]
+    rest = [shown(k, row.get(k)) for k in ("n", "sampler", "steps", "guidance")]
+    return [epoch, f"{step * clock.images_per_step:,.0f}", f"{step:,}", *figures, *rest]
+
+
+def progress_charts(rows: Sequence[Row], clock: Clock) -> Html:
+    """Each figure against images seen, a curve for each way of sampling and counting, as only like compares to like."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(json.dumps([row.get(key) for key in SETTINGS], default=str), []).append(row)
+    newest = sorted(groups.values(), key=lambda group: rows.index(group[-1]))[-MOST_CURVES:]
+    names, parts = figure_names(rows), []
+    for name in names:
+        curves = curves_of(newest, name, clock)
+        floor = next((number(row["floor"].get(name)) for row in reversed(rows)
+                      if isinstance(row.get("floor"), dict)), None)  # fmt: skip
+        if floor is not None:
+            ends = np.array([min(c.x.min() for c in curves), max(c.x.max() for c in curves)])
+            curves.append(Curve("real images", ends, np.full(2, floor * scale_of(name)), "ink", "dashed"))
+        unit = " (%)" if name.startswith(PERCENT) else ""
+        label = f"{HEADS.get(name, name)}{unit}"
+        drawn = small_chart(curves, f"{label} against images seen", label, "images seen", clock.images_per_epoch)
+        parts.append(element("div", drawn))
+    named = [Curve(name_of(group[-1]), np.empty(0), np.empty(0), f"s{i}") for i, group in enumerate(newest)]
+    named.append(Curve("real images, as the newest row has them", np.empty(0), np.empty(0), "ink", "dashed"))
+    return joined([element("div", *parts, class_="pair"), legend_of(named)])
+
+
+def scale_of(name: str) -> float:
+    """What a figure is multiplied by to be drawn."""
+    return 100.0 if name.startswith(PERCENT) else 1.0
+
+
+def curves_of(groups: Sequence[Sequence[Row]], name: str, clock: Clock) -> list[Curve]:
+    """One curve a group that has the figure."""
+    found = []
+    for i, group in enumerate(groups):
+        values = column(group, name) * scale_of(name)
+        if np.isfinite(values).any():
+            found.append(Curve(name_of(group[-1]), column(group, "step") * clock.images_per_step, values, f"s{i}"))
+    return found
+
+
+def name_of(row: Row) -> str:
+    """What tells one way of evaluating from another."""
+    words = [f"n {shown('n', row.get('n'))}"]
+    if isinstance(row.get("sampler"), str):
+        words.append(f"{row['sampler']}, {shown('steps', row.get('steps'))} steps")
+    if number(row.get("guidance")) is not None:
+        words.append(f"guidance {shown('', row['guidance'])}")
+    return ", ".join(words)
+
+
+def evaluation_section(row: Row | None) -> Html:
+    """Every figure of the newest evaluation beside the same one of real images."""
+    if row is None or not isinstance(row.get("floor"), dict):
+        return missing("There is no evaluation with real images beside it yet.")
+    floor = row["floor"]
+    names = [name for name, value in floor.items() if isinstance(value, float)]
+    lines = [[name, shown(name, row.get(name)), shown(name, floor[name])] for name in names]
+    against = f"the {row.get('reference_split', '')} split ({shown('n', row.get('reference_n'))} images)"
+    caption = (
+        f"Step {shown('step', row.get('step'))}, {name_of(row)}, seed {shown('seed', row.get('seed'))}, against "
+        f"{against} by the features of {row.get('features', 'an unknown network')} "
+        f"({str(row.get('features_sha256', ''))[:12]}). Real: {shown('n', floor.get('n'))} images of the "
+        f"{floor.get('split', '')} split."
+    )
+    warning = element("p", f"Warning: {row['warning']}", class_="warning") if row.get("warning") else None
+    parts = [table(["figure", "samples", "real images"], lines, caption), warning]
+    for name, by_class in row.items():
+        if name.endswith("_by_class") and isinstance(by_class, dict):
+            real = floor.get(name) if isinstance(floor.get(name), dict) else {}
+            lines = [[kind, shown("", value), shown("", real.get(kind))] for kind, value in by_class.items()]
+            heading = f"{HEADS.get(name.removesuffix('_by_class'), name.removesuffix('_by_class'))} by class"
+            parts.append(element("details", element("summary", heading), table(["class", "samples", "real"], lines)))
+    return joined(parts)
+
+
+def noise_section(row: Row | None, how: str) -> Html:
+    """The loss by noise level on held-out images, in bins of timesteps, and the bits per dimension where they exist."""
+    found = row.get("loss_by_noise") if row else None
+    bins = noise_bins(found)
+    if row is None or not bins:
+        return missing("The loss by noise level on held-out images has not been measured. This measures it:", how)
+    edges = np.array([(low, high) for low, high, _ in bins], float)
+    values = np.array([loss for _, _, loss in bins], float)
+    first = found if isinstance(found, dict) else found[0] if found else {}
+    about = first if isinstance(first, dict) else {}
+    curve = Curve("loss", edges.ravel(), np.repeat(values, 2), "s0", "bold")
+    told = (
+        f"Mean squared error by timestep, least noise at the left, without weights: step {shown('', row.get('step'))}, "
+        f"{shown('n', about.get('n'))} images of the {about.get('split', 'unknown')} split, "
+        f"seed {shown('', about.get('seed'))}."
+    )
+    parts = [figure(chart([curve], "Loss by timestep", "loss", "timestep t"), told)]
+    lines = [[f"{short(low)} to {short(high)}", f"{loss:.4g}"] for low, high, loss in bins]
+    parts.append(element("details", element("summary", "The same as numbers"), table(["t", "loss"], lines)))
+    bits = row.get("bits_per_dim")
+    if isinstance(bits, dict):
+        bits = next((bits[key] for key in ("bits_per_dim", "total", "mean", "value") if key in bits), None)
+    if number(bits) is not None:
+        parts.insert(1, element("p", f"The variational bound is {bits:.4g} bits per dimension on the same images."))
+    return joined(parts)
+
+
+def noise_bins(found: Any) -> list[tuple[float, float, float]]:
+    """(t_from, t_to, loss) of each bin: from a list of bins, or from one object with a list under each name."""
+    if isinstance(found, dict) and all(isinstance(found.get(key), list) for key in ("t_from", "t_to", "loss")):
+        found = [
+            dict(zip(("t_from", "t_to", "loss"), values, strict=True))
+            for values in zip(found["t_from"], found["t_to"], found["loss"], strict=False)
+        ]
+    if not isinstance(found, list):
+        return []
+    bins = [tuple(number(b.get(key)) for key in ("t_from", "t_to", "loss")) for b in found if isinstance(b, dict)]
+    return [(low, high, loss) for low, high, loss in bins if None not in (low, high, loss)]  # pyright: ignore
