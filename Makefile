@@ -1,4 +1,4 @@
-# make demo    train on the built-in shapes and draw samples      make test    run the tests
+# make demo    train on the built-in shapes, draw, report         make test    run the tests
 # make lint    check style and types                              make format  let ruff rewrite the code
 #
 # PYTHON=python3.12       which Python makes .venv
@@ -24,6 +24,7 @@ demo: export JAX_NUM_CPU_DEVICES ?= 2
 demo: .venv/requirements$(if $(GPU),-gpu).stamp
 	$(VENV) main.py --config=configs/shapes.py --workdir=$(RUN) $(DEMO_FLAGS)
 	$(VENV) main.py --mode=sample --workdir=$(RUN)
+	$(VENV) main.py --mode=report --workdir=$(RUN)
 
 test: .venv/requirements-dev.stamp
 	$(VENV) -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS)

@@ -20,7 +20,7 @@ from dit_jax import config as configs
 from dit_jax import environment
 from dit_jax.checks import require
 from dit_jax.data import datasets
-from dit_jax.data.images import open_images
+from dit_jax.data.images import Images, open_images
 from dit_jax.errors import UserError
 from dit_jax.experiment import Experiment
 from dit_jax.files import replacing
@@ -36,6 +36,8 @@ from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir, make_folder
 
 logger = logging.getLogger(__name__)
 AGAIN = "runs/again"  # where the page's commands make the run once more
+FROM_NOISE = ("generate", "interpolate")  # tasks of sampling
+AFTER_TRAINING = ("sample", "train_classifier", "evaluate")  # the modes that the page has to show, in their order
 
 
 def report(config: ConfigDict, workdir: Path, out: Path | None) -> None:
@@ -83,7 +85,8 @@ def read_log(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """(rows of metrics.jsonl, notes of lines that are none). Raises UserError without a config or a row."""
     configs.read(workdir)
     notes: list[str] = []
-    rows = [row for row in read_noting(workdir / "metrics.jsonl", notes) if type(row.get("step")) is int]
+    found = read_noting(workdir / "metrics.jsonl", notes)
+    rows = [row for row in found if type(row.get("step")) is int and 0 <= row["step"] < 2**53]
     if not rows:
         raise UserError(
             f"--workdir={workdir}: metrics.jsonl has no row yet, so there is nothing to report; train first with "
@@ -134,21 +137,16 @@ def clock_of(rows: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any
 
 def commands_of(config: ConfigDict, workdir: Path) -> dict[str, str]:
     """Command lines: what goes on with this workdir, and what makes the run again in another one."""
-    here = f"--workdir {shlex.quote(str(workdir))}"
-    commands = {
-        mode: f"python main.py --mode={mode} {here}" for mode in ("sample", "train_classifier", "evaluate", "report")
-    }
-    commands["resume"] = f"python main.py {here}"
+    resume = f"python main.py --workdir {shlex.quote(str(workdir))}"
+    commands = {mode: f"{resume} --mode={mode}" for mode in (*AFTER_TRAINING, "report")}
     flags = " \\\n    ".join([f"--workdir {AGAIN}", *overrides(config)])
-    commands["again"] = "\n".join(
-        [f"python main.py --config configs/default.py {flags}"]
-        + [f"python main.py --mode={mode} --workdir {AGAIN}" for mode in ("sample", "train_classifier", "evaluate")]
-    )
-    return commands
+    again = [f"python main.py --config configs/default.py {flags}"]
+    again += [f"python main.py --workdir {AGAIN} --mode={mode}" for mode in AFTER_TRAINING]
+    return commands | {"resume": resume, "again": "\n".join(again)}
 
 
 def overrides(config: ConfigDict) -> list[str]:
-    """`--config.KEY=VALUE` of every key of a resolved config that configs/default.py, its preset set, has otherwise."""
+    """`--config.KEY=VALUE` of every key of a resolved config that is not as in configs/default.py and its preset."""
     plain = dict(configs.leaves(default.get_config()))
     preset = {f"model.{key}": value for key, value in PRESETS[config.model.preset].items()}
     known = plain | {key: value for key, value in preset.items() if plain.get(key) is None}
@@ -158,43 +156,53 @@ def overrides(config: ConfigDict) -> list[str]:
 
 def samples_and_neighbours(experiment: Experiment, workdir: Path, commands: dict[str, str]) -> tuple[Html, Html]:
     """The sections on the samples of the workdir: by class, and beside their nearest training images."""
-    folder, info = workdir / "samples", experiment.info
+    folder, info, how = workdir / "samples", experiment.info, commands["sample"]
+    none = missing("Without samples there is nothing to look for among the training images.")
     if not (folder / "samples.npz").is_file():
-        draw = missing(
-            "No samples have been drawn yet. Once there is a checkpoint, this draws them:", commands["sample"]
-        )
-        return draw, missing("Without samples there is nothing to look for among the training images.")
+        return missing("No samples are drawn yet. Once there is a checkpoint, this draws them:", how), none
     try:
-        found = open_images(folder / "samples.npz", info.image_shape, len(info.class_names), "samples")
+        samples = open_images(folder / "samples.npz", info.image_shape, len(info.class_names), "samples")
     except UserError as error:
-        again = missing(f"The samples cannot be shown: {error}. This draws them again:", commands["sample"])
-        return again, missing("Without samples there is nothing to look for among the training images.")
-    images = np.concatenate(list(found.chunks()))
+        return missing(f"The samples cannot be shown: {error}. This draws them again:", how), none
+    images = np.concatenate(list(samples.chunks()))
     about = about_png(folder / "grid.png")
     if about.get("images_sha256") != hashlib.sha256(images.tobytes()).hexdigest():
         about = {}  # the grid is of other samples
-    shown = samples_section(images, found.labels, info.class_names, about)
-    task = about.get("task", "generate")
-    if task not in ("generate", "interpolate"):
-        return shown, missing(f"These samples started from given images (sample.task={task}), so likeness to the "
-                              "training images would say nothing. This draws some from noise:", commands["sample"])  # fmt: skip
+    shown = samples_section(images, samples.labels, info.class_names, about)
+    return shown, nearest_section(experiment, workdir, samples, about, commands)
+
+
+def nearest_section(
+    experiment: Experiment, workdir: Path, samples: Images, about: dict[str, Any], commands: dict[str, str]
+) -> Html:
+    """The samples beside their nearest training images, or why that cannot be."""
+    task, data = about.get("task", "generate"), experiment.config.data
+    if task not in FROM_NOISE:
+        return missing(
+            f"These samples started from given images (sample.task={task}), so their likeness to training images says "
+            "nothing. This draws some from noise:",
+            commands["sample"],
+        )
     try:
-        train, test = (datasets.load(info.name, experiment.config.data.data_dir, split) for split in ("train", "test"))
+        train, test = (datasets.load(data.name, data.data_dir, split) for split in ("train", "test"))
+        extractor = features_at_hand(experiment.config, workdir, experiment)
+        found = memorisation_of(experiment, samples, train, test, extractor)
     except UserError as error:
-        return shown, missing(f"The training images cannot be read: {error}")
-    extractor = features_at_hand(experiment.config, workdir, experiment)
-    note = None if extractor else missing(
-        "There is no distance by features, as the workdir has no classifier and Inception's weights are not at hand. "
-        "This trains the classifier:", commands["train_classifier"])  # fmt: skip
-    return shown, neighbours_section(memorisation_of(experiment, found, train, test, extractor), note)
+        return missing(f"The training images nearest to the samples cannot be found: {error}.")
+    note = None
+    if extractor is None:
+        note = missing(
+            "There is no distance by features: the workdir has no classifier, and Inception's weights are not at hand. "
+            "This trains the classifier:",
+            commands["train_classifier"],
+        )
+    return neighbours_section(found, note)
 
 
 def read_denoising(path: Path, how: str) -> Html:
     """The section on the denoising, from the picture that `sample` leaves."""
     if not path.is_file():
-        return missing(
-            "How images come about has not been pictured yet. Once there is a checkpoint, this does it:", how
-        )
+        return missing("How images come about is not pictured yet. Once there is a checkpoint, this does it:", how)
     try:
         with Image.open(path, formats=["PNG"]) as strip:
             strip.load()

@@ -1,4 +1,4 @@
-"""For a report: the training images nearest to samples, by pixels and by features, in one pass over the training split."""
+"""For a report: the training images nearest to samples, by pixels and by features, in one pass over them all."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -43,12 +43,16 @@ def memorisation_of(
     """How near the first samples, and as many test images, lie to training images, and the samples that lie nearest.
 
     Where training mirrors its images, the mirror image of a sample counts too.
+
+    Raises UserError: features that are not finite, or a single training image.
     """
+    if len(train.images) < 2:
+        raise UserError("there is a single training image, and no second nearest to compare with")
     embeds: dict[str, Embed] = {"pixels": pixels}
     if extractor is not None:
         embeds[f"features ({extractor.name})"] = lambda batch: extractor.extract(batch)[0]
     images, flip = np.concatenate(list(samples.chunks())), experiment.config.data.flip
-    count = max(1, min(COMPARED, VALUES // images[0].size))
+    count = max(1, min(COMPARED, len(images), VALUES // images[0].size))
     sets = {name: queries for name, queries in ((SAMPLES, images[:count]), (REAL, test.images[:count])) if len(queries)}
     searches = search(embeds, sets, train.images, flip)
     return Memorisation(

@@ -12,10 +12,12 @@ from jax.sharding import AxisType
 import main as program
 from configs import default
 from dit_jax import config as configs
-from dit_jax import jobs
+from dit_jax import draw, evaluate_job, jobs
+from dit_jax.classifier_job import ClassifierExperiment, classifier_config
 from dit_jax.data import datasets
 from dit_jax.experiment import Experiment, resolve
 from dit_jax.training import sharding
+from dit_jax.training.checkpoint import Checkpointer
 
 INFO = datasets.DatasetInfo("tiny", (8, 8, 3), ("red", "green", "blue"))
 NUM_EXAMPLES = 40
@@ -122,4 +124,20 @@ def trained(folder):
         install(patch)
         on_devices(patch, 1)
         jobs.train(config(train__steps=4), folder, None)
+    return folder
+
+
+def with_everything(folder):
+    """As `trained`, with a classifier (untrained: compiling its step takes longest), samples and an evaluation."""
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch)
+        on_devices(patch, 1)
+        made = config(train__steps=4)
+        jobs.train(made, folder, None)
+        classifier = ClassifierExperiment(classifier_config(made))
+        configs.write(classifier.config, folder / "classifier")
+        with Checkpointer(folder / "classifier", keep=1) as checkpointer:
+            checkpointer.save(classifier.init_state(), classifier.config.to_dict(), {})
+        draw.sample(made, folder, None)
+        evaluate_job.evaluate(made, folder, None)
     return folder

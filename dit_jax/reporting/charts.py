@@ -10,8 +10,8 @@ import numpy as np
 from dit_jax.reporting.markup import Html, element, joined
 from dit_jax.reporting.smoothing import thinned
 
-WIDE, NARROW = (720, 320), (360, 260)  # pixels; the page shows the one that fits
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 42  # margins
+WIDE, HALF, NARROW = (960, 380), (470, 300), (360, 270)  # pixels; the page shows the one that fits
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 34, 58  # margins, of which the names of the axes are a part
 MOST_POINTS = 400
 DOTS_UP_TO = 40  # points of a curve; with more they would hide it
 LOG_FROM = 5.0  # a logarithmic axis if the largest value is so many times the smallest
@@ -19,7 +19,7 @@ LOG_FROM = 5.0  # a logarithmic axis if the largest value is so many times the s
 
 @dataclass(frozen=True)
 class Curve:
-    """x and y of one curve, NaN where it has a gap. `style`: class of its colour; `look`: bold, plain, faint or dashed."""
+    """x and y of a curve, NaN at a gap; `style` is its colour's class, `look` bold, plain, faint or dashed."""
 
     name: str
     x: np.ndarray
@@ -33,31 +33,38 @@ class Curve:
         return self.look in ("bold", "plain") and len(self.x) <= DOTS_UP_TO
 
 
-class Axis(NamedTuple):
+class Axes(NamedTuple):
+    """Names; how much of x is an epoch, which is then written below; a level to be drawn across, such as a floor."""
+
+    y_name: str
+    x_name: str
+    x_per_epoch: float | None = None
+    level: float | None = None
+
+
+class Scale(NamedTuple):
     """From values to pixels, with ticks at values."""
 
     place: Callable[[float], float]
     ticks: list[float]
 
 
-def chart(curves: Sequence[Curve], alt: str, y_name: str, x_name: str, per_epoch: float | None = None) -> Html:
-    """The curves over one another, with a legend; `per_epoch` of x is written as epochs below its ticks.
-
-    Drawn twice, for wide and narrow screens, as text in a picture that shrinks would shrink too.
-    """
-    curves = [replace(curve, x=x, y=y) for curve in curves for x, y in [thinned(curve.x, curve.y, MOST_POINTS)]]
-    drawn = (
-        element("div", _svg(curves, size, alt, y_name, x_name, per_epoch), class_=name)
-        for name, size in (("wide", WIDE), ("narrow", NARROW))
-    )
+def chart(curves: Sequence[Curve], axes: Axes, alt: str) -> Html:
+    """The curves over one another, with a legend; drawn twice, as text in a picture that shrinks would shrink too."""
     named = [curve for curve in curves if curve.name]
-    legend = element("ul", *map(_legend_item, named), class_="legend") if len(named) > 1 else None
-    return joined([*drawn, legend])
+    legend = legend_of(named) if len(named) > 1 else None
+    return joined([_in_both(curves, axes, alt, WIDE), legend])
 
 
-def small_chart(curves: Sequence[Curve], alt: str, y_name: str, x_name: str, per_epoch: float | None = None) -> Html:
-    """One of several side by side, without a legend."""
-    return _svg(curves, NARROW, alt, y_name, x_name, per_epoch)
+def small_chart(curves: Sequence[Curve], axes: Axes, alt: str) -> Html:
+    """One of two side by side, without a legend."""
+    return _in_both(curves, axes, alt, HALF)
+
+
+def _in_both(curves: Sequence[Curve], axes: Axes, alt: str, wide: tuple[int, int]) -> Html:
+    curves = [replace(curve, x=x, y=y) for curve in curves for x, y in [thinned(curve.x, curve.y, MOST_POINTS)]]
+    sizes = {"wide": wide, "narrow": NARROW}
+    return joined(element("div", _svg(curves, axes, alt, size), class_=name) for name, size in sizes.items())
 
 
 def legend_of(curves: Sequence[Curve]) -> Html:
@@ -70,26 +77,21 @@ def _legend_item(curve: Curve) -> Html:
     return element("li", swatch, curve.name)
 
 
-def _svg(
-    curves: Sequence[Curve],
-    size: tuple[int, int],
-    alt: str,
-    y_name: str,
-    x_name: str,
-    per_epoch: float | None,
-) -> Html:
+def _svg(curves: Sequence[Curve], axes: Axes, alt: str, size: tuple[int, int]) -> Html:
     width, height = size
-    xs, ys = (_finite([getattr(curve, name) for curve in curves]) for name in "xy")
+    levels = [] if axes.level is None else [np.array([axes.level])]
+    xs, ys = _finite([curve.x for curve in curves]), _finite([*(curve.y for curve in curves), *levels])
     logarithmic = ys.min() > 0 and ys.max() > LOG_FROM * ys.min()
-    top = TOP + 18  # below the name of the axis
-    x_axis = _linear(xs.min(), xs.max(), LEFT, width - RIGHT, width // 90, pad=0)
-    make = _logarithmic if logarithmic else _linear
-    y_axis = make(ys.min(), ys.max(), height - BOTTOM, top, 5)
-    parts = [_y_grid(y_axis, width), _x_ticks(x_axis, height, per_epoch)]
-    parts += [_drawn(curve, x_axis, y_axis) for curve in sorted(curves, key=lambda curve: curve.look == "bold")]
-    scale = " (logarithmic)" if logarithmic else ""
-    parts.append(_text(4, TOP + 4, f"{y_name}{scale}", "start", "name"))
-    parts.append(_text(width - RIGHT, height - 4, x_name, "end", "name"))
+    x_scale = _linear(min(0.0, xs.min()), xs.max(), LEFT, width - RIGHT, width // 70, pad=0)
+    y_scale = (_logarithmic if logarithmic else _linear)(ys.min(), ys.max(), height - BOTTOM, TOP, 5)
+    parts = [_y_grid(y_scale, width), _x_ticks(x_scale, height, axes.x_per_epoch)]
+    if axes.level is not None:
+        y = _r(y_scale.place(axes.level))
+        parts.append(element("line", x1=LEFT, x2=width - RIGHT, y1=y, y2=y, class_="curve ink dashed"))
+    parts += [_drawn(curve, x_scale, y_scale) for curve in sorted(curves, key=lambda curve: curve.look == "bold")]
+    parts.append(_text(2, 14, f"{axes.y_name}{' (logarithmic)' if logarithmic else ''}", "start", "name"))
+    x_name = f"{axes.x_name}, epochs below" if axes.x_per_epoch else axes.x_name
+    parts.append(_text(width - RIGHT, height - 6, x_name, "end", "name"))
     return element("svg", *parts, viewBox=f"0 0 {width} {height}", role="img", aria_label=alt, class_="chart")
 
 
@@ -99,22 +101,22 @@ def _finite(columns: Sequence[np.ndarray]) -> np.ndarray:
     return finite if len(finite) else np.zeros(1)
 
 
-def _linear(low: float, high: float, start: float, end: float, count: int, pad: float = 0.06) -> Axis:
+def _linear(low: float, high: float, start: float, end: float, count: int, pad: float = 0.06) -> Scale:
     """From 0 where the values are not far above it; a single value lies in the middle."""
     if 0 < low < 0.35 * high:
         low = 0.0
     if high == low:
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
     low, high = low - (pad * (high - low) if low else 0), high + pad * (high - low)
-    return Axis(lambda v: start + (v - low) / (high - low) * (end - start), nice_ticks(low, high, count))
+    return Scale(lambda v: start + (v - low) / (high - low) * (end - start), nice_ticks(low, high, count))
 
 
-def _logarithmic(low: float, high: float, start: float, end: float, count: int) -> Axis:
+def _logarithmic(low: float, high: float, start: float, end: float, count: int) -> Scale:
     first, last = math.log10(low), math.log10(high)
     pad = 0.06 * (last - first)
     first, last = first - pad, last + pad
     place = lambda v: start + (math.log10(v) - first) / (last - first) * (end - start)  # noqa: E731
-    return Axis(place, log_ticks(10**first, 10**last, count))
+    return Scale(place, log_ticks(10**first, 10**last, count))
 
 
 def nice_ticks(low: float, high: float, count: int) -> list[float]:
@@ -137,27 +139,27 @@ def log_ticks(low: float, high: float, count: int) -> list[float]:
     return ticks if len(ticks) > 1 else nice_ticks(low, high, count)
 
 
-def _y_grid(axis: Axis, width: int) -> Html:
+def _y_grid(scale: Scale, width: int) -> Html:
     parts = []
-    for tick in axis.ticks:
-        y = _r(axis.place(tick))
+    for tick in scale.ticks:
+        y = _r(scale.place(tick))
         parts.append(element("line", x1=LEFT, x2=width - RIGHT, y1=y, y2=y, class_="grid"))
-        parts.append(_text(LEFT - 8, axis.place(tick) + 4, f"{tick:.4g}", "end"))
+        parts.append(_text(LEFT - 8, scale.place(tick) + 4, f"{tick:.4g}", "end"))
     return joined(parts)
 
 
-def _x_ticks(axis: Axis, height: int, per_epoch: float | None) -> Html:
-    parts, base = [], height - BOTTOM + 16
-    for tick in axis.ticks:
-        parts.append(_text(axis.place(tick), base, short(tick), "middle"))
-    if per_epoch and axis.ticks:
-        parts.append(_text(4, height - 4, f"{short(axis.ticks[-1])} images = {axis.ticks[-1] / per_epoch:.3g} epochs"))
+def _x_ticks(scale: Scale, height: int, x_per_epoch: float | None) -> Html:
+    parts, base = [], height - BOTTOM + 17
+    for tick in scale.ticks:
+        parts.append(_text(scale.place(tick), base, short(tick), "middle"))
+        if x_per_epoch:
+            parts.append(_text(scale.place(tick), base + 15, f"{tick / x_per_epoch:.3g}", "middle", "epoch"))
     return joined(parts)
 
 
-def _drawn(curve: Curve, x_axis: Axis, y_axis: Axis) -> Html:
+def _drawn(curve: Curve, x_scale: Scale, y_scale: Scale) -> Html:
     places = [
-        (x_axis.place(x), y_axis.place(y)) if math.isfinite(y) and math.isfinite(x) else None
+        (x_scale.place(x), y_scale.place(y)) if math.isfinite(y) and math.isfinite(x) else None
         for x, y in zip(map(float, curve.x), map(float, curve.y), strict=True)
     ]
     path, pen = [], "M"
@@ -167,18 +169,11 @@ def _drawn(curve: Curve, x_axis: Axis, y_axis: Axis) -> Html:
     line = element("path", d="".join(path), class_=f"curve {curve.style} {curve.look}")
     if not curve.dotted:
         return line
-    dots = (
-        element(
-            "circle",
-            element("title", f"{curve.name} {y:.4g} at {short(float(x))}".strip()),
-            cx=_r(place[0]),
-            cy=_r(place[1]),
-            r=3,
-            class_=f"dot {curve.style}",
-        )  # fmt: skip
-        for x, y, place in zip(curve.x, curve.y, places, strict=True)
-        if place
-    )
+    dots = []
+    for x, y, place in zip(curve.x, curve.y, places, strict=True):
+        if place:
+            told = element("title", f"{curve.name} {y:.4g} at {short(float(x))}")
+            dots.append(element("circle", told, cx=_r(place[0]), cy=_r(place[1]), r=3, class_=f"dot {curve.style}"))
     return joined([line, *dots])
 
 

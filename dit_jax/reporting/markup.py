@@ -39,15 +39,15 @@ def escaped(text: str) -> Html:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str | None = None, words: int = 1) -> Html:
-    """A table whose first `words` columns are words and whose others are numbers; wide ones scroll by themselves."""
+    """A table whose first `words` columns are words and whose others are numbers; a wide one scrolls by itself."""
 
     def row(tag: str, cells: Sequence[str]) -> Html:
         kinds = ("word" if i < words else "number" for i in range(len(cells)))
         return element("tr", *(element(tag, cell, class_=kind) for cell, kind in zip(cells, kinds, strict=True)))
 
     body = element("tbody", *(row("td", cells) for cells in rows))
-    whole = element("table", element("caption", caption) if caption else None, element("thead", row("th", head)), body)
-    return element("div", whole, class_="scroll", tabindex=0)
+    whole = element("div", element("table", element("thead", row("th", head)), body), class_="scroll", tabindex=0)
+    return element("figure", whole, element("figcaption", caption) if caption else None)
 
 
 def command(text: str) -> Html:

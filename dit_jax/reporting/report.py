@@ -57,10 +57,10 @@ class Report:
         """Steps done, as far as the log says."""
         return self.rows[-1]["step"]
 
-    def newest(self, key: str) -> Row | None:
-        """The last evaluation of the run itself that has `key`."""
+    def newest(self, key: str, *kinds: type) -> Row | None:
+        """The last evaluation of the run itself whose `key` is of one of the kinds."""
         own = (row for row in reversed(self.evaluations) if number(row.get("step")) is not None)
-        return next((row for row in own if row.get(key)), None)
+        return next((row for row in own if isinstance(row.get(key), kinds)), None)
 
 
 def draw_page(report: Report) -> str:
@@ -68,8 +68,8 @@ def draw_page(report: Report) -> str:
     sections = {
         "Training loss": loss_section(report.rows, report.clock),
         "Progress": progress_section(report.evaluations, report.clock, report.commands["evaluate"]),
-        "Newest evaluation": evaluation_section(report.newest("floor")),
-        "Loss by noise level": noise_section(report.newest("loss_by_noise"), report.commands["evaluate"]),
+        "Newest evaluation": evaluation_section(report.newest("floor", dict)),
+        "Loss by noise level": noise_section(report.newest("loss_by_noise", list, dict), report.commands["evaluate"]),
         "Samples by class": report.samples,
         "Denoising": report.denoising,
         "Nearest training images": report.neighbours,
@@ -96,6 +96,7 @@ def section(title: str, content: Html) -> Html:
 
 
 def anchor(title: str) -> str:
+    """The name of a section within the page."""
     return title.lower().replace(" ", "-")
 
 
@@ -133,7 +134,7 @@ def tiles(report: Report) -> Html:
     loss = column(report.rows, "loss")
     speed = column(report.rows, "images_per_s")
     cells = [("training loss, last row", f"{loss[-1]:.4g}", f"at step {report.step:,}")]
-    newest = report.newest("floor")
+    newest = report.newest("floor", dict)
     if newest is not None:
         for name in figure_names([newest])[:FEATURED]:
             real = f"real images {shown(name, newest['floor'].get(name))}"
@@ -151,7 +152,7 @@ def tiles(report: Report) -> Html:
 
 def config_section(report: Report) -> Html:
     """Every key and value, by section."""
-    groups: dict[str, list[tuple[str, str]]] = {}
+    groups: dict[str, list[tuple[str, str]]] = {"run": []}
     for key, value in report.settings:
         first, _, rest = key.rpartition(".")
         groups.setdefault(first or "run", []).append((rest, value if isinstance(value, str) else json.dumps(value)))
@@ -160,7 +161,7 @@ def config_section(report: Report) -> Html:
                 open="" if name in ("data", "model") else None)
         for name, rows in groups.items()
     )  # fmt: skip
-    return joined(made)
+    return element("div", *made, class_="columns")
 
 
 def plain_table(rows: Sequence[tuple[str, str]]) -> Html:
@@ -176,16 +177,17 @@ def origin_section(report: Report) -> Html:
     if report.sessions:
         head = ["from step", "began (UTC)", "devices", "processor", "commit", "command"]
         lines = [
-            [shown("", row.get("step")), str(row.get("time", "–")).rstrip("Z").replace("T", " "),
-             str(row.get("devices", "–")), f"{row.get('processor', '–')} ({row.get('cores', '–')} cores)",
-             str(row.get("commit") or "unknown")[:13], str(row.get("command", "–"))]
+            [shown("", row.get("step")), str(row.get("time", "-")).rstrip("Z").replace("T", " "),
+             str(row.get("devices", "-")), f"{row.get('processor', '-')} ({row.get('cores', '-')} cores)",
+             str(row.get("commit") or "unknown")[:13], str(row.get("command", "-"))]
             for row in report.sessions
         ]  # fmt: skip
         caption = "The training processes of this run. A plus behind a commit says that files differed from it."
         trained = table(head, lines, caption, words=6)
     else:
         trained = missing(
-            "The machine that trained this run is not recorded in its workdir (sessions.jsonl); the one below drew this page."
+            "The machine that trained this run is not recorded in its workdir (sessions.jsonl). Below is the one that "
+            "drew this page."
         )
     here = {
         "devices": report.here.get("devices"),

@@ -1,18 +1,18 @@
 """The sections of a report that show numbers: loss, evaluations, loss by noise level."""
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dit_jax.reporting.charts import Curve, chart, legend_of, short, small_chart
+from dit_jax.reporting.charts import Axes, Curve, chart, legend_of, short, small_chart
 from dit_jax.reporting.markup import Html, element, joined, missing, table
 from dit_jax.reporting.plots import QUARTILE_LABELS, QUARTILES
 from dit_jax.reporting.smoothing import running_mean, window
 
 Row = Mapping[str, Any]
+MOST = 1e300  # beyond it a figure is none, and cannot be drawn
 MOST_ROWS = 200  # of a table
 MOST_CURVES = 6  # of a chart: more cannot be told apart
 PERCENT = "accuracy"  # names of figures that are shares begin so
@@ -33,8 +33,9 @@ class Clock(NamedTuple):
 
 def number(value: Any) -> float | None:
     """A finite number, or None for whatever else a file may hold."""
-    real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if real else None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= MOST:
+        return None
+    return float(value)
 
 
 def column(rows: Iterable[Row], name: str) -> np.ndarray:
@@ -47,7 +48,7 @@ def shown(name: str, value: Any) -> str:
     """A figure as people read it: shares of accuracy in percent, counts with commas, a dash for none."""
     found = number(value)
     if found is None:
-        return value if isinstance(value, str) and value else "–"
+        return value if isinstance(value, str) and value else "-"
     if name.startswith(PERCENT):
         return f"{100 * found:.1f}%"
     return f"{found:,.0f}" if isinstance(value, int) else f"{found:.4g}"
@@ -55,7 +56,7 @@ def shown(name: str, value: Any) -> str:
 
 def loss_section(rows: Sequence[Row], clock: Clock) -> Html:
     """The loss against images seen, and by quarter of the noise levels where the rows have it."""
-    images, loss = column(rows, "images"), column(rows, "loss")
+    images, loss = column(rows, "step") * clock.images_per_step, column(rows, "loss")
     if not np.isfinite(loss).any():
         return missing("No row of metrics.jsonl has a loss that is a number, so there is no curve to draw.")
     curves = [Curve("", images, loss, "s0", "faint")] if window(loss) > 1 else []
@@ -74,7 +75,7 @@ def loss_section(rows: Sequence[Row], clock: Clock) -> Html:
         f"{running_mean(loss)[last]:.4f}. A quarter is one of the timesteps; its loss has no weights."
         + (f" {lost:,} steps were left out, as their loss or gradient was not finite." if lost else "")
     )
-    return figure(chart(curves, alt, "loss", "images seen", clock.images_per_epoch), caption)
+    return figure(chart(curves, Axes("loss", "images seen", clock.images_per_epoch), alt), caption)
 
 
 def figure(content: Html, caption: str) -> Html:
@@ -100,7 +101,7 @@ def progress_section(evaluations: Sequence[Row], clock: Clock, how: str) -> Html
         ]
     if elsewhere:
         names = figure_names(elsewhere)
-        rows = [[str(row.get("images", "–")), *(shown(k, row.get(k)) for k in (*names, "n"))] for row in elsewhere]
+        rows = [[str(row.get("images", "-")), *(shown(k, row.get(k)) for k in (*names, "n"))] for row in elsewhere]
         caption = "Images made elsewhere, evaluated with --images."
         parts.append(table(["images", *(HEADS.get(k, k) for k in names), "n"], rows[-MOST_ROWS:], caption))
     return joined(parts)
@@ -126,7 +127,7 @@ def progress_table(rows: Sequence[Row], clock: Clock) -> Html:
 def progress_line(row: Row, names: Sequence[str], clock: Clock) -> list[str]:
     """The cells of one evaluation."""
     step = row["step"]
-    epoch = f"{step / clock.steps_per_epoch:.2f}" if clock.steps_per_epoch else "–"
+    epoch = f"{step / clock.steps_per_epoch:.2f}" if clock.steps_per_epoch else "-"
     figures = [shown(k, row.get(k)) for k in names]
     rest = [shown(k, row.get(k)) for k in ("n", "sampler", "steps", "guidance")]
     return [epoch, f"{step * clock.images_per_step:,.0f}", f"{step:,}", *figures, *rest]
@@ -138,21 +139,20 @@ def progress_charts(rows: Sequence[Row], clock: Clock) -> Html:
     for row in rows:
         groups.setdefault(json.dumps([row.get(key) for key in SETTINGS], default=str), []).append(row)
     newest = sorted(groups.values(), key=lambda group: rows.index(group[-1]))[-MOST_CURVES:]
-    names, parts = figure_names(rows), []
-    for name in names:
-        curves = curves_of(newest, name, clock)
-        floor = next((number(row["floor"].get(name)) for row in reversed(rows)
-                      if isinstance(row.get("floor"), dict)), None)  # fmt: skip
-        if floor is not None:
-            ends = np.array([min(c.x.min() for c in curves), max(c.x.max() for c in curves)])
-            curves.append(Curve("real images", ends, np.full(2, floor * scale_of(name)), "ink", "dashed"))
-        unit = " (%)" if name.startswith(PERCENT) else ""
-        label = f"{HEADS.get(name, name)}{unit}"
-        drawn = small_chart(curves, f"{label} against images seen", label, "images seen", clock.images_per_epoch)
-        parts.append(element("div", drawn))
+    parts = []
+    for name in figure_names(rows):
+        label = f"{HEADS.get(name, name)}{' (%)' if name.startswith(PERCENT) else ''}"
+        axes = Axes(label, "images seen", clock.images_per_epoch, floor_of(rows, name))
+        parts.append(element("div", small_chart(curves_of(newest, name, clock), axes, f"{label} against images seen")))
     named = [Curve(name_of(group[-1]), np.empty(0), np.empty(0), f"s{i}") for i, group in enumerate(newest)]
-    named.append(Curve("real images, as the newest row has them", np.empty(0), np.empty(0), "ink", "dashed"))
+    named.append(Curve("real images, as the newest evaluation has them", np.empty(0), np.empty(0), "ink", "dashed"))
     return joined([element("div", *parts, class_="pair"), legend_of(named)])
+
+
+def floor_of(rows: Sequence[Row], name: str) -> float | None:
+    """The figure of real images in the newest row that has it, as it is drawn."""
+    found = (number(row["floor"].get(name)) for row in reversed(rows) if isinstance(row.get("floor"), dict))
+    return next((value * scale_of(name) for value in found if value is not None), None)
 
 
 def scale_of(name: str) -> float:
@@ -195,14 +195,14 @@ def evaluation_section(row: Row | None) -> Html:
         f"{floor.get('split', '')} split."
     )
     warning = element("p", f"Warning: {row['warning']}", class_="warning") if row.get("warning") else None
-    parts = [table(["figure", "samples", "real images"], lines, caption), warning]
+    parts = [table(["figure", "samples", "real images"], lines, caption)]
     for name, by_class in row.items():
         if name.endswith("_by_class") and isinstance(by_class, dict):
             real = floor.get(name) if isinstance(floor.get(name), dict) else {}
             lines = [[kind, shown("", value), shown("", real.get(kind))] for kind, value in by_class.items()]
             heading = f"{HEADS.get(name.removesuffix('_by_class'), name.removesuffix('_by_class'))} by class"
-            parts.append(element("details", element("summary", heading), table(["class", "samples", "real"], lines)))
-    return joined(parts)
+            parts.append(table([heading, "samples", "real images"], lines))
+    return joined([warning, element("div", *parts, class_="pair")])
 
 
 def noise_section(row: Row | None, how: str) -> Html:
@@ -221,7 +221,7 @@ def noise_section(row: Row | None, how: str) -> Html:
         f"{shown('n', about.get('n'))} images of the {about.get('split', 'unknown')} split, "
         f"seed {shown('', about.get('seed'))}."
     )
-    parts = [figure(chart([curve], "Loss by timestep", "loss", "timestep t"), told)]
+    parts = [figure(chart([curve], Axes("loss", "timestep t"), "Loss by timestep"), told)]
     lines = [[f"{short(low)} to {short(high)}", f"{loss:.4g}"] for low, high, loss in bins]
     parts.append(element("details", element("summary", "The same as numbers"), table(["t", "loss"], lines)))
     bits = row.get("bits_per_dim")

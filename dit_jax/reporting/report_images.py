@@ -40,7 +40,9 @@ def samples_section(
     for label in classes[:CLASSES]:
         mine = np.flatnonzero(labels == label)[:PER_CLASS]
         drawn = (picture(images[i], f"{names[int(label)]}, sample {i}") for i in mine)
-        rows.append(element("div", element("h3", names[int(label)]), element("div", *drawn, class_="row")))
+        rows.append(
+            element("div", element("h3", names[int(label)]), element("div", *drawn, class_="row"), class_="named")
+        )
     caption = f"The first {PER_CLASS} samples at most of each class. {settings_line(about)}."
     if len(classes) > CLASSES:
         caption += f" The first {CLASSES} of {len(classes)} classes."
@@ -110,29 +112,30 @@ def neighbours_section(found: Memorisation, note: Html | None) -> Html:
     mirrored = ", or to their mirror images, which training shows too" if found.flipped else ""
     caption = (
         f"Distance to the nearest of {found.reference_n:,} training images{mirrored}, over the mean distance to the "
-        f"{k} nearest. 0 is a copy; what unseen real images have is no memory. ratio < 1/2: after Carlini et al. 2023; "
-        "first < second / 3: samples whose nearest is less than a third as far as the second, Yoon et al. 2023."
+        f"{k} nearest. 0 is a copy; ratios like those of unseen real images are no sign of memory. ratio < 1/2: after "
+        "Carlini et al. 2023; first < second / 3: the nearest less than a third as far as the second, as Yoon et al. "
+        "2023 count what was learnt by heart."
     )
     head = ["images", "n", "median ratio", "lowest", "ratio < 1/2", "first < second / 3"]
-    cards = element("div", *map(suspect_card, found.suspects), class_="cards")
+    rows = element("div", *map(suspect_row, found.suspects), class_="classes ruled")
     told = (
         "The samples with the lowest ratios by pixels, and the training images nearest to each. Below an image is its "
         "distance: by pixels, the root mean square difference of their values, 0 to 255; by features, Euclidean."
     )
-    return joined([table(head, lines, caption), note, figure(cards, told)])
+    return joined([table(head, lines, caption), note, figure(rows, told)])
 
 
-def suspect_card(suspect: Suspect) -> Html:
+def suspect_row(suspect: Suspect) -> Html:
     """A sample, and its neighbours by each distance."""
-    title = f"sample {suspect.index}, {suspect.label}: ratio {suspect.ratio:.3f}"
-    groups = [neighbour_group("sample", [tile(suspect.image, title, "")])]
+    alt = f"sample {suspect.index}, {suspect.label}"
+    groups = [neighbour_group(f"sample {suspect.index}", [tile(suspect.image, alt, f"ratio {suspect.ratio:.3f}")])]
     for distance, nearest in suspect.nearest.items():
         tiles = [
-            tile(n.image, f"training image ({n.label}) near to sample {suspect.index}", f"{n.distance:.3g}")
+            tile(n.image, f"training image, {n.label}, near to sample {suspect.index}", f"{n.distance:.3g}")
             for n in nearest
         ]
         groups.append(neighbour_group(f"nearest by {distance}", tiles))
-    return element("div", element("h3", title), element("div", *groups, class_="row"), class_="card")
+    return element("div", element("h3", suspect.label), element("div", *groups, class_="row groups"), class_="named")
 
 
 def neighbour_group(name: str, tiles: Sequence[Html]) -> Html:

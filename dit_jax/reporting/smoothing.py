@@ -26,10 +26,9 @@ def thinned(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.nda
     """At most `most` points of a curve: means of neighbours, of the finite ones; NaN where there is none."""
     if len(x) <= most:
         return x, y
-    groups = zip(np.array_split(x, most), np.array_split(y, most), strict=True)
-    return tuple(np.array(column) for column in zip(*(map(_finite_mean, group) for group in groups), strict=True))
+    return _group_means(x, most), _group_means(y, most)
 
 
-def _finite_mean(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if len(finite) else np.nan
+def _group_means(values: np.ndarray, count: int) -> np.ndarray:
+    finite = (group[np.isfinite(group)] for group in np.array_split(values, count))
+    return np.array([group.mean() if len(group) else np.nan for group in finite])

@@ -1,4 +1,4 @@
-"""The look of a report: one style sheet, no font and no picture from elsewhere, light or dark as the reader's screen."""
+"""The look of a report: one style sheet, nothing from elsewhere, light or dark as the reader's screen is."""
 
 STYLE = """
 :root {
@@ -36,10 +36,8 @@ section { padding: 1.9rem 0 .6rem; border-top: 1px solid var(--line); margin-top
 nav { margin-top: 1.3rem; font-size: .92rem; }
 nav ol { display: flex; flex-wrap: wrap; gap: .15rem 1.2rem; margin: 0; padding: 0; list-style: none; }
 figure { margin: 0 0 1.2rem; }
-figcaption, caption { color: var(--soft); font-size: .86rem; line-height: 1.5; text-align: left; max-width: 46rem; }
-figcaption { margin-top: .55rem; }
-caption { caption-side: bottom; padding-top: .55rem; white-space: normal; }
-.scroll { overflow-x: auto; margin: 0 0 1.1rem; }
+figcaption { color: var(--soft); font-size: .86rem; line-height: 1.5; margin-top: .6rem; max-width: 46rem; }
+.scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums lining-nums; }
 th, td { padding: .32rem .75rem; border-bottom: 1px solid var(--line); white-space: nowrap; vertical-align: top; }
 th { color: var(--soft); font-weight: 600; border-bottom-color: var(--soft); }
@@ -51,6 +49,7 @@ th:first-child, td:first-child { padding-left: 0; }
 .chart { display: block; width: 100%; height: auto; }
 .chart text { fill: var(--soft); font-size: 12px; font-variant-numeric: tabular-nums; }
 .chart .name { fill: var(--ink); font-weight: 550; }
+.chart .epoch { font-size: 11px; opacity: .8; }
 .grid { stroke: var(--line); stroke-width: 1; }
 .curve { fill: none; stroke: currentColor; stroke-width: 1.6; stroke-linejoin: round; stroke-linecap: round; }
 .curve.bold { stroke-width: 2.4; }
@@ -62,7 +61,6 @@ th:first-child, td:first-child { padding-left: 0; }
 .narrow { display: none; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem;
   margin-top: .6rem; }
-.pair > div { max-width: 32rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .3rem 0 .8rem; padding: 0; list-style: none;
   font-size: .86rem; }
 .swatch { display: inline-block; width: 1.5rem; border-top: .18rem solid currentColor; margin-right: .5rem;
@@ -72,11 +70,12 @@ th:first-child, td:first-child { padding-left: 0; }
 img { image-rendering: pixelated; border-radius: .2rem; max-width: 100%; }
 .row { display: flex; flex-wrap: wrap; gap: .3rem; }
 .row img { display: block; }
-.classes { display: grid; grid-template-columns: 1fr; gap: .8rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(29rem, 100%), 1fr)); gap: .8rem; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: .55rem; padding: .7rem .85rem; }
-.card > .row { gap: .3rem 1.1rem; }
-.card .name { margin: 0 0 .15rem; color: var(--soft); font-size: .8rem; }
+.classes { display: grid; grid-template-columns: 1fr; gap: .45rem; }
+.named { display: grid; grid-template-columns: 8.5rem 1fr; align-items: center; }
+.named h3 { margin: 0; padding-right: 1rem; }
+.ruled > div { border-bottom: 1px solid var(--line); padding-bottom: .7rem; }
+.groups { gap: .3rem 1.8rem; }
+.name { margin: 0 0 .2rem; color: var(--soft); font-size: .8rem; }
 .tile span { display: block; color: var(--soft); font-size: .76rem; text-align: center;
   font-variant-numeric: tabular-nums; }
 .paper { background: #fff; border: 1px solid var(--line); border-radius: .55rem; padding: .4rem; margin: 0; }
@@ -88,6 +87,8 @@ pre { background: var(--code); border-radius: .4rem; padding: .6rem .8rem; margi
   font: .84rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; color: var(--ink); }
 details { margin: 0 0 1rem; }
 summary { cursor: pointer; font-size: .92rem; margin-bottom: .4rem; }
+.columns { columns: 20rem; column-gap: 2rem; }
+.columns details { break-inside: avoid; }
 footer { color: var(--soft); font-size: .84rem; padding-top: 1.4rem; padding-bottom: 3rem; }
 :focus-visible { outline: 2px solid var(--s0); outline-offset: 2px; }
 @media (max-width: 40rem) {
@@ -96,6 +97,7 @@ footer { color: var(--soft); font-size: .84rem; padding-top: 1.4rem; padding-bot
   h1 { font-size: 1.6rem; }
   main, header, footer { padding-left: 1rem; padding-right: 1rem; }
   .tiles { grid-template-columns: 1fr 1fr; }
+  .named { grid-template-columns: 1fr; gap: .25rem; }
   .wide { display: none; }
   .narrow { display: block; }
 }
