@@ -26,7 +26,7 @@ Embed = Callable[[np.ndarray], np.ndarray]
 
 
 def features_at_hand(config: ConfigDict, workdir: Path, experiment: Experiment) -> Extractor | None:
-    """The run's classifier, else Inception if its weights are there, else None. The classifier is far quicker."""
+    """The run's classifier, else Inception if its weights are there, else None. The classifier is the smaller network."""
     try:
         return load_classifier(workdir, config)[1]
     except UserError:
