@@ -14,6 +14,7 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.name = "cifar10"  # cifar10 | shapes
     config.data.data_dir = "data"  # where TFDS keeps prepared data
+    config.data.resident = "auto"  # all decoded images kept on every device: auto (up to 1 GiB) | true | false (stream)
     config.data.flip = True  # mirror left to right with probability 1/2 (DDPM on CIFAR-10)
 
     config.model = ConfigDict()

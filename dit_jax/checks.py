@@ -37,6 +37,7 @@ def require(holds: bool, key: str, value: object, fix: str) -> None:
 def check(config: ConfigDict, info: DatasetInfo) -> None:
     """Raises UserError for the first value that cannot work; builds and compiles nothing."""
     check_numbers(config)
+    choice("data.resident", config.data.resident, ("auto", "true", "false"))
     check_model(config.model, info)
     check_diffusion(config.diffusion)
     check_optimizer(config.optimizer)

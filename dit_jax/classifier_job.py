@@ -22,7 +22,6 @@ from dit_jax.experiment import Experiment, read_resolved
 from dit_jax.files import replacing
 from dit_jax.models.classifier import Classifier, ClassifierOutput
 from dit_jax.training import classifier as training
-from dit_jax.training import sharding
 from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.state import Params
 from dit_jax.training.step import CallResult, Recipe, make_train_call
@@ -55,12 +54,11 @@ class ClassifierExperiment(Experiment):
         """Fresh parameters, float32."""
         return self.model.init(self.keys[0], jnp.zeros((1, *self.info.image_shape)), jnp.zeros((1,), jnp.int32))
 
-    def train_call(self) -> Callable[..., CallResult]:
+    def train_call(self, streamed: bool = False) -> Callable[..., CallResult]:
         """As an experiment's, with the classifier's loss."""
         recipe: Recipe = self.recipe
-        sharding.check_batch(recipe.batch_size, self.mesh, "classifier.batch_size")
         loss = partial(training.batch_loss, crop_padding=self.config.classifier.crop_padding)
-        return make_train_call(self.apply, self.optimizer, recipe, self.mesh, self.keys[1], loss)
+        return make_train_call(self.apply, self.optimizer, recipe, self.mesh, self.keys[1], loss, streamed)
 
 
 def classifier_config(config: ConfigDict) -> ConfigDict:

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from dit_jax import checks
 from dit_jax import config as configs
+from dit_jax.checks import require
 from dit_jax.data import datasets
 from dit_jax.diffusion import guidance, sampling, tasks
 from dit_jax.diffusion.objective import loss_weights
@@ -27,9 +28,11 @@ from dit_jax.errors import UserError
 from dit_jax.models.dit import PRESETS, DiT
 from dit_jax.training import optimizer, sharding
 from dit_jax.training.checkpoint import Checkpointer, abstract
+from dit_jax.training.feed import Resident, Stream
 from dit_jax.training.state import Params, TrainState, create
-from dit_jax.training.step import CallResult, Recipe, make_train_call
+from dit_jax.training.step import CallResult, Recipe, data_keys, make_train_call
 
+RESIDENT_BYTES = 2**30  # data above it is streamed unless `data.resident` says otherwise
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 Sample = Callable[..., jax.Array]
 
@@ -153,10 +156,23 @@ class Experiment:
             jax.eval_shape(partial(create, self.init_params, self.optimizer)), sharding.replicated(self.mesh)
         )
 
-    def train_call(self) -> Callable[..., CallResult]:
+    def train_call(self, streamed: bool = False) -> Callable[..., CallResult]:
         """Many train steps in one dispatch, see `step.make_train_call`."""
-        sharding.check_batch(self.config.train.batch_size, self.mesh, "train.batch_size")
-        return make_train_call(self.apply, self.optimizer, self.recipe, self.mesh, self.keys[1])
+        return make_train_call(self.apply, self.optimizer, self.recipe, self.mesh, self.keys[1], streamed=streamed)
+
+    def feed(self, records: datasets.Records) -> Resident | Stream:
+        """What training calls take of a split: all of it, or, if it is too large or `data.resident` says so, batches.
+
+        Raises:
+          UserError: the batch does not fit the data, or the data is damaged.
+        """
+        t, resident = self.config.train, self.config.data.resident
+        fix = f"the data has {records.count} images; use fewer"
+        require(t.batch_size <= records.count, f"{self.section}.batch_size", t.batch_size, fix)
+        if resident == "true" or (resident == "auto" and records.nbytes <= RESIDENT_BYTES):
+            return Resident(records.load(), self.mesh)
+        order_key, _ = data_keys(self.keys[1])
+        return Stream(records, order_key, t.batch_size, t.steps_per_call, t.steps, self.mesh)
 
     def labels(self) -> np.ndarray:
         """The class of each image to sample, int32 [sample.n]: the asked ones in turn."""

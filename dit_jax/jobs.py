@@ -49,12 +49,12 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
     """`train` of any experiment; `free` are the keys that a resumed one may change."""
     config, section = experiment.config, experiment.section
     check_workdir(workdir, config, free)
-    call = experiment.train_call()
-    data = datasets.load(config.data.name, config.data.data_dir, "train")
-    n, batch_size = len(data.images), config.train.batch_size
-    require(batch_size <= n, f"{section}.batch_size", batch_size, f"the data has {n} images; use fewer")
-    make_folder(workdir, "--workdir")
+    batch_size = config.train.batch_size
+    sharding.check_batch(batch_size, experiment.mesh, f"{section}.batch_size")
+    records = datasets.open_split(config.data.name, config.data.data_dir, "train")
     with contextlib.ExitStack() as stack:
+        feed = stack.enter_context(contextlib.closing(experiment.feed(records)))
+        make_folder(workdir, "--workdir")
         stop = stack.enter_context(Stop(config.train.max_seconds))
         stack.enter_context(only_trainer(workdir))
         check_workdir(workdir, config, free)  # again: only now nobody else can write there
@@ -71,12 +71,12 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
         writer = stack.enter_context(contextlib.closing(create_writer(workdir, resume_step=step)))
         state = experiment.init_state() if state is None else state
         describe(writer, config, state, step)
-        images, labels = (sharding.put_replicated(array, experiment.mesh) for array in data)
         progress = stack.enter_context(Progress(config.train.steps, "step", step, batch_size))
-        hooks = make_hooks(experiment, writer, checkpointer, progress, stop, n)
-        compiled = call.lower(state, loop.zero_sums(), images, labels, np.int32(1)).compile()
+        hooks = make_hooks(experiment, writer, checkpointer, progress, stop, records.count)
+        call = experiment.train_call(feed.streamed)
+        compiled = call.lower(state, loop.zero_sums(), *feed.shapes, np.int32(1)).compile()
         stop.listen()  # before, there is nothing to save: a signal may end the process
-        step = loop.run(compiled, state, images, labels, pace_of(config), batch_size, hooks)
+        step = loop.run(compiled, state, feed, pace_of(config), batch_size, hooks)
     if step < config.train.steps:
         logger.info("saved step %d of %d in %s; the same command goes on", step, config.train.steps, workdir)
         return stop.code

@@ -22,6 +22,7 @@ BAD = [
     ("model.dtype=float16", "choose one of float32, bfloat16"),
     ("model.preset=DiT-XL", "DiT-XL/2"),
     ("data.name=cifar100", "shapes, cifar10"),
+    ("data.resident=stream", "choose one of auto, true, false"),
     ("diffusion.num_steps=0", "use 1 to 10,000"),
     ("diffusion.num_steps=10001", "use 1 to 10,000"),
     ("diffusion.beta_start=0", "between 0 and 1"),

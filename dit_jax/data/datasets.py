@@ -1,12 +1,14 @@
-"""The data sets: what they are (`info`, touches no disk) and all their images as one array (`load`).
+"""The data sets: what they are (`info`, no disk touched), and their splits, read as asked or whole.
 
-TFDS prepares and stores (`shapes.py`, `cifar10.py`); sets of this size are decoded once, to uint8, and kept. The order
-is that of the TFDS split, which is fixed. A new data set is an entry here beside a `prepare` of its own.
+TFDS prepares and stores (`shapes.py`, `cifar10.py`). The order is that of the TFDS split, which is fixed. A new data
+set is an entry here beside a `prepare` of its own.
 """
 
 import io
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +40,36 @@ class Split(NamedTuple):
     labels: np.ndarray
 
 
+@dataclass(frozen=True)
+class Records:
+    """`count` examples in a fixed order, image_shape (H, W, C); `read(indices)` gives some, decoded, in any thread."""
+
+    count: int
+    image_shape: tuple[int, int, int]
+    read: Callable[[np.ndarray], Split]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images, decoded."""
+        return self.count * math.prod(self.image_shape)
+
+    def chunks(self, count: int | None = None) -> Iterator[Split]:
+        """The first `count` examples (all unless given), some at a time."""
+        count = self.count if count is None else min(count, self.count)
+        for start in range(0, count, CHUNK):
+            yield self.read(np.arange(start, min(start + CHUNK, count)))
+
+    def load(self) -> Split:
+        """All examples."""
+        whole = Split(np.empty((self.count, *self.image_shape), np.uint8), np.empty(self.count, np.int32))
+        first = 0
+        for part in self.chunks():
+            for array, values in zip(whole, part, strict=True):
+                array[first : first + len(values)] = values
+            first += len(part.labels)
+        return whole
+
+
 DATASETS = {
     "shapes": DatasetInfo("shapes", (32, 32, 3), shapes.CLASS_NAMES),
     "cifar10": DatasetInfo("cifar10", (32, 32, 3), cifar10.CLASS_NAMES),
@@ -57,7 +89,12 @@ def info(name: str) -> DatasetInfo:
 
 
 def load(name: str, data_dir: str | Path, split: str = "train") -> Split:
-    """All images and labels of a split ('train' or 'test'); prepares the data set under `data_dir` on first use.
+    """All images and labels of a split, see `open_split`."""
+    return open_split(name, data_dir, split).load()
+
+
+def open_split(name: str, data_dir: str | Path, split: str = "train") -> Records:
+    """A split ('train' or 'test'), none of it read yet; prepares the data set under `data_dir` on first use.
 
     Raises UserError: unknown name or split, `data_dir` is no folder, data set missing, damaged or in a format that only
     TensorFlow reads.
@@ -66,24 +103,35 @@ def load(name: str, data_dir: str | Path, split: str = "train") -> Split:
     if split not in SPLITS:
         raise UserError(f"no split {split!r} of {name}, choose one of {', '.join(SPLITS)}")
     directory = PREPARE[name](preparation.check_data_dir(data_dir))
-    return _read(directory, facts, split)
+    return _open(directory, facts, split)
 
 
-def _read(directory: Path, facts: DatasetInfo, split: str) -> Split:
-    """Decodes a prepared split; UserError if it is not whole."""
-    try:
+def _open(directory: Path, facts: DatasetInfo, split: str) -> Records:
+    """The records of a prepared split; UserError, here or when they are read, if it is not whole."""
+    with _whole(directory, facts):
         _check_features(directory)
         builder: Any = tfds.builder_from_directory(directory)
         _check_format(builder, directory)
         decoders = {"image": tfds.decode.SkipDecoding()}  # TFDS's own decoding is three times slower
         records = builder.as_data_source(split, decoders=decoders)
-        images = np.empty((len(records), *facts.image_shape), np.uint8)
-        labels = np.empty(len(records), np.int32)
-        for start in range(0, len(records), CHUNK):
-            chunk = range(start, min(start + CHUNK, len(records)))
-            for i, record in zip(chunk, records.__getitems__(chunk), strict=True):
+
+    def read(indices: np.ndarray) -> Split:
+        with _whole(directory, facts):
+            images = np.empty((len(indices), *facts.image_shape), np.uint8)
+            labels = np.empty(len(indices), np.int32)
+            for i, record in enumerate(records.__getitems__(indices.tolist())):
                 images[i] = np.asarray(Image.open(io.BytesIO(record["image"]), formats=["PNG"]))
                 labels[i] = record["label"]
+        return Split(images, labels)
+
+    return Records(len(records), facts.image_shape, read)
+
+
+@contextmanager
+def _whole(directory: Path, facts: DatasetInfo) -> Iterator[None]:
+    """Makes one line of whatever is raised within."""
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:  # a damaged data set raises whatever the layer that stumbles on it likes
@@ -92,7 +140,6 @@ def _read(directory: Path, facts: DatasetInfo, split: str) -> Split:
         raise UserError(
             f"{directory} is damaged ({reason}): delete that folder (`rm -r {directory}`) and run {again}"
         ) from error
-    return Split(images, labels)
 
 
 def _check_features(directory: Path) -> None:

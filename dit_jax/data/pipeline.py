@@ -1,11 +1,23 @@
-"""Batches as a pure function of (seed, step), inside the jitted step: the host sends nothing.
+"""Batches as a pure function of (seed, step), inside the jitted step.
 
 An epoch is a permutation of the data set from (seed, epoch). It has floor(n / batch) steps; the remainder, another one
 every epoch, is left out. Nothing here has state, so a run continues after a restart where it was.
+
+Data that fits is whole on the devices, and the host sends nothing (`from_resident`); else the host reads what the same
+permutation asks for (stream.py) and sends the batches of a dispatch (`from_stream`). The batches are the same.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+Pick = Callable[[jax.Array], tuple[jax.Array, jax.Array]]  # step -> a device's images uint8 [b, H, W, C], labels [b]
+
+
+def epoch_order(key: jax.Array, epoch: jax.Array | int, num_examples: int) -> jax.Array:
+    """The permutation of an epoch, int32 [num_examples]."""
+    return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -22,7 +34,7 @@ def epoch_orders(
     """
     per_epoch = steps_per_epoch(num_examples, batch_size)
     epochs = first_step // per_epoch + jnp.arange((num_steps - 1 + per_epoch - 1) // per_epoch + 1)
-    return jax.vmap(lambda epoch: jax.random.permutation(jax.random.fold_in(key, epoch), num_examples))(epochs)
+    return jax.vmap(lambda epoch: epoch_order(key, epoch, num_examples))(epochs)
 
 
 def batch_indices(orders: jax.Array, first_step: jax.Array, step: jax.Array, batch_size: int) -> jax.Array:
@@ -31,6 +43,38 @@ def batch_indices(orders: jax.Array, first_step: jax.Array, step: jax.Array, bat
     row = step // per_epoch - first_step // per_epoch
     start = step % per_epoch * batch_size
     return jax.lax.dynamic_slice(orders, (row, start), (1, batch_size))[0]
+
+
+def from_resident(
+    key: jax.Array,
+    first: jax.Array,
+    num_steps: int,
+    batch_size: int,
+    mine: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+) -> Pick:
+    """Batches of steps first .. first + num_steps - 1 out of all images and labels [n, ...].
+
+    `mine` are the positions in the global batch that are picked.
+    """
+    orders = epoch_orders(key, first, num_steps, images.shape[0], batch_size)
+
+    def pick(step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        chosen = batch_indices(orders, first, step, batch_size)[mine]
+        return opaque(images[chosen], labels[chosen])
+
+    return pick
+
+
+def from_stream(first: jax.Array, images: jax.Array, labels: jax.Array) -> Pick:
+    """Batches that were read before, [steps, b, ...], the first that of step `first`."""
+    return lambda step: opaque(images[step - first], labels[step - first])
+
+
+def opaque(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """The same arrays, which the compiler may not melt into what uses them: so all that follows rounds alike."""
+    return jax.lax.optimization_barrier(arrays)
 
 
 def to_float(images: jax.Array) -> jax.Array:

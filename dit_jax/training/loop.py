@@ -17,6 +17,7 @@ from dit_jax.training.state import TrainState
 from dit_jax.training.step import CallResult, Sums, zero_sums
 
 Row = dict[str, float]
+Feed = Callable[[int, int], tuple[Any, Any]]  # (step, stop) -> (images, labels) that the call of these steps takes
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,14 @@ def summarize(sums: Sums, seconds: float, batch_size: int) -> Row:
 def run(
     call: Callable[..., CallResult],
     state: TrainState,
-    images: jax.Array,
-    labels: jax.Array,
+    feed: Feed,
     pace: Pace,
     batch_size: int,
     hooks: Hooks,
 ) -> int:
     """Trains from `state.step` to `pace.steps`. `call` is `step.make_train_call`'s; `state` is donated to it.
+
+    `feed` is asked for the data of the next call while one is in flight.
 
     Returns the step reached, which is saved: less than `pace.steps` where `hooks.stop` said so.
 
@@ -91,7 +93,7 @@ def run(
     sums, since = zero_sums(), time.perf_counter()
     while step < pace.steps and not hooks.stop():
         stop = pace.next_stop(step)
-        state, sums, reached = call(state, sums, images, labels, np.int32(stop - step))
+        state, sums, reached = call(state, sums, *feed(step, stop), np.int32(stop - step))
         if running is not None:
             hooks.progress(int(running), None)  # waits for the call before; this one runs meanwhile
         step, running = stop, reached

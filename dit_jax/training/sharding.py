@@ -12,6 +12,7 @@ from dit_jax.errors import UserError
 AXIS = "data"
 REPLICATED = P()
 SPLIT = P(AXIS)
+SPLIT_STEPS = P(None, AXIS)  # of [steps, batch, ...]
 
 
 def make_mesh() -> Mesh:
@@ -45,3 +46,22 @@ def mean(tree: Any) -> Any:
 def put_replicated(array: np.ndarray, mesh: Mesh) -> jax.Array:
     """Places a host array whole on every device."""
     return jax.device_put(array, replicated(mesh))
+
+
+def local_positions(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The positions in the global batch that this process's devices hold, int [n], ascending; see `global_index`."""
+    local = batch_size // mesh.size
+    mine = [i for i, device in enumerate(mesh.devices.flat) if device.process_index == jax.process_index()]
+    return (np.asarray(mine)[:, None] * local + np.arange(local)).ravel()
+
+
+def put_split_steps(array: np.ndarray, positions: np.ndarray, batch_size: int, mesh: Mesh) -> jax.Array:
+    """The global array [steps, batch_size, ...], split along its second axis; a process gives its `positions` alone."""
+    shape = (array.shape[0], batch_size, *array.shape[2:])
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        start, stop, _ = index[1].indices(batch_size)
+        first = int(np.searchsorted(positions, start))
+        return array[:, first : first + stop - start]
+
+    return jax.make_array_from_callback(shape, NamedSharding(mesh, SPLIT_STEPS), part)

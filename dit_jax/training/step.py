@@ -125,6 +125,12 @@ def update(optimizer: optax.GradientTransformation, recipe: Recipe, grads: Param
     return TrainState(state.step + 1, params, update_ema(state.ema_params, params, decay), opt_state)
 
 
+def data_keys(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(for the order of the data, for the draws of each step), of a run's key for training."""
+    order_key, draw_key = jax.random.split(key)
+    return order_key, draw_key
+
+
 def make_train_call(
     apply: Callable[..., Any],
     optimizer: optax.GradientTransformation,
@@ -132,29 +138,37 @@ def make_train_call(
     mesh: Mesh,
     key: jax.Array,
     batch_loss: Loss = batch_loss,
+    streamed: bool = False,
 ) -> Callable[..., CallResult]:
     """call(state, sums, images uint8 [n, H, W, C], labels int32 [n], count) runs `count` steps, at most steps_per_call.
+
+    Images and labels are the whole data, or, if `streamed`, the batches of these steps alone: [steps_per_call, B, ...],
+    split over the mesh along B (see feed.py).
 
     Returns (state, sums, steps done). One compile serves every count. State and sums are donated; the third result is
     there to wait for while the next call already has them.
     """
-    order_key, draw_key = jax.random.split(key)
+    order_key, draw_key = data_keys(key)
     step = partial(train_step, apply, optimizer, recipe, draw_key, batch_loss=batch_loss)
 
     def call(state: TrainState, sums: Sums, images: Any, labels: Any, count: jax.Array) -> CallResult:
         first, batch_size = state.step, recipe.batch_size
-        orders = pipeline.epoch_orders(order_key, first, recipe.steps_per_call, images.shape[0], batch_size)
         mine = sharding.global_index(mesh, batch_size)
+        if streamed:
+            pick = pipeline.from_stream(first, images, labels)
+        else:
+            pick = pipeline.from_resident(order_key, first, recipe.steps_per_call, batch_size, mine, images, labels)
 
         def body(_: jax.Array, carry: tuple[TrainState, Sums]) -> tuple[TrainState, Sums]:
             state, sums = carry
-            chosen = pipeline.batch_indices(orders, first, state.step, batch_size)[mine]
-            state, metrics = step(state, images[chosen], labels[chosen], mine)
+            state, metrics = step(state, *pick(state.step), mine)
             return state, guard.add(sums, metrics, state.step)
 
         state, sums = jax.lax.fori_loop(0, count, body, (state, sums))
         return state, sums, state.step + 0
 
     whole = sharding.REPLICATED
-    mapped = jax.shard_map(call, mesh=mesh, in_specs=(whole,) * 5, out_specs=(whole, whole, whole), check_vma=False)
+    data = sharding.SPLIT_STEPS if streamed else whole
+    in_specs = (whole, whole, data, data, whole)
+    mapped = jax.shard_map(call, mesh=mesh, in_specs=in_specs, out_specs=(whole, whole, whole), check_vma=False)
     return jax.jit(mapped, donate_argnums=(0, 1))

@@ -75,10 +75,14 @@ class Recorder:
         self.events.append(f"at {step}" + ("" if loss is None else f" {loss:g}"))
 
 
+def feed(step, stop):
+    return jnp.zeros(1), jnp.zeros(1)
+
+
 def run(pace, start=0):
     recorder = Recorder()
     state = TrainState(jnp.int32(start), {}, {}, ())
-    loop.run(recorder.call, state, jnp.zeros(1), jnp.zeros(1), pace, 8, recorder.hooks)
+    loop.run(recorder.call, state, feed, pace, 8, recorder.hooks)
     return recorder
 
 
@@ -120,7 +124,7 @@ def test_a_run_that_is_asked_to_end_saves_where_it_is():
     recorder, asked = Recorder(), []
     hooks = dataclasses.replace(recorder.hooks, stop=lambda: asked.append(1) or len(asked) > 2)
     state = TrainState(jnp.int32(0), {}, {}, ())
-    assert loop.run(recorder.call, state, jnp.zeros(1), jnp.zeros(1), Pace(8, 2, 6, 5, 4), 8, hooks) == 4
+    assert loop.run(recorder.call, state, feed, Pace(8, 2, 6, 5, 4), 8, hooks) == 4
     # Asked before each dispatch; the two under way are finished, the third is not begun.
     assert recorder.events == ["call 2", "call 4", "at 2", "draw 4", "save 4"]
 
@@ -151,7 +155,7 @@ def test_a_run_ends_after_so_many_bad_steps_in_a_row_and_saves_no_more(pace, eve
     recorder = Failing()
     state = TrainState(jnp.int32(0), {}, {}, ())
     with pytest.raises(UserError, match=r"^3 steps in a row .* train.max_bad_steps=3.: lower"):
-        loop.run(recorder.call, state, jnp.zeros(1), jnp.zeros(1), pace, 8, recorder.hooks)
+        loop.run(recorder.call, state, feed, pace, 8, recorder.hooks)
     assert [event for event in recorder.events if event.startswith(("log", "save"))] == events
 
 
