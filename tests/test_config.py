@@ -21,7 +21,7 @@ from dit_jax.training.step import zero_sums
 # cifar10:report is default.py, which a test below says
 CONFIGS = ["configs/default.py", "configs/shapes.py", "configs/cifar10.py:best", "configs/cifar10.py:cpu"]
 # Read where files are, not where the model is built: by the jobs; classifier.steps and the like by `classifier_config`.
-READ_BY_JOBS = {"data.data_dir", "train.keep_checkpoints", "train.max_seconds"} | {
+READ_BY_JOBS = {"data.data_dir", "data.resident", "train.keep_checkpoints", "train.max_seconds"} | {
     f"{section}.{key}"
     for section, keys in {
         "sample": ("batch_size", "seed", "task", "images", "mask", "strength", "denoising"),
