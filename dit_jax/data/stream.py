@@ -5,8 +5,9 @@ position is kept anywhere. So a resumed run reads on where it was, on any number
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
+from typing import Any
 
 import grain
 import jax
@@ -30,7 +31,7 @@ def host_order(key: jax.Array, num_examples: int) -> Callable[[int], np.ndarray]
     return order
 
 
-class Batches:
+class Batches(Sequence[Split]):
     """`batches[step]`: this process's share of a step's global batch, the examples at `positions` of it."""
 
     def __init__(self, records: Records, key: jax.Array, batch_size: int, positions: np.ndarray, steps: int):
@@ -40,7 +41,7 @@ class Batches:
     def __len__(self) -> int:
         return self._steps
 
-    def __getitem__(self, step: int) -> Split:
+    def __getitem__(self, step: Any) -> Split:
         epoch, batch = divmod(step, pipeline.steps_per_epoch(self._records.count, self._batch_size))
         return self._records.read(self._order(epoch)[batch * self._batch_size + self._positions])
 

@@ -59,7 +59,7 @@ def put_split_steps(array: np.ndarray, positions: np.ndarray, batch_size: int, m
     """The global array [steps, batch_size, ...], split along its second axis; a process gives its `positions` alone."""
     shape = (array.shape[0], batch_size, *array.shape[2:])
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
         start, stop, _ = index[1].indices(batch_size)
         first = int(np.searchsorted(positions, start))
         return array[:, first : first + stop - start]
