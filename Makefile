@@ -1,4 +1,5 @@
 # make demo    train on the built-in shapes, draw, report         make test    run the tests
+# make bench   time training and sampling, beside PyTorch's if .venv has requirements-peers.txt
 # make lint    check style and types                              make format  let ruff rewrite the code
 #
 # PYTHON=python3.12       which Python makes .venv
@@ -6,18 +7,22 @@
 # RUN=runs/mine           where the demo writes
 # DEMO_FLAGS=--config.seed=1  more flags for its training
 # PYTEST_FLAGS='-k data'  more flags for pytest
+# PEERS=1                 install PyTorch and diffusers before `make bench` (some 5 GB)
+# BENCH_FLAGS=--batch=64  more flags for both of its commands
 
 PYTHON ?=
 GPU ?=
 RUN ?= runs/shapes
 DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
+PEERS ?=
+BENCH_FLAGS ?=
 
 PYTHONS := $(or $(PYTHON),python3.12 python3.11 python3)
 VENV := .venv/bin/python
 PIP := $(VENV) -m pip install -qq --disable-pip-version-check
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow bench lint format clean
 
 # Without a GPU each of two cores is a device of its own, half of the batch on each.
 demo: export JAX_NUM_CPU_DEVICES ?= 2
@@ -31,6 +36,10 @@ test: .venv/requirements-dev.stamp
 
 test-slow: .venv/requirements-dev.stamp
 	$(VENV) -m pytest -m 'slow and not gpu' $(PYTEST_FLAGS)
+
+bench: .venv/requirements$(if $(PEERS),-peers).stamp $(if $(GPU),.venv/requirements-gpu.stamp)
+	$(VENV) -m benchmarks.train --out=runs/bench/train.json $(BENCH_FLAGS)
+	$(VENV) -m benchmarks.sample --out=runs/bench/sample.json $(BENCH_FLAGS)
 
 lint: .venv/requirements-dev.stamp
 	$(VENV) -m ruff check .

@@ -1,0 +1,158 @@
+"""The command lines of `benchmarks.train` and `benchmarks.sample`: which cells, which contestants, what is written."""
+
+import argparse
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import contest, machine
+from benchmarks.contest import Contestant
+from dit_jax import config as configs
+from dit_jax.errors import UserError
+from dit_jax.experiment import Experiment, resolve
+from dit_jax.files import replacing
+
+# name: (network of torch_dit.py, compiled, tuned)
+PEERS = {
+    "torch": ("plain", False, False),
+    "torch-compile": ("plain", True, False),
+    "torch-tuned": ("plain", False, True),
+    "torch-compile-tuned": ("plain", True, True),
+    "diffusers": ("diffusers", False, False),
+    "diffusers-compile": ("diffusers", True, False),
+}
+DEFAULT_PEERS = ("torch", "torch-compile", "torch-tuned", "torch-compile-tuned", "diffusers")
+
+
+def parser(about: str) -> argparse.ArgumentParser:
+    """The flags that both commands take; `--config.KEY=VALUE` is left over for `parse`."""
+    made = argparse.ArgumentParser(
+        description=about,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Any key of configs/default.py is a flag too, such as --config.model.patch_size=2.",
+    )
+    made.add_argument("--config", default="configs/cifar10.py:report", help="the experiment, as main.py takes it")
+    made.add_argument("--batch", default="16,64", help="batch sizes, a table each")
+    made.add_argument("--dtype", default="float32,bfloat16", help="of matrix products, a table each")
+    known = ", ".join(PEERS)
+    made.add_argument("--peers", default=",".join(DEFAULT_PEERS), help=f"of {known}; empty is none")
+    made.add_argument("--repeats", type=int, default=5, help="timings of each contestant, in turns")
+    made.add_argument("--seconds", type=float, default=3.0, help="length of one timing")
+    made.add_argument("--out", type=Path, help="JSON file to write")
+    return made
+
+
+def parse(made: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """(flags, `key=value` assignments).
+
+    Raises:
+      UserError: an argument that is neither, or a peer that is not known.
+    """
+    flags, rest = made.parse_known_args(argv)
+    for argument in rest:
+        if not argument.startswith("--config.") or "=" not in argument:
+            raise UserError(f"{argument} is not an argument; --help lists them, and keys are --config.KEY=VALUE")
+    for peer in filter(None, flags.peers.split(",")):
+        if peer not in PEERS:
+            raise UserError(f"--peers={peer} is not known; choose of {', '.join(PEERS)}")
+    if flags.repeats < 1 or flags.seconds <= 0:
+        raise UserError(f"--repeats={flags.repeats} --seconds={flags.seconds}: use numbers above 0")
+    return flags, [argument.removeprefix("--config.") for argument in rest]
+
+
+def cells(flags: argparse.Namespace) -> list[tuple[str, int]]:
+    """(dtype, batch size) of every table."""
+    try:
+        batches = [int(batch) for batch in flags.batch.split(",")]
+    except ValueError:
+        raise UserError(f"--batch={flags.batch}: use whole numbers with commas between, such as 16,64") from None
+    return list(itertools.product(flags.dtype.split(","), batches))
+
+
+def experiment(config: str, assignments: Sequence[str]) -> Experiment:
+    """The experiment as main.py would build it."""
+    made = configs.load(config)
+    configs.override(made, assignments)
+    return Experiment(resolve(made))
+
+
+def contestants(task: str, made: Experiment, config: str, assignments: list[str], peers: str) -> list[Contestant]:
+    """Ours, and the peers that can run here: PyTorch must be installed, the condition be a token."""
+    c, s = made.config.model, made.config.sample
+    batch = made.config.train.batch_size if task == "train" else s.batch_size
+    shape = {"image_shape": made.info.image_shape, "num_classes": len(made.info.class_names), "batch_size": batch}
+    spec = {"task": task, "dtype": c.dtype, "config": config, "assignments": assignments, **shape}
+    ours = Contestant(contest.OURS, "benchmarks.ours", spec, multiple=at_once(task, made))
+    names = [name for name in peers.split(",") if name]
+    if names and c.conditioning != "token":
+        print(f"no peers: theirs has model.conditioning=token, this is {c.conditioning}", file=sys.stderr)
+        names = []
+    keys = ("patch_size", "width", "depth", "num_heads", "num_kv_heads", "mlp_ratio", "class_table_width")
+    spec |= {key: c[key] for key in keys} | {"sampler_steps": s.steps, "guidance": s.guidance}
+    return [ours, *(peer for name in names if (peer := make_peer(name, spec)))]
+
+
+def at_once(task: str, made: Experiment) -> int:
+    """How many units ours does in one dispatch."""
+    return made.config.train.steps_per_call if task == "train" else 1
+
+
+def make_peer(name: str, spec: dict[str, Any]) -> Contestant | None:
+    """A PyTorch contestant, or None (and a word) where its packages are not installed."""
+    network, compiled, tuned = PEERS[name]
+    needs = ("torch", "diffusers") if network == "diffusers" else ("torch",)
+    if not contest.installed(*needs):
+        print(f"left out: {name} needs {' and '.join(needs)} (requirements-peers.txt)", file=sys.stderr)
+        return None
+    spec = spec | {"network": network, "compile": compiled, "tuned": tuned}
+    env = machine.tuned_for_torch() if tuned else {}
+    return Contestant(name, "benchmarks.torch_worker", spec, env, comparable=network == "plain")
+
+
+def run(
+    task: str,
+    flags: argparse.Namespace,
+    assignments: Sequence[str],
+    batch_key: str,
+    flops: Callable[[Experiment], int],
+) -> dict[str, Any]:
+    """Every cell measured, printed, and written to `--out` as far as it got."""
+    result: dict[str, Any] = {"task": task, **machine.describe(), "cells": []}
+    print(f"{result['processor']}; {', '.join(result['gpus']) or 'no GPU'}; commit {result['commit']}")
+    for dtype, batch in cells(flags):
+        more = [*assignments, f"model.dtype={dtype}", f"{batch_key}={batch}"]
+        made = experiment(flags.config, more)
+        found = contest.compare(
+            contestants(task, made, flags.config, more, flags.peers), batch, flops(made), flags.repeats, flags.seconds
+        )
+        cell = {"dtype": dtype, "batch": batch, "flops_per_image": flops(made), "config": flags.config}
+        result["cells"].append(cell | {"assignments": more} | found)
+        peak = found["matmul_peak_flops"] / 1e9
+        print(f"\n{task}, {dtype}, batch {batch}: {flops(made) / 1e9:.2f} GFLOP an image, peak {peak:,.0f} GFLOP/s\n")
+        print(contest.table(found["rows"]), flush=True)
+        if flags.out:
+            write(result, flags.out)
+    return result
+
+
+def write(result: dict[str, Any], path: Path) -> None:
+    """Writes JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def guarded(main: Callable[[Sequence[str]], Any]) -> int:
+    """The exit code: 0, or 2 with one line after a user's error."""
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0

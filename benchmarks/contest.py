@@ -1,0 +1,188 @@
+"""Runs contestants side by side, a process each, in turns (A B A B ...), and compares them."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dit_jax.errors import UserError
+
+OURS = "dit-jax"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A module to run with a spec; `multiple`: units it does at once; `comparable`: its products are those counted."""
+
+    name: str
+    module: str
+    spec: dict[str, Any]
+    env: dict[str, str] = dataclasses.field(default_factory=dict)
+    multiple: int = 1
+    comparable: bool = True
+
+
+class Process:
+    """A contestant that runs: `told` is what it said when it was ready."""
+
+    def __init__(self, contestant: Contestant):
+        self.contestant = contestant
+        self.child = subprocess.Popen(
+            [sys.executable, "-m", contestant.module, json.dumps(contestant.spec)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | contestant.env,
+        )
+        self.told = self._answer()
+
+    def run(self, units: int) -> dict[str, Any]:
+        """Does so many units of work: {"seconds", "peak_bytes"}."""
+        assert self.child.stdin is not None
+        self.child.stdin.write(f"{units}\n")
+        self.child.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self.child.stdin is not None
+        self.child.stdin.close()
+        self.child.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.child.stdout is not None
+        line = self.child.stdout.readline()
+        if not line:
+            raise UserError(f"{self.contestant.name} ended with {self.child.wait()}; its last lines say why")
+        return json.loads(line)
+
+
+@contextmanager
+def running(contestants: Sequence[Contestant]) -> Iterator[list[Process]]:
+    """All of them, started one after another; one that cannot start is named and left out, unless it is ours."""
+    processes: list[Process] = []
+    try:
+        for contestant in contestants:
+            try:
+                processes.append(Process(contestant))
+            except UserError as error:
+                if contestant.name == OURS:
+                    raise
+                print(f"left out: {error}", file=sys.stderr)
+        yield processes
+    finally:
+        for process in processes:
+            process.close()
+
+
+def cold_and_cached(ours: Contestant) -> tuple[Contestant, dict[str, Any]]:
+    """Starts ours with an empty cache of compiled programs, then gives it that cache: (contestant, seconds)."""
+    folder = tempfile.mkdtemp(prefix="dit-jax-bench-")
+    ours = dataclasses.replace(ours, env=ours.env | {"JAX_COMPILATION_CACHE_DIR": folder})
+    with running([ours]) as (process,):
+        return ours, {"start_cold_s": process.told["start_s"], "compile_cold_s": process.told["compile_s"]}
+
+
+def compare(
+    contestants: Sequence[Contestant], images_per_unit: int, flops_per_image: int, repeats: int, seconds: float
+) -> dict[str, Any]:
+    """Rows, one a contestant, and the machine's peak: the best matrix product that any of them saw."""
+    ours, cold = cold_and_cached(contestants[0])
+    cache = Path(ours.env["JAX_COMPILATION_CACHE_DIR"])
+    try:
+        with running([ours, *contestants[1:]]) as processes:
+            units = [units_for(process, seconds) for process in processes]
+            answers: list[list[dict[str, Any]]] = [[] for _ in processes]
+            for _ in range(repeats):
+                for process, count, found in zip(processes, units, answers, strict=True):
+                    found.append(process.run(count))
+            peak = max(process.told["matmul_flops"] for process in processes)
+            rows = [
+                row_of(process, count, found, images_per_unit, flops_per_image, peak)
+                for process, count, found in zip(processes, units, answers, strict=True)
+            ]
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+    rows[0] |= cold
+    for row in rows:
+        row["ours_over_this"] = rows[0]["images_per_s"]["median"] / row["images_per_s"]["median"]
+    return {"matmul_peak_flops": peak, "repeats": repeats, "rows": rows}
+
+
+def units_for(process: Process, seconds: float) -> int:
+    """How many units take about so many seconds, after a warm-up; a multiple of what it does at once."""
+    at_once = process.contestant.multiple
+    process.run(at_once)
+    took = process.run(at_once)["seconds"]
+    return at_once * max(1, round(seconds / took))
+
+
+def row_of(
+    process: Process, units: int, answers: Sequence[dict[str, Any]], images: int, flops: int, peak: float
+) -> dict[str, Any]:
+    """The figures of one contestant."""
+    times = [answer["seconds"] / units for answer in answers]
+    rate = images / statistics.median(times)
+    counted = process.contestant.comparable
+    return {
+        "name": process.contestant.name,
+        "images_per_s": spread([images / time for time in times]),
+        "step_ms": spread([1000 * time for time in times]),
+        "flops": rate * flops if counted else None,
+        "mfu": rate * flops / peak if counted else None,
+        "peak_bytes": max(answer["peak_bytes"] for answer in answers),
+        "units": units,
+        "env": process.contestant.env,
+        **process.told,
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and most."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "": lambda row: row["name"],
+    "images/s": lambda row: "{median:.1f} ({min:.1f} - {max:.1f})".format(**row["images_per_s"]),
+    "step, ms": lambda row: f"{row['step_ms']['median']:.0f}",
+    "GFLOP/s": lambda row: "-" if row["flops"] is None else f"{row['flops'] / 1e9:,.0f}",
+    "of peak": lambda row: "-" if row["mfu"] is None else f"{row['mfu']:.0%}",
+    "memory, GiB": lambda row: f"{row['peak_bytes'] / 2**30:.2f}",
+    "compile, s (cached)": lambda row: (
+        f"{row['compile_cold_s']:.1f} ({row['compile_s']:.1f})"
+        if "compile_cold_s" in row
+        else f"{row['compile_s']:.1f}"
+    ),
+    "ours / this": lambda row: f"{row['ours_over_this']:.2f}",
+}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as a Markdown table with columns in line."""
+    cells = [list(COLUMNS), *([make(row) for make in COLUMNS.values()] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def installed(*names: str) -> bool:
+    """Whether every one of these packages can be imported."""
+    return all(importlib.util.find_spec(name) for name in names)
+
+
+def with_env(contestant: Contestant, env: dict[str, str]) -> Contestant:
+    """The same one with more of an environment."""
+    return dataclasses.replace(contestant, env=contestant.env | env)

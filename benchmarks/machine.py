@@ -1,0 +1,106 @@
+"""What a figure was measured on: processor, cores, card, versions, commit."""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # those that matter to matrix products
+
+
+def processor() -> str:
+    """The processor's name, its cores, and which of `INSTRUCTIONS` it has."""
+    fields: dict[str, str] = {}
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    flags = fields.get("flags", "").split()
+    known = ", ".join(name for name in INSTRUCTIONS if name in flags) or "no AVX2"
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    return f"{cores()} cores of {name} ({known})"
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus() -> list[str]:
+    """Names and drivers of the cards that nvidia-smi sees."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return []
+
+
+def commit() -> str:
+    """The checkout's commit, with a word if the working tree differs from it; "unknown" without git."""
+    try:
+        run = lambda *words: subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout  # noqa: E731
+        changed = " with uncommitted changes" if run("status", "--porcelain", "--untracked-files=no") else ""
+        return run("rev-parse", "--short", "HEAD").strip() + changed
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def version(name: str) -> str:
+    """A package's version, or "absent"."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+def describe() -> dict[str, Any]:
+    """All of it, for the JSON of a measurement; `load` says how busy the machine was before it began."""
+    return {
+        "processor": processor(),
+        "gpus": gpus(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "torch", "diffusers")},
+        "commit": commit(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+    }
+
+
+def tuned_for_torch() -> dict[str, str]:
+    """Environment in which PyTorch on a CPU is at its best: tcmalloc where the system has it, and AVX-512 in its MKL.
+
+    On Intel's processors MKL takes AVX-512 by itself; on AMD's it takes slower paths, unless the function with which it
+    asks for the maker answers yes.
+    """
+    libraries = [*preloadable("libtcmalloc"), *answer_for_mkl()]
+    before = [path for path in [os.environ.get("LD_PRELOAD")] if path]
+    return {"LD_PRELOAD": ":".join([*libraries, *before])} if libraries else {}
+
+
+def preloadable(name: str) -> list[str]:
+    """The path of a shared library in LD_LIBRARY_PATH, or that the system's linker knows; or none."""
+    folders = os.environ.get("LD_LIBRARY_PATH", "").split(":")
+    found = [str(path) for folder in folders if folder for path in sorted(Path(folder).glob(f"{name}*.so*"))]
+    try:
+        lines = subprocess.run(["ldconfig", "-p"], capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        lines = []
+    return [*found, *(line.split("=> ")[1] for line in lines if name in line and "=> " in line)][:1]
+
+
+def answer_for_mkl() -> list[str]:
+    """On AMD: a library of one function, `mkl_serv_intel_cpu_true`, that says yes; needs a C compiler. Else none."""
+    cpuinfo = Path("/proc/cpuinfo")
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if not cpuinfo.exists() or "AuthenticAMD" not in cpuinfo.read_text() or compiler is None:
+        return []
+    library = Path(tempfile.mkdtemp(prefix="dit-jax-mkl-")) / "yes.so"
+    source = "int mkl_serv_intel_cpu_true(void) { return 1; }"
+    words = [compiler, "-shared", "-fPIC", "-x", "c", "-o", str(library), "-"]
+    done = subprocess.run(words, input=source, text=True, capture_output=True)
+    return [str(library)] if done.returncode == 0 else []

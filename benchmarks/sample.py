@@ -1,0 +1,33 @@
+"""Sampling speed, ours and PyTorch's, in turns on this machine: DDIM with guidance in one doubled pass.
+
+    python -m benchmarks.sample                      # 10 steps of the report's model, batch 16, guidance 2
+    python -m benchmarks.sample --batch=1000 --dtype=bfloat16 --config.sample.steps=50
+
+The cost of a step does not depend on their number, so a few tell it.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from benchmarks import commands, flops
+
+DEFAULTS = ("sample.sampler=ddim", "sample.steps=10", "sample.guidance=2.0")
+
+
+def main(argv: Sequence[str]) -> dict:
+    """Measures and prints; returns what `--out` gets."""
+    made = commands.parser(__doc__ or "")
+    made.set_defaults(batch="16", peers="torch,torch-compile,torch-tuned,diffusers")
+    flags, assignments = commands.parse(made, argv)
+    return commands.run("sample", flags, [*DEFAULTS, *assignments], "sample.batch_size", count)
+
+
+def count(made: commands.Experiment) -> int:
+    """Products of one image."""
+    c = made.config.sample
+    evaluations = len(made.plan(made.timesteps()).t)
+    return flops.sampling(made.model, made.info.image_shape, evaluations, guided=c.guidance != 1)
+
+
+if __name__ == "__main__":
+    sys.exit(commands.guarded(main))

@@ -1,0 +1,122 @@
+"""The comparison: its arithmetic by hand, with contestants whose speed is known; and its command line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import commands, contest, train
+from benchmarks.contest import Contestant
+from dit_jax.errors import UserError
+
+
+class Fixed:
+    """A contestant that takes 0.1 s a unit, and 0.5 s more the first time; it notes what it was asked for."""
+
+    def __init__(self, multiple=1, told=None, log=None, name="one"):
+        self.contestant = Contestant(name, "", {}, multiple=multiple)
+        self.told = told or {}
+        self.asked = [] if log is None else log
+
+    def run(self, units):
+        first = not self.asked
+        self.asked.append((self.contestant.name, units))
+        return {"seconds": 0.1 * units + 0.5 * first, "peak_bytes": 5}
+
+
+def test_a_timing_lasts_as_long_as_asked_and_the_warm_up_is_not_in_it():
+    assert contest.units_for(Fixed(), seconds=3.0) == 30
+    assert contest.units_for(Fixed(multiple=8), seconds=3.0) == 32  # 0.8 s a dispatch: four of them
+    assert contest.units_for(Fixed(multiple=8), seconds=0.01) == 8
+
+
+def test_a_row_by_hand():
+    """4 steps of 10 images in 2, 4 and 8 s: 20, 10 and 5 images/s; 3 GFLOP an image at a peak of 100 GFLOP/s."""
+    answers = [{"seconds": s, "peak_bytes": b} for s, b in ((2.0, 7), (8.0, 9), (4.0, 8))]
+    row = contest.row_of(Fixed(told={"version": "1"}), 4, answers, images=10, flops=3e9, peak=100e9)
+    assert row["images_per_s"] == {"median": 10.0, "min": 5.0, "max": 20.0}
+    assert row["step_ms"] == {"median": 1000.0, "min": 500.0, "max": 2000.0}
+    assert row["flops"] == pytest.approx(30e9)
+    assert row["mfu"] == pytest.approx(0.3)
+    assert row["peak_bytes"] == 9
+    assert row["version"] == "1"
+
+
+def test_contestants_take_turns_and_the_peak_is_the_best_that_any_saw(monkeypatch):
+    log = []
+    ours = Fixed(told={"matmul_flops": 3.0, "compile_s": 1, "start_s": 1}, log=log, name=contest.OURS)
+    peer = Fixed(told={"matmul_flops": 4.0, "compile_s": 2, "start_s": 1}, log=log, name="peer")
+    peer.run = lambda units: log.append(("peer", units)) or {"seconds": 0.2 * units, "peak_bytes": 1}
+
+    class Running:
+        def __init__(self, contestants):
+            self.processes = [ours, peer][: len(contestants)]
+
+        def __enter__(self):
+            return self.processes
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(contest, "running", Running)
+    found = contest.compare([ours.contestant, peer.contestant], 10, 100, repeats=2, seconds=1.0)
+    assert log[-4:] == [(contest.OURS, 10), ("peer", 5), (contest.OURS, 10), ("peer", 5)]
+    assert found["matmul_peak_flops"] == 4.0
+    assert found["rows"][1]["ours_over_this"] == pytest.approx(2.0)
+    lines = contest.table(found["rows"]).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[3].split("|")[-2].strip() == "2.00"
+
+
+def test_a_contestant_that_dies_is_left_out_and_ours_is_not(capfd):
+    dead = Contestant("peer", "benchmarks.ours", {})
+    with contest.running([dead]) as processes:
+        assert processes == []
+    assert "left out: peer ended with 1" in capfd.readouterr().err
+    with (
+        pytest.raises(UserError, match="dit-jax ended with 1"),
+        contest.running([Contestant(contest.OURS, "none", {})]),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--bach=3"], "--bach=3 is not an argument"),
+        (["--config.model.depht=3"], "did you mean --config.model.depth"),
+        (["--batch=many"], "whole numbers"),
+        (["--peers=jax"], "choose of torch, torch-compile"),
+        (["--dtype=half"], "model.dtype=half"),
+        (["--repeats=0"], "numbers above 0"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(argv, told):
+    with pytest.raises(UserError, match=told):
+        train.main(argv)
+
+
+def test_peers_need_their_packages_and_a_token(monkeypatch, capfd):
+    monkeypatch.setattr(contest, "installed", lambda *names: "diffusers" not in names)
+    made = commands.experiment("configs/cifar10.py:report", [])
+    names = [c.name for c in commands.contestants("train", made, "", [], "torch,diffusers")]
+    assert names == [contest.OURS, "torch"]
+    assert "diffusers needs torch and diffusers (requirements-peers.txt)" in capfd.readouterr().err
+    made = commands.experiment("configs/cifar10.py:report", ["model.conditioning=adaln_zero"])
+    assert [c.name for c in commands.contestants("train", made, "", [], "torch")] == [contest.OURS]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["train", "sample"])
+def test_the_whole_command(module, tmp_path):
+    out = tmp_path / "speed.json"
+    flags = ["--batch=2", "--dtype=float32", "--repeats=2", "--seconds=0.1", "--peers=", f"--out={out}"]
+    small = ["--config.model.depth=1", "--config.model.width=32", "--config.train.steps_per_call=2"]
+    subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *flags, *small], check=True)
+    (cell,) = json.loads(out.read_text())["cells"]
+    (row,) = cell["rows"]
+    assert 0 < row["mfu"] < 1
+    assert row["images_per_s"]["min"] <= row["images_per_s"]["median"] <= row["images_per_s"]["max"]
+    assert row["compile_cold_s"] > 0
+    assert row["peak_bytes"] > 1e8

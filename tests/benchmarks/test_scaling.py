@@ -1,0 +1,46 @@
+"""The scaling plots: one value at a time, and the prediction by hand."""
+
+import pytest
+
+from benchmarks import scaling
+
+CONFIG = "configs/cifar10.py:report"
+
+
+def test_every_axis_has_the_base_and_changes_one_value():
+    made = scaling.points(scaling.BASE, scaling.AXES, CONFIG)
+    for axis in scaling.AXES:
+        mine = [point for point in made if point.axis == axis]
+        assert len({point.x for point in mine}) == len(mine)
+        assert sum(point.settings == scaling.BASE and point.devices == 1 for point in mine) == 1
+        assert all(sum(point.settings[k] != v for k, v in scaling.BASE.items()) <= 1 for point in mine)
+    assert [point.x for point in made if point.axis == "tokens"] == [17, 65, 257]
+
+
+def test_the_prediction_is_the_bases_time_by_the_products():
+    """Twice the batch: twice the FLOPs, and on two devices half of that each."""
+    cost = lambda settings, devices: scaling.cost(scaling.Point("b", 0, settings, devices), CONFIG)  # noqa: E731
+    base = cost(scaling.BASE, 1)
+    twice = scaling.BASE | {"train.batch_size": 2 * scaling.BASE["train.batch_size"]}
+    rows = [
+        {"devices": 1, "step_ms": {"median": 80.0}, "flops_per_device": base},
+        {
+            "devices": 1,
+            "step_ms": {"median": 90.0},
+            "flops_per_device": cost(twice, 1),
+        },
+        {
+            "devices": 2,
+            "step_ms": {"median": 99.0},
+            "flops_per_device": cost(scaling.BASE, 2),
+        },
+    ]
+    scaling.predict(rows, base)
+    assert [row["predicted_ms"] for row in rows] == pytest.approx([80, 160, 40])
+
+
+def test_a_picture_is_drawn(tmp_path):
+    spread = {"median": 2.0, "min": 1.5, "max": 3.0}
+    rows = [{"axis": a, "x": x, "step_ms": spread, "predicted_ms": 2.0} for a in ("batch", "depth") for x in (2, 1)]
+    scaling.draw(rows, "title", tmp_path / "scaling.png")
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
