@@ -184,7 +184,7 @@ def nearest_section(
             commands["sample"],
         )
     try:
-        train, test = (datasets.load(data.name, data.data_dir, split) for split in ("train", "test"))
+        train, test = (datasets.open_split(data.name, data.data_dir, split) for split in ("train", "test"))
         extractor = features_at_hand(experiment.config, workdir, experiment)
         found = memorisation_of(experiment, samples, train, test, extractor)
     except UserError as error:

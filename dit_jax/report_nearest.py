@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dit_jax.classifier_job import load_classifier
-from dit_jax.data.datasets import Split
+from dit_jax.data.datasets import Records
 from dit_jax.data.images import Images
 from dit_jax.errors import UserError
 from dit_jax.evaluation.features import Extractor, inception_features
@@ -26,7 +26,7 @@ Embed = Callable[[np.ndarray], np.ndarray]
 
 
 def features_at_hand(config: ConfigDict, workdir: Path, experiment: Experiment) -> Extractor | None:
-    """The run's classifier, else Inception if its weights are there, else None. The classifier is the smaller network."""
+    """The run's classifier, the smaller network, else Inception if its weights are there, else None."""
     try:
         return load_classifier(workdir, config)[1]
     except UserError:
@@ -38,7 +38,7 @@ def features_at_hand(config: ConfigDict, workdir: Path, experiment: Experiment) 
 
 
 def memorisation_of(
-    experiment: Experiment, samples: Images, train: Split, test: Split, extractor: Extractor | None
+    experiment: Experiment, samples: Images, train: Records, test: Records, extractor: Extractor | None
 ) -> Memorisation:
     """How near the first samples, and as many test images, lie to training images, and the samples that lie nearest.
 
@@ -46,15 +46,17 @@ def memorisation_of(
 
     Raises UserError: features that are not finite, or a single training image.
     """
-    if len(train.images) < 2:
+    if train.count < 2:
         raise UserError("there is a single training image, and no second nearest to compare with")
     embeds: dict[str, Embed] = {"pixels": pixels}
     if extractor is not None:
         embeds[f"features ({extractor.name})"] = lambda batch: extractor.extract(batch)[0]
     images, flip = np.concatenate(list(samples.chunks())), experiment.config.data.flip
     count = max(1, min(COMPARED, len(images), VALUES // images[0].size))
-    sets = {name: queries for name, queries in ((SAMPLES, images[:count]), (REAL, test.images[:count])) if len(queries)}
-    searches = search(embeds, sets, train.images, flip)
+    sets = {SAMPLES: images[:count]}
+    if test.count:
+        sets[REAL] = np.concatenate([chunk.images for chunk in test.chunks(count)])
+    searches = search(embeds, sets, train, flip)
     return Memorisation(
         scores={
             distance: {name: asdict(memorisation_scores(found.distances_NK)) for name, found in by_set.items()}
@@ -62,12 +64,12 @@ def memorisation_of(
         },
         suspects=suspects_of(searches, images, samples.labels, train, experiment.info.class_names),
         flipped=flip,
-        reference_n=len(train.images),
+        reference_n=train.count,
     )
 
 
 def search(
-    embeds: dict[str, Embed], sets: dict[str, np.ndarray], train: np.ndarray, flip: bool
+    embeds: dict[str, Embed], sets: dict[str, np.ndarray], train: Records, flip: bool
 ) -> dict[str, dict[str, NearestSearch]]:
     """embedding -> set -> its search, done; the training images pass by once, a chunk at a time."""
     views = lambda queries: (queries, queries[:, :, ::-1]) if flip else (queries,)  # noqa: E731
@@ -75,10 +77,10 @@ def search(
         distance: {name: NearestSearch([embed(view) for view in views(queries)]) for name, queries in sets.items()}
         for distance, embed in embeds.items()
     }
-    with Progress(len(train), "training image") as progress:
-        for chunk in Images.of(train, None).chunks():
+    with Progress(train.count, "training image") as progress:
+        for chunk in train.chunks():
             for distance, embed in embeds.items():
-                vectors = embed(chunk)
+                vectors = embed(chunk.images)
                 for found in searches[distance].values():
                     found.update(vectors)
             progress.update(next(iter(searches["pixels"].values())).seen)
@@ -89,28 +91,29 @@ def suspects_of(
     searches: dict[str, dict[str, NearestSearch]],
     images: np.ndarray,
     labels: np.ndarray | None,
-    train: Split,
+    train: Records,
     class_names: tuple[str, ...],
 ) -> list[Suspect]:
     """The samples with the lowest ratios by pixels, lowest first, and their neighbours by each distance."""
     ratio_N = memorisation_ratio(searches["pixels"][SAMPLES].distances_NK)
-    # A pixel distance is shown as the root mean square difference of the values.
-    scales = {distance: images[0].size ** -0.5 if distance == "pixels" else 1.0 for distance in searches}
+
+    def nearest(distance: str, i: int) -> list[Neighbour]:
+        found = searches[distance][SAMPLES]
+        # A pixel distance is shown as the root mean square difference of the values.
+        scale = images[0].size ** -0.5 if distance == "pixels" else 1.0
+        near = train.read(found.indices_NK[i, :NEAREST])
+        distances = found.distances_NK[i, :NEAREST] * scale
+        return [
+            Neighbour(image, class_names[label], float(d)) for image, label, d in zip(*near, distances, strict=True)
+        ]
+
     return [
         Suspect(
             index=int(i),
             image=images[i],
             label="" if labels is None else class_names[labels[i]],
             ratio=float(ratio_N[i]),
-            nearest={
-                distance: [
-                    Neighbour(train.images[j], class_names[train.labels[j]], float(d) * scales[distance])
-                    for j, d in zip(
-                        by_set[SAMPLES].indices_NK[i, :NEAREST], by_set[SAMPLES].distances_NK[i, :NEAREST], strict=True
-                    )
-                ]
-                for distance, by_set in searches.items()
-            },
+            nearest={distance: nearest(distance, i) for distance in searches},
         )
         for i in np.argsort(ratio_N, kind="stable")[:SUSPECTS]
     ]

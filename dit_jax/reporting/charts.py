@@ -144,7 +144,7 @@ def _y_grid(scale: Scale, width: int) -> Html:
     for tick in scale.ticks:
         y = _r(scale.place(tick))
         parts.append(element("line", x1=LEFT, x2=width - RIGHT, y1=y, y2=y, class_="grid"))
-        parts.append(_text(LEFT - 8, scale.place(tick) + 4, f"{tick:.4g}", "end"))
+        parts.append(_text(LEFT - 8, scale.place(tick) + 4, plain(tick), "end"))
     return joined(parts)
 
 
@@ -153,7 +153,7 @@ def _x_ticks(scale: Scale, height: int, x_per_epoch: float | None) -> Html:
     for tick in scale.ticks:
         parts.append(_text(scale.place(tick), base, short(tick), "middle"))
         if x_per_epoch:
-            parts.append(_text(scale.place(tick), base + 15, f"{tick / x_per_epoch:.3g}", "middle", "epoch"))
+            parts.append(_text(scale.place(tick), base + 15, plain(tick / x_per_epoch), "middle", "epoch"))
     return joined(parts)
 
 
@@ -179,6 +179,14 @@ def _drawn(curve: Curve, x_scale: Scale, y_scale: Scale) -> Html:
 
 def _text(x: float, y: float, text: str, anchor: str = "start", kind: str | None = None) -> Html:
     return element("text", text, x=_r(x), y=_r(y), text_anchor=anchor, class_=kind)
+
+
+def plain(value: float) -> str:
+    """0.00001 as 1e-5 and 12500 as 12,500: what fits beside an axis."""
+    if 0 < abs(value) < 1e-3 or abs(value) >= 1e6:
+        mantissa, _, power = f"{value:.3g}".partition("e")
+        return f"{mantissa}e{int(power)}" if power else mantissa
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def short(value: float) -> str:

@@ -103,7 +103,7 @@ def anchor(title: str) -> str:
 def header(report: Report, titles: Sequence[str]) -> Html:
     """What the run is, in a sentence; its figures; the contents."""
     clock, step = report.clock, report.step
-    epochs = f", {step / clock.steps_per_epoch:.2f} epochs" if clock.steps_per_epoch else ""
+    epochs = f", {step / clock.steps_per_epoch:,.2f} epochs" if clock.steps_per_epoch else ""
     said = (
         f"A Diffusion Transformer of {report.parameters:,} parameters, trained on {report.data} for {step:,} steps of "
         f"{clock.images_per_step:,.0f} images ({step * clock.images_per_step:,.0f} images{epochs})."
@@ -111,8 +111,8 @@ def header(report: Report, titles: Sequence[str]) -> Html:
     state = None
     if step < report.steps:
         state = missing(
-            f"Training is not finished: the log is at step {step:,} of {report.steps:,}. If it is not running, this "
-            "goes on:",
+            f"Training is not finished: the log is at step {step:,} of {report.steps:,}. If it does not run now, this "
+            "goes on with it:",
             report.commands["resume"],
         )
     contents = element("ol", *(element("li", element("a", title, href=f"#{anchor(title)}")) for title in titles))
@@ -142,7 +142,7 @@ def tiles(report: Report) -> Html:
     cells.append(("parameters", f"{report.parameters:,}", ""))
     finite = sorted(speed[speed > 0])
     if finite:
-        cells.append(("images/s", f"{finite[len(finite) // 2]:.4g}", "median of the log rows"))
+        cells.append(("images/s", f"{finite[len(finite) // 2]:,.4g}", "median of the log rows"))
     made = (
         element("div", element("dt", name), element("dd", value, element("small", below) if below else None))
         for name, value, below in cells

@@ -16,7 +16,16 @@ MOST = 1e300  # beyond it a figure is none, and cannot be drawn
 MOST_ROWS = 200  # of a table
 MOST_CURVES = 6  # of a chart: more cannot be told apart
 PERCENT = "accuracy"  # names of figures that are shares begin so
-SETTINGS = ("n", "sampler", "steps", "spacing", "guidance", "weights", "features_sha256")  # figures of others differ
+SETTINGS = (
+    "n",
+    "sampler",
+    "steps",
+    "spacing",
+    "guidance",
+    "weights",
+    "features_sha256",
+    "during",
+)  # figures of others differ
 HEADS = {"fid": "FID", "inception_score": "IS"}
 
 
@@ -51,7 +60,7 @@ def shown(name: str, value: Any) -> str:
         return value if isinstance(value, str) and value else "-"
     if name.startswith(PERCENT):
         return f"{100 * found:.1f}%"
-    return f"{found:,.0f}" if isinstance(value, int) else f"{found:.4g}"
+    return f"{found:,.0f}" if isinstance(value, int) else f"{found:,.4g}"
 
 
 def loss_section(rows: Sequence[Row], clock: Clock) -> Html:
@@ -127,7 +136,7 @@ def progress_table(rows: Sequence[Row], clock: Clock) -> Html:
 def progress_line(row: Row, names: Sequence[str], clock: Clock) -> list[str]:
     """The cells of one evaluation."""
     step = row["step"]
-    epoch = f"{step / clock.steps_per_epoch:.2f}" if clock.steps_per_epoch else "-"
+    epoch = f"{step / clock.steps_per_epoch:,.2f}" if clock.steps_per_epoch else "-"
     figures = [shown(k, row.get(k)) for k in names]
     rest = [shown(k, row.get(k)) for k in ("n", "sampler", "steps", "guidance")]
     return [epoch, f"{step * clock.images_per_step:,.0f}", f"{step:,}", *figures, *rest]
@@ -177,6 +186,8 @@ def name_of(row: Row) -> str:
         words.append(f"{row['sampler']}, {shown('steps', row.get('steps'))} steps")
     if number(row.get("guidance")) is not None:
         words.append(f"guidance {shown('', row['guidance'])}")
+    if isinstance(row.get("during"), str):
+        words.append(f"during {row['during']}")
     return ", ".join(words)
 
 
@@ -215,21 +226,34 @@ def noise_section(row: Row | None, how: str) -> Html:
     values = np.array([loss for _, _, loss in bins], float)
     first = found if isinstance(found, dict) else found[0] if found else {}
     about = first if isinstance(first, dict) else {}
-    curve = Curve("loss", edges.ravel(), np.repeat(values, 2), "s0", "bold")
+    curve = Curve("loss", edges.ravel(), np.repeat(values, 2), "s0", "bold step")
     told = (
-        f"Mean squared error by timestep, least noise at the left, without weights: step {shown('', row.get('step'))}, "
-        f"{shown('n', about.get('n'))} images of the {about.get('split', 'unknown')} split, "
-        f"seed {shown('', about.get('seed'))}."
+        f"Mean squared error{of_what(about)} by timestep, least noise at the left, without weights or guidance: step "
+        f"{shown('', row.get('step'))}, {shown('n', about.get('images', about.get('n')))} images of the "
+        f"{about.get('split', 'unknown')} split, seed {shown('', about.get('seed'))}."
     )
     parts = [figure(chart([curve], Axes("loss", "timestep t"), "Loss by timestep"), told)]
     lines = [[f"{short(low)} to {short(high)}", f"{loss:.4g}"] for low, high, loss in bins]
     parts.append(element("details", element("summary", "The same as numbers"), table(["t", "loss"], lines)))
-    bits = row.get("bits_per_dim")
-    if isinstance(bits, dict):
-        bits = next((bits[key] for key in ("bits_per_dim", "total", "mean", "value") if key in bits), None)
-    if number(bits) is not None:
-        parts.insert(1, element("p", f"The variational bound is {bits:.4g} bits per dimension on the same images."))
+    if number(row.get("bits_per_dim")) is not None:
+        parts.insert(1, element("p", bits_line(row)))
     return joined(parts)
+
+
+def of_what(about: Row) -> str:
+    """What the network predicts, if the row says so."""
+    return (
+        f" of the {about['prediction']} that the network predicts" if isinstance(about.get("prediction"), str) else ""
+    )
+
+
+def bits_line(row: Row) -> str:
+    """The variational bound and, where the row has them, its parts and standard error."""
+    parts = row["bits_per_dim_parts"] if isinstance(row.get("bits_per_dim_parts"), dict) else {}
+    error = f", standard error {shown('', parts['standard_error'])}" if number(parts.get("standard_error")) else ""
+    named = [f"{name} {shown('', parts[name])}" for name in ("prior", "vlb", "decoder") if name in parts]
+    told = f": {' + '.join(named)}" if named else ""
+    return f"Variational bound: {shown('', row['bits_per_dim'])} bits per dimension on the same images{told}{error}."
 
 
 def noise_bins(found: Any) -> list[tuple[float, float, float]]:

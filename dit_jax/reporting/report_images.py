@@ -12,6 +12,7 @@ from dit_jax.reporting.report_figures import figure, number, shown
 
 PER_CLASS, CLASSES = 10, 20  # samples shown
 STRIP_BYTES = 1_400_000  # of the pictured denoising, at most
+LARGE = 700  # pixels; a wider one scrolls on a narrow screen, as its words would be too small
 
 
 def settings_line(about: Mapping[str, Any]) -> str:
@@ -41,7 +42,12 @@ def samples_section(
         mine = np.flatnonzero(labels == label)[:PER_CLASS]
         drawn = (picture(images[i], f"{names[int(label)]}, sample {i}") for i in mine)
         rows.append(
-            element("div", element("h3", names[int(label)]), element("div", *drawn, class_="row"), class_="named")
+            element(
+                "div",
+                element("h3", names[int(label)], title=names[int(label)]),
+                element("div", *drawn, class_="row"),
+                class_="named",
+            )
         )
     caption = f"The first {PER_CLASS} samples at most of each class. {settings_line(about)}."
     if len(classes) > CLASSES:
@@ -53,7 +59,8 @@ def denoising_section(strip: Image.Image, about: Mapping[str, Any]) -> Html:
     """The picture of the denoising, as `sample` drew it."""
     data, kind = fitted(strip, STRIP_BYTES)
     alt = "Rows of images from noise to sample: x_t at the left and the predicted x_0 at the right"
-    image = element("img", src=data_uri(data, kind), alt=alt, width=strip.width, height=strip.height, class_="strip")
+    look = "strip large" if strip.width > LARGE else "strip"
+    image = element("img", src=data_uri(data, kind), alt=alt, width=strip.width, height=strip.height, class_=look)
     caption = (
         "One row an image: x_t at the left, the x_0 that the network predicts there at the right; above at even "
         f"times, below closer and closer to the end. {settings_line(about)}."

@@ -39,9 +39,10 @@ figure { margin: 0 0 1.2rem; }
 figcaption { color: var(--soft); font-size: .86rem; line-height: 1.5; margin-top: .6rem; max-width: 46rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums lining-nums; }
-th, td { padding: .32rem .75rem; border-bottom: 1px solid var(--line); white-space: nowrap; vertical-align: top; }
+th, td { padding: .32rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; vertical-align: top; }
 th { color: var(--soft); font-weight: 600; border-bottom-color: var(--soft); }
 th:first-child, td:first-child { padding-left: 0; }
+th:last-child, td:last-child { padding-right: 0; }
 .number { text-align: right; }
 .word { text-align: left; }
 .plain td { white-space: normal; overflow-wrap: anywhere; text-align: left; }
@@ -72,14 +73,16 @@ img { image-rendering: pixelated; border-radius: .2rem; max-width: 100%; }
 .row img { display: block; }
 .classes { display: grid; grid-template-columns: 1fr; gap: .45rem; }
 .named { display: grid; grid-template-columns: 8.5rem 1fr; align-items: center; }
-.named h3 { margin: 0; padding-right: 1rem; }
+.named h3 { margin: 0 1rem 0 0; display: -webkit-box; -webkit-line-clamp: 3; -webkit-box-orient: vertical;
+  overflow: hidden; }
 .ruled > div { border-bottom: 1px solid var(--line); padding-bottom: .7rem; }
 .groups { gap: .3rem 1.8rem; }
 .name { margin: 0 0 .2rem; color: var(--soft); font-size: .8rem; }
 .tile span { display: block; color: var(--soft); font-size: .76rem; text-align: center;
   font-variant-numeric: tabular-nums; }
 .paper { background: #fff; border: 1px solid var(--line); border-radius: .55rem; padding: .4rem; margin: 0; }
-.strip { display: block; width: 100%; min-width: 44rem; height: auto; image-rendering: auto; }
+.strip { display: block; height: auto; image-rendering: auto; margin: 0 auto; }
+.strip.large { min-width: 44rem; }
 .missing { border-left: 3px solid var(--line); padding: .1rem 0 .1rem .9rem; margin: 0 0 1rem; color: var(--soft); }
 .missing p { margin: 0 0 .4rem; }
 .warning { color: var(--warn); }

@@ -6,7 +6,19 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from dit_jax.reporting.charts import LEFT, NARROW, RIGHT, Axes, Curve, chart, log_ticks, nice_ticks, short, small_chart
+from dit_jax.reporting.charts import (
+    LEFT,
+    NARROW,
+    RIGHT,
+    Axes,
+    Curve,
+    chart,
+    log_ticks,
+    nice_ticks,
+    plain,
+    short,
+    small_chart,
+)
 from dit_jax.reporting.smoothing import thinned
 
 
@@ -52,6 +64,11 @@ def test_ticks_of_logarithms():
 
 def test_numbers_as_people_write_them():
     assert [short(v) for v in (0, 950, 12_000, 2_500_000, 3e9)] == ["0", "950", "12k", "2.5M", "3G"]
+
+
+def test_numbers_beside_an_axis():
+    values = (0, 1e-5, 0.002, 0.4, 40, 1_250, 25e4, 3e6)
+    assert [plain(v) for v in values] == ["0", "1e-5", "0.002", "0.4", "40", "1,250", "250,000", "3e6"]
 
 
 def test_points_lie_in_proportion():

@@ -146,9 +146,21 @@ def test_loss_by_noise(found):
     assert noise_bins(found) == BINS
     made = noise_section({"step": 9, "loss_by_noise": found, "bits_per_dim": 3.75}, HOW)
     assert tables(made) == [[["t", "loss"], ["0 to 100", "0.5"], ["100 to 200", "0.1"]]]
-    assert "3.75 bits per dimension" in made
+    assert "Variational bound: 3.75 bits per dimension" in made
     assert "64 images" in made
     assert "bits" not in noise_section({"step": 9, "loss_by_noise": found, "bits_per_dim": None}, HOW)
+
+
+def test_the_bound_in_its_parts():
+    """As `evaluate` writes them, and a bin that holds no timestep."""
+    found = {"t_from": [0, 1], "t_to": [1, 1], "loss": [0.5, None], "n": [64, 0], "images": 64, "prediction": "eps"}
+    parts = {"prior": 0.25, "vlb": 3.0, "decoder": 0.5, "standard_error": 0.125, "n": 64, "t_sampling": "x"}
+    row = {"step": 9, "loss_by_noise": found, "bits_per_dim": 3.75, "bits_per_dim_parts": parts}
+    made = noise_section(row, HOW)
+    assert tables(made) == [[["t", "loss"], ["0 to 1", "0.5"]]]
+    assert "64 images" in made
+    assert "of the eps that" in made
+    assert "3.75 bits per dimension on the same images: prior 0.25 + vlb 3 + decoder 0.5, standard error 0.125" in made
 
 
 @pytest.mark.parametrize("found", [None, 3, "x", [], {}, [1], {"t_from": [0], "t_to": 1, "loss": [1]}, [{"loss": 1}]])
