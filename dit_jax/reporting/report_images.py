@@ -19,7 +19,7 @@ def settings_line(about: Mapping[str, Any]) -> str:
     """How images were drawn, in a line; `about` is what their picture's file says of it, {} if that is unknown."""
     if not about:
         return "How they were drawn is not recorded beside them"
-    words = [f"step {shown('', about.get('step'))}", f"n {shown('', about.get('n'))}"]
+    words = [f"Drawn at step {shown('', about.get('step'))}", f"n {shown('', about.get('n'))}"]
     words.append(f"{about.get('sampler', 'unknown sampler')}, {shown('', about.get('steps'))} steps")
     if about.get("spacing"):
         words.append(f"{about['spacing']} spacing")
