@@ -59,6 +59,8 @@ def get_config() -> ConfigDict:
     config.train = ConfigDict()
     config.train.steps = 39_000  # 200 epochs of CIFAR-10 at batch 256 (the report)
     config.train.batch_size = 256  # global, over all devices (the report: 4 GPUs x 64)
+    config.train.microbatches = 1  # parts of a device's batch, one after the other: less memory, the same step
+    config.train.shard_params = False  # split weights, optimizer and EMA over the devices (ZeRO-3); implies model.remat
     config.train.steps_per_call = 8  # steps in one dispatch
     config.train.label_dropout = 0.1  # share of labels replaced by "no class" (Ho & Salimans 2022); 0 bars guidance
     config.train.ema_half_life = 500_000.0  # images (Karras et al. 2022)

@@ -110,6 +110,7 @@ def check_train(c: ConfigDict) -> None:
     """Checks the training run."""
     for key in ("steps", "batch_size", "steps_per_call", "checkpoint_every", "keep_checkpoints", "log_every"):
         require(c[key] >= 1, f"train.{key}", c[key], "use a whole number of at least 1")
+    require(c.microbatches >= 1, "train.microbatches", c.microbatches, "use 1 (none) or a divisor of a device's batch")
     require(c.max_bad_steps >= 1, "train.max_bad_steps", c.max_bad_steps, "use a whole number of at least 1")
     require(c.max_seconds >= 0, "train.max_seconds", c.max_seconds, "use 0 (no limit) or a number of seconds")
     require(c.sample_every >= 0, "train.sample_every", c.sample_every, "use 0 (never) or a number of steps")

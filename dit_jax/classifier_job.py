@@ -64,7 +64,7 @@ class ClassifierExperiment(Experiment):
 def classifier_config(config: ConfigDict) -> ConfigDict:
     """The config of a run as that of its classifier's: `classifier.*` in the places where training looks."""
     config, c = config.copy_and_resolve_references(), config.classifier
-    config.train.update(steps=c.steps, batch_size=c.batch_size, sample_every=0)
+    config.train.update(steps=c.steps, batch_size=c.batch_size, sample_every=0, microbatches=1, shard_params=False)
     config.optimizer.update(learning_rate=c.learning_rate, weight_decay=c.weight_decay)
     config.optimizer.update(schedule="cosine", warmup_steps=min(WARMUP_STEPS, c.steps // 10), clip_norm=1.0)
     config.optimizer.update(b1=0.9, b2=0.999)

@@ -21,6 +21,7 @@ CONFIG_JSON = "config.json"
 # Keys that a resumed run may change: they end it earlier or later, watch it, or say where things are.
 FREE_KEYS = ("train.steps", "train.log_every", "train.sample_every", "train.checkpoint_every", "train.keep_checkpoints",
              "train.steps_per_call", "train.max_seconds", "train.max_bad_steps",
+             "train.microbatches", "train.shard_params",
              "data.data_dir", "data.resident", "sample.", "classifier.", "evaluate.")  # fmt: skip
 
 

@@ -25,8 +25,8 @@ from dit_jax.diffusion.objective import loss_weights
 from dit_jax.diffusion.schedule import Schedule, make_schedule
 from dit_jax.diffusion.spacing import SPACINGS
 from dit_jax.errors import UserError
-from dit_jax.models.dit import PRESETS, DiT
-from dit_jax.training import optimizer, sharding
+from dit_jax.models.dit import PRESETS, DiT, apply_shares
+from dit_jax.training import layout, optimizer, sharding
 from dit_jax.training.checkpoint import Checkpointer, abstract
 from dit_jax.training.feed import Resident, Stream
 from dit_jax.training.state import Params, TrainState, create
@@ -127,6 +127,7 @@ class Experiment:
             null_class=len(self.info.class_names),
             flip=self.config.data.flip,
             batch_size=t.batch_size,
+            microbatches=t.microbatches,
             steps_per_call=t.steps_per_call,
             ema_half_life=t.ema_half_life,
             ema_ramp=t.ema_ramp,
@@ -145,20 +146,40 @@ class Experiment:
         zero = jnp.zeros((1,), jnp.int32)
         return self.model.init(self.keys[0], x, zero, zero)
 
+    @cached_property
+    def _shapes(self) -> TrainState:
+        """Shapes and dtypes of the state."""
+        return jax.eval_shape(partial(create, self.init_params, self.optimizer))
+
+    @cached_property
+    def where(self) -> TrainState:
+        """The axis along which each leaf of the state is split over the devices (layout.py)."""
+        return layout.split(self._shapes, self.mesh.size if self.config.train.shard_params else 1)
+
     def init_state(self) -> TrainState:
-        """The state before the first step, whole on every device."""
+        """The state before the first step, where it belongs on the devices."""
         make = partial(create, self.init_params, self.optimizer)
-        return jax.jit(make, out_shardings=sharding.replicated(self.mesh))()
+        return jax.jit(make, out_shardings=layout.shardings(self.where, self.mesh))()
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state, without computing it."""
-        return abstract(
-            jax.eval_shape(partial(create, self.init_params, self.optimizer)), sharding.replicated(self.mesh)
-        )
+        return abstract(self._shapes, layout.shardings(self.where, self.mesh))
+
+    def check_devices(self) -> None:
+        """Raises UserError unless the batch and, with `train.shard_params`, the weights split over the devices."""
+        t = self.config.train
+        sharding.check_batch(t.batch_size, self.mesh, f"{self.section}.batch_size", t.microbatches)
+        if t.shard_params:
+            layout.check(self._shapes.params, self.where.params, self.mesh)
 
     def train_call(self, streamed: bool = False) -> Callable[..., CallResult]:
         """Many train steps in one dispatch, see `step.make_train_call`."""
-        return make_train_call(self.apply, self.optimizer, self.recipe, self.mesh, self.keys[1], streamed=streamed)
+        apply = self.apply
+        if self.config.train.shard_params:
+            apply = partial(apply_shares, self.model, layout.gather, self.where.params)
+        return make_train_call(
+            apply, self.optimizer, self.recipe, self.mesh, self.keys[1], streamed=streamed, where=self.where
+        )
 
     def feed(self, records: datasets.Records) -> Resident | Stream:
         """What training calls take of a split: all of it, or, if it is too large or `data.resident` says so, batches.
@@ -276,4 +297,5 @@ def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
         state = checkpointer.restore(experiment.abstract_state())
     if state is None:
         raise missing
-    return Run(experiment, int(state.step), state.ema_params, experiment.sampler())
+    ema_params = jax.device_put(state.ema_params, sharding.replicated(experiment.mesh))
+    return Run(experiment, int(state.step), ema_params, experiment.sampler())

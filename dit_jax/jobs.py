@@ -50,7 +50,7 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
     config, section = experiment.config, experiment.section
     check_workdir(workdir, config, free)
     batch_size = config.train.batch_size
-    sharding.check_batch(batch_size, experiment.mesh, f"{section}.batch_size")
+    experiment.check_devices()
     records = datasets.open_split(config.data.name, config.data.data_dir, "train")
     with contextlib.ExitStack() as stack:
         feed = stack.enter_context(contextlib.closing(experiment.feed(records)))

@@ -50,6 +50,7 @@ BAD = [
     ("train.steps=99999999999", "below 2^31"),
     ("train.batch_size=0", "at least 1"),
     ("train.steps_per_call=0", "at least 1"),
+    ("train.microbatches=0", "use 1 (none)"),
     ("train.log_every=0", "at least 1"),
     ("train.checkpoint_every=-5", "at least 1"),
     ("train.keep_checkpoints=0", "at least 1"),

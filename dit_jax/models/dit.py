@@ -5,7 +5,9 @@ before the output. `conditioning='adaln_zero'` (DiT): the same vector gives each
 which start at zero.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -100,6 +102,8 @@ class DiT(nn.Module):
 
     t are timestep indices 0..T-1; labels are 0..num_classes-1, and num_classes for "no class". The model is
     deterministic: label dropout belongs to the loss. Parameters are float32, products are taken in `dtype`.
+
+    `gather`: the blocks' parameters are shares of them, which it makes whole, a block at a time (`apply_shares`).
     """
 
     num_classes: int
@@ -114,6 +118,7 @@ class DiT(nn.Module):
     positions: str
     dtype: jnp.dtype
     remat: bool
+    gather: Callable[[Any], Any] | None = None
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, t_B: jax.Array, labels_B: jax.Array) -> jax.Array:
@@ -123,12 +128,7 @@ class DiT(nn.Module):
         x_BND = self._embed_patches(x_BHWC)
         if not adaptive:
             x_BND = jnp.concatenate([x_BND, condition_BD[:, None]], axis=1)
-        block = nn.remat(Block) if self.remat else Block
-        for i in range(self.depth):
-            x_BND = block(self.num_heads, self.num_kv_heads, self.mlp_ratio, adaptive, self.dtype, name=f"block_{i}")(
-                x_BND, condition_BD
-            )
-        x_BND = layer_norm(x_BND)
+        x_BND = layer_norm(self._blocks(x_BND, condition_BD))
         if adaptive:
             x_BND = modulate(x_BND, *Modulation(2, self.dtype, name="final_adaln")(condition_BD))
         else:
@@ -137,6 +137,31 @@ class DiT(nn.Module):
             x_BND
         )
         return unpatchify(patches, self.patch_size, (H, W, C))
+
+    def _blocks(self, x_BND: jax.Array, condition_BD: jax.Array) -> jax.Array:
+        """The stream after all blocks."""
+        sizes = (self.num_heads, self.num_kv_heads, self.mlp_ratio, self.conditioning == "adaln_zero", self.dtype)
+        if self.gather is not None:
+            return self._scan_blocks(Block(*sizes, parent=None), x_BND, condition_BD)
+        block = nn.remat(Block) if self.remat else Block
+        for i in range(self.depth):
+            x_BND = block(*sizes, name=f"block_{i}")(x_BND, condition_BD)
+        return x_BND
+
+    def _scan_blocks(self, block: Block, x_BND: jax.Array, condition_BD: jax.Array) -> jax.Array:
+        """The same from shares of the blocks' parameters, in a scan: no more than one block is whole at a time.
+
+        The backward pass makes each block whole again and recomputes it, as `remat` does.
+        """
+        gather = self.gather
+        assert gather is not None
+        shares = [self.variables["params"][f"block_{i}"] for i in range(self.depth)]
+
+        def step(x_BND: jax.Array, share: Any) -> tuple[jax.Array, None]:
+            return cast(jax.Array, block.apply({"params": gather(share)}, x_BND, condition_BD)), None
+
+        step = jax.checkpoint(step, prevent_cse=False)
+        return jax.lax.scan(step, x_BND, jax.tree.map(lambda *leaves: jnp.stack(leaves), *shares))[0]
 
     def _condition(self, t_B: jax.Array, labels_B: jax.Array) -> jax.Array:
         """Time and class as one vector [B, D]."""
@@ -154,3 +179,17 @@ class DiT(nn.Module):
         x_BND = Dense(self.width, dtype=self.dtype, name="patch")(patchify(x_BHWC, self.patch_size))
         positions = position_table(H // self.patch_size, W // self.patch_size, self.width, self.positions)
         return x_BND + jnp.asarray(positions)[None]
+
+
+def apply_shares(
+    model: DiT, gather: Callable[[Any, Any], Any], axes: Any, shares: Any, *inputs: jax.Array
+) -> jax.Array:
+    """`model.apply` of a device's shares of the parameters: `gather(shares, axes)` makes a part of the tree whole.
+
+    `axes` is a tree like the parameters. The blocks are made whole one by one, all else at once.
+    """
+    shares, axes = shares["params"], axes["params"]
+    is_block = lambda name: name.startswith("block_")  # noqa: E731
+    mixed = {name: part if is_block(name) else gather(part, axes[name]) for name, part in shares.items()}
+    by_block = model.clone(gather=partial(gather, axes=axes["block_0"]))
+    return cast(jax.Array, by_block.apply({"params": mixed}, *inputs))

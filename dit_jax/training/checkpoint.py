@@ -135,6 +135,11 @@ class Checkpointer:
         self._manager.reload()
 
 
-def abstract(state: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
-    """The shapes and dtypes of `state` with one sharding for all: a target for `Checkpointer.restore`."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state)
+def abstract(state: TrainState, shardings: Any) -> TrainState:
+    """The shapes and dtypes of `state` with their shardings, one for each leaf or for a whole part of the tree.
+
+    A target for `Checkpointer.restore`.
+    """
+    shardings = jax.tree.broadcast(shardings, state)
+    as_target = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
+    return jax.tree.map(as_target, state, shardings)

@@ -32,10 +32,24 @@ def decays(path: tuple[Any, ...], leaf: jax.Array) -> bool:
     return leaf.ndim >= 2 and path[-1].key != "embedding"
 
 
+def clip_by_norm(limit: float) -> optax.GradientTransformationExtraArgs:
+    """Scales gradients down to the length `limit`. `update` takes their length as `grad_norm`, or works it out.
+
+    A device that holds a share of the gradients does not know it. Source: Pascanu et al. 2013, algorithm 1.
+    """
+
+    def update(grads: Any, state: Any, params: Any = None, *, grad_norm: jax.Array | None = None, **_: Any) -> Any:
+        length = optax.tree.norm(grads) if grad_norm is None else grad_norm
+        short = length < limit
+        return jax.tree.map(lambda g: jax.lax.select(short, g, g / length * limit), grads), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
 def adamw(
     learning_rate: Schedule, b1: float, b2: float, weight_decay: float, clip_norm: float
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter 2019, eps 1e-8) on gradients clipped to a global norm; clip_norm 0 is no clipping."""
-    clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+    clip = clip_by_norm(clip_norm) if clip_norm else optax.identity()
     mask = partial(jax.tree_util.tree_map_with_path, decays)
     return optax.chain(clip, optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask))

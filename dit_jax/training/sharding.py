@@ -25,11 +25,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, REPLICATED)
 
 
-def check_batch(batch_size: int, mesh: Mesh, key: str) -> None:
-    """Raises UserError unless a batch splits evenly over the mesh; `key` names the config key."""
+def check_batch(batch_size: int, mesh: Mesh, key: str, microbatches: int = 1) -> None:
+    """Raises UserError unless a batch splits evenly over the mesh, and then over the microbatches; `key` names it."""
     if batch_size < 1 or batch_size % mesh.size:
         fix = max(mesh.size, batch_size // mesh.size * mesh.size)
         raise UserError(f"{key}={batch_size} does not split over {mesh.size} devices; use a multiple, such as {fix}")
+    local = batch_size // mesh.size
+    if local % microbatches:
+        fits = [n for n in range(1, local + 1) if local % n == 0]
+        raise UserError(
+            f"train.microbatches={microbatches} does not divide the {local} images a device ({key}={batch_size} over "
+            f"{mesh.size}); use one of {fits}"
+        )
 
 
 def global_index(mesh: Mesh, batch_size: int) -> jax.Array:

@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 from dit_jax.data import pipeline
 from dit_jax.diffusion import objective
 from dit_jax.diffusion.schedule import Schedule
-from dit_jax.training import guard, sharding
+from dit_jax.training import guard, layout, sharding
+from dit_jax.training.layout import Axes
 from dit_jax.training.state import Params, TrainState, ema_decay, update_ema
 
 Sums = dict[str, jax.Array]  # metrics summed over steps, on the devices until a log point
@@ -41,6 +42,7 @@ class Recipe:
     null_class: int
     flip: bool
     batch_size: int
+    microbatches: int  # a device's images go through the network in so many parts
     steps_per_call: int
     ema_half_life: float
     ema_ramp: float
@@ -83,6 +85,36 @@ def batch_loss(
     return (weight_B * loss_B).mean(), objective.by_quarter(loss_B, t_B, T)
 
 
+def gradient(
+    batch_loss: Loss,
+    apply: Callable[..., Any],
+    recipe: Recipe,
+    params: Params,
+    images: jax.Array,
+    labels_B: jax.Array,
+    keys_B: jax.Array,
+    mine: jax.Array,
+) -> tuple[tuple[jax.Array, tuple[jax.Array, jax.Array]], Params]:
+    """`batch_loss` and its gradient, of a device's images, uint8, in `recipe.microbatches` parts one after the other.
+
+    The parts are equal, so the mean of their means is that of all; every image draws what it would in one.
+    """
+
+    def part(images: jax.Array, *rest: jax.Array) -> Any:
+        grad = jax.value_and_grad(batch_loss, has_aux=True)
+        return grad(params, apply, recipe, pipeline.to_float(images), *rest)
+
+    batch, count = (images, labels_B, keys_B, mine), recipe.microbatches
+    if count == 1:
+        return part(*batch)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, *batch))
+    parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+    ((loss, quarters), grads), _ = jax.lax.scan(
+        lambda total, batch: (jax.tree.map(jnp.add, total, part(*batch)), None), zero, parts
+    )
+    return (loss / count, quarters), jax.tree.map(lambda x: x / count, grads)
+
+
 def train_step(
     apply: Callable[..., Any],
     optimizer: optax.GradientTransformation,
@@ -93,19 +125,19 @@ def train_step(
     labels_B: jax.Array,
     mine: jax.Array,
     batch_loss: Loss,
+    axes: Axes,
 ) -> tuple[TrainState, Sums]:
     """One step on a device's share of the batch, uint8 images at the positions `mine` of it; and its metrics.
 
     Gradients meet in one mean over the mesh. They are taken inside `shard_map(check_vma=False)`, where `grad` sees one
-    device's loss alone.
+    device's loss alone. `axes` are those along which the parameters are split (layout.py).
     """
     step_key = jax.random.fold_in(key, state.step)
     keys_B = jax.vmap(partial(jax.random.fold_in, step_key))(mine)
-    grad = jax.value_and_grad(batch_loss, has_aux=True)
-    (loss, quarters), grads = grad(state.params, apply, recipe, pipeline.to_float(images), labels_B, keys_B, mine)
-    loss, grads = sharding.mean((loss, grads))
+    (loss, quarters), grads = gradient(batch_loss, apply, recipe, state.params, images, labels_B, keys_B, mine)
+    loss, grads = layout.mean((loss, grads), (layout.WHOLE, axes))
     quarter_loss, quarter_count = jax.lax.psum(quarters, sharding.AXIS)
-    grad_norm = optax.tree.norm(grads)
+    grad_norm = layout.norm(grads, axes)
     metrics = {
         "steps": jnp.ones(()),
         "loss": loss,
@@ -114,12 +146,15 @@ def train_step(
         "quarter_count": quarter_count,
     }
     good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)  # of the whole batch: all devices decide alike
-    return guard.take(good, partial(update, optimizer, recipe, grads), state), guard.tally(good, metrics)
+    return guard.take(good, partial(update, optimizer, recipe, grads, grad_norm), state), guard.tally(good, metrics)
 
 
-def update(optimizer: optax.GradientTransformation, recipe: Recipe, grads: Params, state: TrainState) -> TrainState:
-    """The state after a step of the optimizer and of the average."""
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+def update(
+    optimizer: optax.GradientTransformation, recipe: Recipe, grads: Params, grad_norm: jax.Array, state: TrainState
+) -> TrainState:
+    """The state after a step of the optimizer and of the average; of a device's shares, for all of it is leaf by leaf."""
+    optimizer = optax.with_extra_args_support(optimizer)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, grad_norm=grad_norm)
     params = optax.apply_updates(state.params, updates)
     decay = ema_decay(state.step, recipe.batch_size, recipe.ema_half_life, recipe.ema_ramp)
     return TrainState(state.step + 1, params, update_ema(state.ema_params, params, decay), opt_state)
@@ -139,17 +174,19 @@ def make_train_call(
     key: jax.Array,
     batch_loss: Loss = batch_loss,
     streamed: bool = False,
+    where: TrainState = layout.WHOLE_STATE,
 ) -> Callable[..., CallResult]:
     """call(state, sums, images uint8 [n, H, W, C], labels int32 [n], count) runs `count` steps, at most steps_per_call.
 
     Images and labels are the whole data, or, if `streamed`, the batches of these steps alone: [steps_per_call, B, ...],
-    split over the mesh along B (see feed.py).
+    split over the mesh along B (see feed.py). `where` tells along which axes the state is split (see layout.py); if it
+    is, `apply` takes a device's shares of the parameters.
 
     Returns (state, sums, steps done). One compile serves every count. State and sums are donated; the third result is
     there to wait for while the next call already has them.
     """
     order_key, draw_key = data_keys(key)
-    step = partial(train_step, apply, optimizer, recipe, draw_key, batch_loss=batch_loss)
+    step = partial(train_step, apply, optimizer, recipe, draw_key, batch_loss=batch_loss, axes=where.params)
 
     def call(state: TrainState, sums: Sums, images: Any, labels: Any, count: jax.Array) -> CallResult:
         first, batch_size = state.step, recipe.batch_size
@@ -167,8 +204,8 @@ def make_train_call(
         state, sums = jax.lax.fori_loop(0, count, body, (state, sums))
         return state, sums, state.step + 0
 
-    whole = sharding.REPLICATED
+    whole, held = sharding.REPLICATED, layout.specs(where)
     data = sharding.SPLIT_STEPS if streamed else whole
-    in_specs = (whole, whole, data, data, whole)
-    mapped = jax.shard_map(call, mesh=mesh, in_specs=in_specs, out_specs=(whole, whole, whole), check_vma=False)
+    in_specs = (held, whole, data, data, whole)
+    mapped = jax.shard_map(call, mesh=mesh, in_specs=in_specs, out_specs=(held, whole, whole), check_vma=False)
     return jax.jit(mapped, donate_argnums=(0, 1))

@@ -26,6 +26,16 @@ def test_a_batch_that_splits(batch_size, devices):
     sharding.check_batch(batch_size, tiny.mesh(devices), "train.batch_size")
 
 
+@pytest.mark.parametrize(("batch_size", "microbatches"), [(8, 2), (24, 2), (24, 9), (16, 4)])
+def test_microbatches_that_do_not_divide_a_devices_images(batch_size, microbatches):
+    told = (
+        rf"^train.microbatches={microbatches} does not divide the {batch_size // 8} images a device .* use one of \[1"
+    )
+    with pytest.raises(UserError, match=told):
+        sharding.check_batch(batch_size, tiny.mesh(8), "train.batch_size", microbatches)
+    sharding.check_batch(batch_size * microbatches, tiny.mesh(8), "train.batch_size", microbatches)
+
+
 def test_devices_hold_consecutive_disjoint_parts_of_the_batch():
     mesh = tiny.mesh(4)
     mapped = jax.shard_map(

@@ -37,6 +37,18 @@ def test_steps_per_call_changes_nothing(steps_per_call, single):
     assert close(Trainer(optax.sgd(0.05), steps_per_call=steps_per_call).run(*counts), single)
 
 
+@pytest.mark.parametrize(("devices", "microbatches", "shard"), [(1, 8, False), (2, 2, False), (4, 2, True)])
+def test_microbatches_and_shares_change_nothing(devices, microbatches, shard, single):
+    trainer = Trainer(optax.sgd(0.05), devices, shard=shard, microbatches=microbatches)
+    assert close(trainer.run(4, 3), single)
+
+
+def test_microbatches_show_the_network_what_the_batch_does():
+    parts = shown(2, 3, microbatches=2, stratified_timesteps=True)
+    for ours, theirs in zip(parts, shown(1, 3, stratified_timesteps=True), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
 def test_sums(single):
     sums = jax.device_get(single.sums)
     assert sums["steps"] == 7

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_jax.diffusion.schedule import linear
-from dit_jax.training import sharding
+from dit_jax.training import layout, sharding
 from dit_jax.training.state import create
 from dit_jax.training.step import Recipe, make_train_call, zero_sums
 from tests import tiny
@@ -24,6 +24,7 @@ RECIPE = Recipe(
     null_class=3,
     flip=True,
     batch_size=8,
+    microbatches=1,
     steps_per_call=4,
     ema_half_life=30.0,
     ema_ramp=0.05,
@@ -42,13 +43,18 @@ def apply(params, x_t, t_B, labels_B):
 class Trainer:
     """A run from the first step on, whose calls are made one by one."""
 
-    def __init__(self, optimizer, devices=1, network=apply, params=init_params, data=None, **recipe):
-        mesh = tiny.mesh(devices)
+    def __init__(self, optimizer, devices=1, network=apply, params=init_params, data=None, shard=False, **recipe):
+        """`shard`: the state is split over the devices, and made whole before the network sees it."""
+        mesh, where = tiny.mesh(devices), layout.WHOLE_STATE
+        fresh, of_whole = lambda: create(params, optimizer), network
+        if shard:
+            where = layout.split(jax.eval_shape(fresh), devices)
+            network = lambda shares, *inputs: of_whole(layout.gather(shares, where.params), *inputs)  # noqa: E731
         recipe = dataclasses.replace(RECIPE, **recipe)
-        self.call = make_train_call(network, optimizer, recipe, mesh, jax.random.key(5))
+        self.call = make_train_call(network, optimizer, recipe, mesh, jax.random.key(5), where=where)
         self.data = [sharding.put_replicated(array, mesh) for array in data or tiny.split()]
-        make = jax.jit(lambda: create(params, optimizer), out_shardings=sharding.replicated(mesh))
-        self.state, self.sums = make(), jax.device_put(zero_sums(), sharding.replicated(mesh))
+        self.state = jax.jit(fresh, out_shardings=layout.shardings(where, mesh))()
+        self.sums = jax.device_put(zero_sums(), sharding.replicated(mesh))
 
     def run(self, *counts):
         for count in counts:

@@ -1,0 +1,93 @@
+"""Where a state lies: each leaf whole on every device, or split over all of them along one axis.
+
+With `train.shard_params` matrices are split. A step makes a part of the network whole when its turn comes (`gather`);
+the derivative of that sums the part's gradient over the devices and leaves to each its share. So the gradient, the
+optimizer and the average are split as well, and a device never holds more of the network whole than one part.
+
+Source: ZeRO, stage 3 (Rajbhandari et al. 2020).
+"""
+
+import math
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dit_jax.errors import UserError
+from dit_jax.training import sharding
+from dit_jax.training.sharding import AXIS
+from dit_jax.training.state import TrainState
+
+Axes = Any  # like a tree of arrays, or one for all of it: the axis that each is split along, or WHOLE
+WHOLE = -1
+WHOLE_STATE: TrainState = TrainState(*[WHOLE] * 4)  # pyright: ignore[reportArgumentType]
+
+
+def split(tree: Any, parts: int) -> Any:
+    """The axis along which each leaf of `tree` is split: of a matrix the first that `parts` divides; else WHOLE.
+
+    Vectors stay whole: they are one number in a thousand, and messages of their own cost more than they save.
+    """
+
+    def axis(leaf: jax.ShapeDtypeStruct) -> int:
+        fits = [a for a, size in enumerate(leaf.shape) if size % parts == 0]
+        return fits[0] if fits and len(leaf.shape) > 1 and parts > 1 else WHOLE
+
+    return jax.tree.map(axis, tree)
+
+
+def check(tree: Any, axes: Axes, mesh: Mesh) -> None:
+    """Raises UserError where splitting saves nothing: most of the numbers stay whole on each of several devices."""
+    if mesh.size > 1 and split_share(tree, axes) < 0.5:
+        fix = f"{mesh.size} devices do not divide the sizes of the network"
+        raise UserError(f"train.shard_params=True: {fix}; use a number that divides model.width, or False")
+
+
+def split_share(tree: Any, axes: Axes) -> float:
+    """The share of a tree's numbers that is split."""
+    sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)]
+    return sum(size for size, axis in zip(sizes, _flat(axes, tree), strict=True) if axis != WHOLE) / sum(sizes)
+
+
+def specs(axes: Axes) -> Any:
+    """The same as PartitionSpecs."""
+    return jax.tree.map(lambda axis: P(*[None] * axis, AXIS) if axis != WHOLE else P(), axes)
+
+
+def shardings(axes: Axes, mesh: Mesh) -> Any:
+    """The same as shardings of global arrays."""
+    return jax.tree.map(lambda axis: NamedSharding(mesh, specs(axis)), axes)
+
+
+def gather(tree: Any, axes: Axes) -> Any:
+    """Inside shard_map: the whole leaves, from the shares of all devices. Its derivative sums them into shares."""
+    whole = lambda x, axis: x if axis == WHOLE else jax.lax.all_gather(x, AXIS, axis=axis, tiled=True)  # noqa: E731
+    return jax.tree.map(whole, tree, axes)
+
+
+def mean(tree: Any, axes: Axes) -> Any:
+    """Inside shard_map: means over the devices; of leaves that are split, `gather` has made sums over them before."""
+    leaves, structure = jax.tree.flatten(tree)
+    flat = _flat(axes, tree)
+    means = iter(sharding.mean([x for x, axis in zip(leaves, flat, strict=True) if axis == WHOLE]))
+    devices = jax.lax.axis_size(AXIS)
+    return structure.unflatten(
+        [next(means) if axis == WHOLE else x / devices for x, axis in zip(leaves, flat, strict=True)]
+    )
+
+
+def norm(tree: Any, axes: Axes) -> jax.Array:
+    """Inside shard_map: the Euclidean length of a tree, of all its shares together; the same on all devices."""
+    leaves, flat = jax.tree.leaves(tree), _flat(axes, tree)
+    shares = [x for x, axis in zip(leaves, flat, strict=True) if axis != WHOLE]
+    if not shares:
+        return optax.tree.norm(tree)
+    squared = optax.tree.norm([x for x, axis in zip(leaves, flat, strict=True) if axis == WHOLE], squared=True)
+    return jax.numpy.sqrt(squared + jax.lax.psum(optax.tree.norm(shares, squared=True), AXIS))
+
+
+def _flat(axes: Axes, tree: Any) -> list[int]:
+    """An axis for each leaf of `tree`."""
+    return jax.tree.leaves(jax.tree.broadcast(axes, tree))

@@ -1,0 +1,130 @@
+"""The same run on any number of devices, its state whole on each or split over them, its batch in parts or not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dit_jax import jobs
+from dit_jax.errors import UserError
+from dit_jax.experiment import load
+from dit_jax.training.checkpoint import Checkpointer
+from dit_jax.training.optimizer import clip_by_norm
+from dit_jax.training.step import zero_sums
+from tests import tiny
+
+CLIP = 0.1  # well below the first gradients' norm
+OPTIMIZERS = {
+    "sgd": lambda: optax.chain(clip_by_norm(CLIP), optax.sgd(0.5)),
+    "adamw": lambda: optax.chain(clip_by_norm(CLIP), optax.adamw(1e-3)),
+}
+QUICK = [(8, "sgd", True), (2, "adamw", True), (8, "adamw", False)]
+ALL = [(n, name, shard) for n in (1, 2, 4, 8) for name in OPTIMIZERS for shard in (False, True)]
+
+
+def fifty_steps(devices, optimizer, **more):
+    """(the loss of step 50, the largest gradient norm of a first step, the state) of the tiny DiT."""
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.install(patch)
+        tiny.on_devices(patch, devices)
+        settings = dict(model__depth=2, model__conditioning="adaln_zero", train__steps_per_call=50) | more
+        call, state, *data = tiny.start(tiny.experiment(**settings), OPTIMIZERS[optimizer]())
+    state, first, _ = call(state, zero_sums(), *data, np.int32(1))
+    state, _, _ = call(state, zero_sums(), *data, np.int32(48))
+    state, last, _ = call(state, zero_sums(), *data, np.int32(1))
+    return float(last["loss"]), float(first["grad_norm"]), jax.device_get(state)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """Runs on one device, the state whole: by the optimizer's name."""
+    made = {}
+    return lambda name: made.setdefault(name, fifty_steps(1, name))
+
+
+@pytest.mark.parametrize(
+    ("devices", "optimizer", "shard"),
+    [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in ALL],
+)
+def test_fifty_steps_are_the_same(devices, optimizer, shard, reference):
+    loss, norm, state = fifty_steps(devices, optimizer, train__shard_params=shard)
+    expected_loss, expected_norm, expected = reference(optimizer)
+    assert expected_norm > CLIP  # else clipping would not show
+    assert abs(loss - expected_loss) < 1e-5 * expected_loss
+    assert norm == pytest.approx(expected_norm, rel=1e-5)
+    for tree in ("params", "ema_params"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), vars(state)[tree], vars(expected)[tree]
+        )
+
+
+def test_microbatches_with_shares_bfloat16_and_remat(reference):
+    both = dict(model__dtype="bfloat16", model__remat=True)
+    whole, _, _ = fifty_steps(1, "sgd", **both)
+    parts, _, _ = fifty_steps(2, "sgd", train__shard_params=True, train__microbatches=4, **both)
+    assert parts == pytest.approx(whole, rel=1e-2)  # bfloat16 rounds to 0.4%
+    assert whole == pytest.approx(reference("sgd")[0], rel=3e-2)
+
+
+def test_memory_falls_with_the_devices():
+    """Twelve blocks, one token an image: nearly all of the memory is the network's."""
+    memory = {}
+    for devices in (1, 8):
+        with pytest.MonkeyPatch.context() as patch:
+            tiny.install(patch)
+            tiny.on_devices(patch, devices)
+            settings = dict(model__depth=12, model__width=128, model__patch_size=8, model__conditioning="adaln_zero")
+            experiment = tiny.experiment(train__shard_params=True, train__batch_size=devices, **settings)
+            state = experiment.abstract_state()
+            call, image = experiment.train_call(), jax.ShapeDtypeStruct((40, 8, 8, 3), np.uint8)
+        data = image, jax.ShapeDtypeStruct((40,), np.int32), jax.ShapeDtypeStruct((), np.int32)
+        memory[devices] = call.lower(state, jax.eval_shape(zero_sums), *data).compile().memory_analysis()
+    params = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params))
+    # Of the four trees of the state a device holds an eighth, but for the vectors.
+    assert memory[1].argument_size_in_bytes > 4 * params
+    assert memory[8].argument_size_in_bytes < 4 * params / 7
+    assert memory[8].temp_size_in_bytes < memory[1].temp_size_in_bytes / 3
+    # Gradients and shares take several eighths; the network itself is never whole.
+    assert memory[8].temp_size_in_bytes < params
+
+
+def test_a_split_run_is_watched_saved_resumed_whole_and_loaded(tmp_path, monkeypatch):
+    tiny.install(monkeypatch)
+    settings = dict(train__sample_every=2, model__depth=2)
+    for folder, devices, shard in (("whole", 1, False), ("split", 8, True)):
+        tiny.on_devices(monkeypatch, devices)
+        jobs.train(tiny.config(train__steps=4, train__shard_params=shard, **settings), tmp_path / folder, None)
+    states = [restored(tmp_path / folder, monkeypatch, 8, shard) for folder in ("whole", "split") for shard in (0, 1)]
+    kernel = states[3].opt_state[1][0].mu["params"]["block_1"]["mlp"]["Dense_0"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (2, 64)
+    for a, b in ((0, 1), (2, 3)):  # one checkpoint, read whole and split
+        jax.tree.map(np.testing.assert_array_equal, states[a], states[b])
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)  # noqa: E731
+    jax.tree.map(close, states[1].ema_params, states[2].ema_params)
+    # It goes on whole, on another number of devices, and split again.
+    for devices, shard, steps in ((2, False, 6), (4, True, 8)):
+        tiny.on_devices(monkeypatch, devices)
+        jobs.train(tiny.config(train__steps=steps, train__shard_params=shard, **settings), tmp_path / "split", None)
+    run = load(tmp_path / "split")
+    assert run.step == 8
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(run.ema_params))
+    assert run.sample(run.ema_params, jax.random.key(0), [0, 1, 2]).shape == (3, 8, 8, 3)
+
+
+def restored(workdir, monkeypatch, devices, shard):
+    """The state of a workdir as training would read it."""
+    tiny.on_devices(monkeypatch, devices)
+    experiment = tiny.experiment(train__steps=4, train__shard_params=bool(shard), model__depth=2)
+    with Checkpointer(workdir, 3, read_only=True) as checkpointer:
+        state = checkpointer.restore(experiment.abstract_state())
+    assert jnp.isfinite(state.params["params"]["final"]["kernel"]).all()
+    return state
+
+
+def test_a_split_that_saves_nothing_is_refused(monkeypatch):
+    """Width 16 and its multiples do not divide by 7."""
+    tiny.install(monkeypatch)
+    tiny.on_devices(monkeypatch, 7)
+    with pytest.raises(UserError, match=r"^train.shard_params=True: 7 devices do not divide"):
+        tiny.experiment(train__shard_params=True, train__batch_size=7).check_devices()
