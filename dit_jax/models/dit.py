@@ -6,7 +6,6 @@ which start at zero.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 
 import flax.linen as nn
@@ -191,5 +190,5 @@ def apply_shares(
     shares, axes = shares["params"], axes["params"]
     is_block = lambda name: name.startswith("block_")  # noqa: E731
     mixed = {name: part if is_block(name) else gather(part, axes[name]) for name, part in shares.items()}
-    by_block = model.clone(gather=partial(gather, axes=axes["block_0"]))
+    by_block = model.clone(gather=lambda share: gather(share, axes["block_0"]))
     return cast(jax.Array, by_block.apply({"params": mixed}, *inputs))

@@ -38,10 +38,10 @@ def clip_by_norm(limit: float) -> optax.GradientTransformationExtraArgs:
     A device that holds a share of the gradients does not know it. Source: Pascanu et al. 2013, algorithm 1.
     """
 
-    def update(grads: Any, state: Any, params: Any = None, *, grad_norm: jax.Array | None = None, **_: Any) -> Any:
-        length = optax.tree.norm(grads) if grad_norm is None else grad_norm
+    def update(updates: Any, state: Any, params: Any = None, *, grad_norm: jax.Array | None = None, **_: Any) -> Any:
+        length = optax.tree.norm(updates) if grad_norm is None else grad_norm
         short = length < limit
-        return jax.tree.map(lambda g: jax.lax.select(short, g, g / length * limit), grads), state
+        return jax.tree.map(lambda g: jax.lax.select(short, g, g / length * limit), updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 

@@ -152,7 +152,7 @@ def train_step(
 def update(
     optimizer: optax.GradientTransformation, recipe: Recipe, grads: Params, grad_norm: jax.Array, state: TrainState
 ) -> TrainState:
-    """The state after a step of the optimizer and of the average; of a device's shares, for all of it is leaf by leaf."""
+    """The state after a step of the optimizer and of the average, leaf by leaf: whole or shares."""
     optimizer = optax.with_extra_args_support(optimizer)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params, grad_norm=grad_norm)
     params = optax.apply_updates(state.params, updates)
