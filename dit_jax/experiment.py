@@ -177,9 +177,8 @@ class Experiment:
         apply = self.apply
         if self.config.train.shard_params:
             apply = partial(apply_shares, self.model, layout.gather, self.where.params)
-        return make_train_call(
-            apply, self.optimizer, self.recipe, self.mesh, self.keys[1], streamed=streamed, where=self.where
-        )
+        make = partial(make_train_call, streamed=streamed, where=self.where)
+        return make(apply, self.optimizer, self.recipe, self.mesh, self.keys[1])
 
     def feed(self, records: datasets.Records) -> Resident | Stream:
         """What training calls take of a split: all of it, or, if it is too large or `data.resident` says so, batches.

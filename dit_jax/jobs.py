@@ -23,7 +23,7 @@ from dit_jax.reporting.plots import plot_loss
 from dit_jax.reporting.progress import Progress
 from dit_jax.reporting.writer import MetricWriter, create_writer
 from dit_jax.stop import Stop
-from dit_jax.training import loop, sharding
+from dit_jax.training import loop
 from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.state import TrainState
 from dit_jax.workdir import check_workdir, make_folder
