@@ -14,9 +14,11 @@ def grouped_query_attention(
 
     Keys and values are never repeated in memory; the softmax is in float32, the products are taken in `dtype`.
     """
-    scale = q_BNKGE.shape[-1] ** -0.5
-    scores_BKGNM = product("BNKGE,BMKE->BKGNM", dtype, q_BNKGE, k_BMKE)
-    return product("BKGNM,BMKE->BNKGE", dtype, jax.nn.softmax(scores_BKGNM * scale, axis=-1), v_BMKE)
+    q_BKGNE = q_BNKGE.transpose(0, 2, 3, 1, 4) * q_BNKGE.shape[-1] ** -0.5
+    k_BKME, v_BKME = k_BMKE.transpose(0, 2, 1, 3), v_BMKE.transpose(0, 2, 1, 3)
+    scores_BKGNM = jnp.asarray(product("BKGNE,BKME->BKGNM", dtype, q_BKGNE, k_BKME))
+    out_BKGNE = jnp.asarray(product("BKGNM,BKME->BKGNE", dtype, jax.nn.softmax(scores_BKGNM, axis=-1), v_BKME))
+    return out_BKGNE.transpose(0, 3, 1, 2, 4)
 
 
 class Attention(nn.Module):

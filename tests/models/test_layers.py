@@ -1,5 +1,7 @@
+from functools import partial
 from math import erf, sqrt, tanh
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +36,21 @@ def test_gelu_is_the_tanh_form():
     np.testing.assert_allclose(ACTIVATIONS["gelu"](jnp.float32(x)), by_hand, rtol=1e-6)
 
 
+def written_out_norm(x):
+    return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ours", "plain"),
+    [(ACTIVATIONS["gelu"], partial(nn.gelu, approximate=True)), (layer_norm, written_out_norm)],
+    ids=["gelu", "layer_norm"],
+)
+def test_gradients_are_those_that_jax_derives(ours, plain):
+    x, weight = jax.random.normal(jax.random.key(0), (2, 3, 5, 7)) * jnp.array([3.0, 1.0])[:, None, None, None]
+    found, expected = (jax.grad(lambda x, f=f: (weight * f(x)).sum())(x) for f in (ours, plain))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_silu_by_hand():
     np.testing.assert_allclose(ACTIVATIONS["silu"](jnp.float32(2.0)), 2 / (1 + np.exp(-2)), rtol=1e-6)
 
@@ -57,7 +74,7 @@ def test_dense_starts_xavier_uniform_with_zero_bias():
     assert not np.asarray(params["bias"]).any()
 
 
-SPECS = {"rd,df->rf": [(5, 3), (3, 4)], "BNKGE,BMKE->BKGNM": [(2, 3, 2, 4, 5), (2, 6, 2, 5)]}
+SPECS = {"rd,df->rf": [(5, 3), (3, 4)], "BKGNE,BKME->BKGNM": [(2, 2, 4, 3, 5), (2, 2, 6, 5)]}
 
 
 @pytest.mark.parametrize("spec", SPECS)
