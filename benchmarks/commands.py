@@ -3,7 +3,6 @@
 import argparse
 import itertools
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -148,11 +147,10 @@ def write(result: dict[str, Any], path: Path) -> None:
 
 
 def guarded(main: Callable[[Sequence[str]], Any]) -> int:
-    """The exit code: 0, or 2 with one line after a user's error."""
-    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    """The exit code: what `main` returns if that is one, else 0; 2 with one line after a user's error."""
     try:
-        main(sys.argv[1:])
+        code = main(sys.argv[1:])
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    return 0
+    return code if isinstance(code, int) else 0

@@ -95,6 +95,10 @@ def main() -> None:
 
     compilation.use_cache()
     experiment = make_experiment(spec)
+    if spec.get("patch"):
+        from benchmarks.variants import PATCHES
+
+        PATCHES[spec["patch"]]().__enter__()  # for as long as this process lives
     run, compile_s = {"train": make_train, "sample": make_sample}[spec["task"]](experiment, spec)
     begin = time.perf_counter()
     run(1)

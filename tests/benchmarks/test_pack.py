@@ -1,0 +1,78 @@
+"""What is carried to a lent machine comes out as it went in, in the layout that CIFAR-10's authors publish."""
+
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import codec, pack
+from dit_jax.data import datasets
+from dit_jax.data.datasets import Split
+from dit_jax.errors import UserError
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        RNG.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8),  # every difference there is
+        np.full((2, 4, 6, 3), 255, np.uint8),
+        np.stack([np.full((5, 5, 3), (255, 0, 255), np.uint8), np.full((5, 5, 3), (0, 255, 0), np.uint8)]),
+    ],
+)
+def test_images_come_back(images):
+    np.testing.assert_array_equal(codec.decode(codec.encode(images), *images.shape[1:3]), images)
+
+
+def test_the_predictor_by_hand():
+    """Left, above and the corner between: an edge takes the nearer neighbour, a slope goes on."""
+    found = codec.foretell(*(np.array(values) for values in ([10, 3, 5], [20, 9, 6], [30, 1, 5])))
+    assert found.tolist() == [10, 9, 6]  # corner above both: the lower; below both: the higher; 5 + 6 - 5
+
+
+def test_smooth_images_become_small():
+    ramp = np.add.outer(np.arange(32), np.arange(32)).astype(np.uint8)
+    images = np.repeat(ramp[None, :, :, None], 50, axis=0).repeat(3, axis=3)
+    assert len(codec.encode(images)) < images.size / 100
+
+
+def test_halves_to_archive(tmp_path, monkeypatch):
+    rng = np.random.default_rng(1)
+    splits = {
+        name: Split(rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, n).astype(np.int32))
+        for name, n in (("train", 50), ("test", 10))
+    }
+    monkeypatch.setattr(datasets, "load", lambda name, data_dir, split: splits[split])
+    asked = []
+    monkeypatch.setattr(pack.cifar10, "main", lambda argv: asked.append(argv) or 0)
+    first, second = pack.pack(tmp_path / "data", tmp_path / "carry")
+    assert [first.name, second.name] == ["cifar10.0.xz", "cifar10.1.xz"]
+
+    state, held = tmp_path / "state", tmp_path / "held"
+    second.rename(tmp_path / second.name)
+    assert not pack.unpack(tmp_path / "carry", state)  # one half is not enough, and is kept
+    first.rename(tmp_path / first.name)
+    (tmp_path / second.name).rename(second)
+    assert pack.unpack(tmp_path / "carry", state)
+    assert asked[0][-1] == "--allow_checksum_mismatch"
+    with tarfile.open(state / "cifar-10-binary.tar.gz") as tar:
+        tar.extractall(held, filter="data")
+    folder = held / "cifar-10-batches-bin"
+    everything = np.concatenate([np.fromfile(folder / name, np.uint8).reshape(-1, 3073) for name in pack.FILES])
+    np.testing.assert_array_equal(everything[:, 0], np.concatenate([splits["train"].labels, splits["test"].labels]))
+    images = np.concatenate([splits["train"].images, splits["test"].images])
+    np.testing.assert_array_equal(everything[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), images)
+
+
+@pytest.mark.parametrize("argv", [[], ["--data_dir=x", "--unpack=y", "--state=z"], ["--unpack=y"]])
+def test_a_wrong_command_is_one_line(argv):
+    with pytest.raises(UserError, match="--unpack and --state"):
+        pack.main(argv)
+
+
+def test_the_wheels_are_those_of_the_requirements():
+    """A version that is carried is the pinned one."""
+    pinned = {line.strip() for line in Path("requirements.txt").read_text().splitlines() if "==" in line}
+    assert {name for name in pack.WHEELS if "==" in name} <= pinned

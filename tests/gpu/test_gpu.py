@@ -1,0 +1,119 @@
+"""A GPU computes what a CPU computes. Run on a machine with one: DIT_JAX_TEST_GPU=1 pytest -m gpu tests/gpu
+
+With DIT_JAX_TEST_GPU=dry the same tests run on the CPU, where they hold as well (benchmarks/gpu.sh, DRY=1).
+"""
+
+import os
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from benchmarks import variants
+from dit_jax.models import attention
+from dit_jax.training import loop, sharding
+from tests import tiny
+
+MODE = os.environ.get("DIT_JAX_TEST_GPU", "")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not MODE, reason="DIT_JAX_TEST_GPU is not set")]
+only_gpu = pytest.mark.skipif(MODE == "dry", reason="a rehearsal on a CPU")
+
+
+def accelerator():
+    return jax.devices("cpu" if MODE == "dry" else "gpu")[0]
+
+
+def on(monkeypatch, device):
+    """From here on, meshes are of this one device, and it is where arrays are made."""
+    make = partial(jax.make_mesh, (1,), (sharding.AXIS,), axis_types=(AxisType.Auto,), devices=[device])
+    monkeypatch.setattr(sharding, "make_mesh", make)
+
+
+def losses(monkeypatch, device, calls=10, **more):
+    """The mean loss of each training call of two steps, and the parameters after the last."""
+    tiny.install(monkeypatch)
+    on(monkeypatch, device)
+    with jax.default_device(device):
+        call, state, images, labels = tiny.start(tiny.experiment(**more))
+        found = []
+        for _ in range(calls):
+            state, sums, _ = call(state, loop.zero_sums(), images, labels, np.int32(2))
+            found.append(float(sums["loss"] / sums["steps"]))
+    return np.array(found), jax.device_get(state.params)
+
+
+@pytest.mark.parametrize("conditioning", ["token", "adaln_zero"])
+def test_one_device_trains_as_the_cpu_does(conditioning, monkeypatch):
+    """Twenty steps with every product in full float32: only the order of sums differs."""
+    with jax.default_matmul_precision("highest"):
+        ours, params = losses(monkeypatch, accelerator(), model__conditioning=conditioning)
+        cpu, of_cpu = losses(monkeypatch, jax.devices("cpu")[0], model__conditioning=conditioning)
+    np.testing.assert_allclose(ours, cpu, rtol=1e-3)
+    apart = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(of_cpu), strict=True)]
+    assert max(apart) < 2e-2  # AdamW's first steps have the size of the learning rate, 0.01, whatever the gradient's
+    assert len(set(cpu.tolist())) == len(cpu)  # and it does train
+
+
+def test_bfloat16_learns_as_float32_does(monkeypatch):
+    """The same draws: the curves lie together, and both fall."""
+    wide = dict(model__width=32, optimizer__learning_rate=0.003, calls=15 if MODE == "dry" else 100)
+    full, _ = losses(monkeypatch, accelerator(), **wide)
+    half, _ = losses(monkeypatch, accelerator(), model__dtype="bfloat16", **wide)
+    assert not np.array_equal(full, half)
+    np.testing.assert_allclose(half, full, rtol=0.05)
+    assert half[-5:].mean() < half[:5].mean() - 0.01
+
+
+def test_two_runs_are_equal_to_the_bit(monkeypatch):
+    """What a restart promises (docs/reliability.md) rests on this."""
+    _, first = losses(monkeypatch, accelerator(), model__dtype="bfloat16")
+    _, second = losses(monkeypatch, accelerator(), model__dtype="bfloat16")
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_samples_are_the_cpus(monkeypatch):
+    """Five DDIM steps from the same noise, guided: at most two of 255 levels apart."""
+    tiny.install(monkeypatch)
+    images = []
+    for device in (accelerator(), jax.devices("cpu")[0]):
+        on(monkeypatch, device)
+        made = tiny.experiment(sample__steps=5, sample__guidance=2.0, sample__sampler="ddim")
+        with jax.default_device(device), jax.default_matmul_precision("highest"):
+            params = jax.tree.map(lambda p: p + 0.05, made.init_params())  # else the output layer is zero
+            images.append(np.asarray(made.sampler()(params, jax.random.key(3), [0, 1, 2, 0])))
+    assert np.abs(images[0] - images[1]).max() < 2 * 2 / 255
+    assert images[0].std() > 0.1
+
+
+SHAPES = [(65, 2, 4, 48), (257, 2, 4, 48), (65, 2, 3, 64)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", [name for name in variants.PATCHES if name not in ("", "bf16_results")])
+def test_every_attention_is_ours(name, shape, monkeypatch):
+    """Gradients of each variant in bfloat16, against ours in float32: within bfloat16's rounding."""
+    if "cudnn" in name and MODE == "dry":
+        pytest.skip("cuDNN needs a GPU")
+    N, K, G, E = shape
+    keys = jax.random.split(jax.random.key(0), 4)
+    q = jax.random.normal(keys[0], (2, N, K, G, E))
+    k, v = (jax.random.normal(key, (2, N, K, E)) for key in keys[1:3])
+    weight = jax.random.normal(keys[3], q.shape)
+    ours = attention.grouped_query_attention
+    expected = jax.jit(jax.grad(lambda *qkv: (ours(*qkv, jnp.float32) * weight).sum(), (0, 1, 2)))(q, k, v)
+    with variants.PATCHES[name]():
+        other = attention.grouped_query_attention
+        found = jax.jit(jax.grad(lambda *qkv: (other(*qkv, jnp.bfloat16) * weight).sum(), (0, 1, 2)))(q, k, v)
+    assert other is not ours
+    for a, b in zip(found, expected, strict=True):
+        assert float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) < 2e-2
+
+
+@only_gpu
+def test_peak_memory_is_told():
+    stats = accelerator().memory_stats()
+    assert stats is not None
+    assert stats["peak_bytes_in_use"] > 0
