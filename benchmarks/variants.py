@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import jax
@@ -32,7 +32,12 @@ def pad(array: jax.Array, length: int) -> jax.Array:
 
 
 def library_attention(
-    q_BNKGE: jax.Array, k_BMKE: jax.Array, v_BMKE: jax.Array, dtype: jnp.dtype, implementation: str, length: int = 0
+    q_BNKGE: jax.Array,
+    k_BMKE: jax.Array,
+    v_BMKE: jax.Array,
+    dtype: jnp.dtype,
+    implementation: Literal["xla", "cudnn"],
+    length: int = 0,
 ) -> jax.Array:
     """JAX's own attention in place of ours, by cuDNN or by XLA, on tokens padded to `length` (0: as they are)."""
     B, N, K, G, E = q_BNKGE.shape
@@ -51,7 +56,7 @@ def padded_attention(
     q, k, v = (pad(x, max(N, length)) for x in (q_BNKGE, k_BMKE, v_BMKE))
     scores = layers.product("BNKGE,BMKE->BKGNM", dtype, q, k) * q.shape[-1] ** -0.5
     masked = jnp.where((jnp.arange(scores.shape[-1]) < N)[None, None, None, None], scores, -jnp.inf)
-    return layers.product("BKGNM,BMKE->BNKGE", dtype, jax.nn.softmax(masked, axis=-1), v)[:, :N]
+    return jnp.asarray(layers.product("BKGNM,BMKE->BNKGE", dtype, jax.nn.softmax(masked, axis=-1), v))[:, :N]
 
 
 def plain_product(spec: str, dtype: jnp.dtype, a: jax.Array, b: jax.Array) -> jax.Array:
