@@ -71,9 +71,11 @@ class Call:
         return [f"data.data_dir={self.state / 'data'}"]
 
 
-TOY = ["model.preset=demo", "model.num_heads=4", "model.width=32", "model.depth=1",
-       "train.batch_size=16", "train.steps_per_call=2", "train.log_every=2", "train.sample_every=0", "optimizer.warmup_steps=0", "sample.denoising=false",
-       "classifier.width=8", "classifier.steps=2", "classifier.batch_size=16"]  # fmt: skip
+TOY = [
+    *("model.preset=demo", "model.num_heads=4", "model.width=32", "model.depth=1", "sample.denoising=false"),
+    *("train.batch_size=16", "train.steps_per_call=2", "train.log_every=2", "train.sample_every=0"),
+    *("optimizer.warmup_steps=0", "classifier.width=8", "classifier.steps=2", "classifier.batch_size=16"),
+]
 
 
 def correctness(call: Call) -> int:
