@@ -4,8 +4,8 @@
     python -m benchmarks.pack --unpack carry --state DIR   # there; benchmarks/gpu.sh does it
 
 A call carries at most 64 MiB, so each takes carry/wheels and one half; the machine keeps what it was given while it is
-held. Data is unpacked to the archive that its authors publish (the records are the same, in the same order; gzip's bytes
-are not), and prepared from it as README says.
+held. Data is unpacked to the archive that its authors publish (the same records in the same order, other bytes of
+gzip's), and prepared from it as README says.
 """
 
 import argparse
