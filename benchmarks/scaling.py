@@ -7,6 +7,7 @@ products' FLOPs (flops.py): it assumes that everything costs what a product cost
 """
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -122,6 +123,15 @@ def draw_axis(panel: Axes, axis: str, rows: Sequence[dict[str, Any]]) -> None:
         panel.spines[side].set_visible(False)
 
 
+def kept(out: Path, measured: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of an earlier call's other axes, if it measured the same commit and base."""
+    path = out / "scaling.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    if before.get("commit") != machine.commit() or before.get("base") != BASE:
+        return []
+    return [row for row in before["rows"] if row["axis"] not in measured]
+
+
 def parser() -> argparse.ArgumentParser:
     """The flags."""
     made = argparse.ArgumentParser(
@@ -129,7 +139,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--out", type=Path, required=True, help="folder for scaling.json and scaling.png")
     made.add_argument("--config", default="configs/cifar10.py:report", help="what the base is made of")
-    made.add_argument("--axes", default=",".join(AXES), help="which to measure")
+    made.add_argument("--axes", default=",".join(AXES), help="which to measure; those measured before stay")
     made.add_argument("--repeats", type=int, default=3)
     made.add_argument("--seconds", type=float, default=1.5)
     return made
@@ -145,6 +155,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             continue
         rows.append(measure(point, flags.config, flags.repeats, flags.seconds))
         print("{axis} {x}: {0:.1f} ms".format(rows[-1]["step_ms"]["median"], **rows[-1]), flush=True)
+    rows = [*kept(flags.out, [*axes]), *rows]
     predict(rows, cost(Point("base", 0, BASE, 1), flags.config))
     result = {**machine.describe(), "config": flags.config, "base": BASE, "rows": rows}
     commands.write(result, flags.out / "scaling.json")

@@ -1,5 +1,7 @@
 """The scaling plots: one value at a time, and the prediction by hand."""
 
+import json
+
 import pytest
 
 from benchmarks import scaling
@@ -44,3 +46,13 @@ def test_a_picture_is_drawn(tmp_path):
     rows = [{"axis": a, "x": x, "step_ms": spread, "predicted_ms": 2.0} for a in ("batch", "depth") for x in (2, 1)]
     scaling.draw(rows, "title", tmp_path / "scaling.png")
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_axes_measured_before_stay_unless_the_code_is_another(tmp_path, monkeypatch):
+    rows = [{"axis": "batch", "x": 1}, {"axis": "depth", "x": 2}]
+    (tmp_path / "scaling.json").write_text(json.dumps({"commit": "c", "base": scaling.BASE, "rows": rows}))
+    monkeypatch.setattr(scaling.machine, "commit", lambda: "c")
+    assert scaling.kept(tmp_path, ["depth"]) == rows[:1]
+    assert scaling.kept(tmp_path / "none", ["depth"]) == []
+    monkeypatch.setattr(scaling.machine, "commit", lambda: "d")
+    assert scaling.kept(tmp_path, ["depth"]) == []
