@@ -86,14 +86,19 @@ def contestants(task: str, made: Experiment, config: str, assignments: list[str]
     batch = made.config.train.batch_size if task == "train" else s.batch_size
     shape = {"image_shape": made.info.image_shape, "num_classes": len(made.info.class_names), "batch_size": batch}
     spec = {"task": task, "dtype": c.dtype, "config": config, "assignments": assignments, **shape}
-    ours = Contestant(contest.OURS, "benchmarks.ours", spec, multiple=at_once(task, made))
     names = [name for name in peers.split(",") if name]
+    ours = Contestant(contest.OURS, "benchmarks.ours", spec, env=share() if names else {}, multiple=at_once(task, made))
     if names and c.conditioning != "token":
         print(f"no peers: theirs has model.conditioning=token, this is {c.conditioning}", file=sys.stderr)
         names = []
     keys = ("patch_size", "width", "depth", "num_heads", "num_kv_heads", "mlp_ratio", "class_table_width")
     spec |= {key: c[key] for key in keys} | {"sampler_steps": s.steps, "guidance": s.guidance}
     return [ours, *(peer for name in names if (peer := make_peer(name, spec)))]
+
+
+def share() -> dict[str, str]:
+    """Environment in which ours leaves a GPU's memory to others; by itself JAX takes three quarters of it at once."""
+    return {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.4"} if machine.gpus() else {}
 
 
 def at_once(task: str, made: Experiment) -> int:

@@ -107,6 +107,14 @@ def test_peers_need_their_packages_and_a_token(monkeypatch, capfd):
     assert [c.name for c in commands.contestants("train", made, "", [], "torch")] == [contest.OURS]
 
 
+def test_on_a_gpu_ours_leaves_memory_to_its_peers(monkeypatch):
+    monkeypatch.setattr(commands.machine, "gpus", lambda: ["one"])
+    made = commands.experiment("configs/cifar10.py:report", [])
+    alone, beside = (commands.contestants("train", made, "", [], peers)[0].env for peers in ("", "torch"))
+    assert alone == {}
+    assert beside == {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.4"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("module", ["train", "sample"])
 def test_the_whole_command(module, tmp_path):
