@@ -87,6 +87,9 @@ def test_a_runs_files(tmp_path, monkeypatch, capfd):
     assert "accuracy 0.25" in made["readme"]["result"]
     assert "`fd_classifier` 3.25 (real images 0.5); n = 100, ddim 7 steps, guidance 1.5" in made["readme"]["result"]
     assert made["readme"]["size"] == "4 x 8"
+    assert made["readme"]["time"] == f"{made['training_seconds']:.0f} s of training"
+    told = made | {"wall_seconds": 7200.0, "recipe": "cifar10.py:best"}
+    assert results.readme_row(told) == results.readme_row(told) | {"time": "120 min", "run": "`cifar10.py:best`"}
     samples = np.load(run / "samples" / "samples.npz")
     tiles = np.asarray(Image.open(tmp_path / "mine" / "samples.png"))
     assert tiles.shape == (8, 6 * 8, 3)
