@@ -122,7 +122,9 @@ def compare(
 def units_for(process: Process, seconds: float) -> int:
     """How many units take about so many seconds, after a warm-up; a multiple of what it does at once."""
     at_once = process.contestant.multiple
-    process.run(at_once)
+    took = process.run(at_once)["seconds"]
+    if took >= seconds:  # long enough to have been a warm-up of itself
+        return at_once
     took = process.run(at_once)["seconds"]
     return at_once * max(1, round(seconds / took))
 
