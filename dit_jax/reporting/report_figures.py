@@ -228,7 +228,7 @@ def noise_section(row: Row | None, how: str) -> Html:
     about = first if isinstance(first, dict) else {}
     curve = Curve("loss", edges.ravel(), np.repeat(values, 2), "s0", "bold step")
     told = (
-        f"Mean squared error{of_what(about)} by timestep, least noise at the left, without weights or guidance: step "
+        f"Mean squared error{of_what(about)}, by timestep, least noise at the left, without weights or guidance: step "
         f"{shown('', row.get('step'))}, {shown('n', about.get('images', about.get('n')))} images of the "
         f"{about.get('split', 'unknown')} split, seed {shown('', about.get('seed'))}."
     )
@@ -242,9 +242,7 @@ def noise_section(row: Row | None, how: str) -> Html:
 
 def of_what(about: Row) -> str:
     """What the network predicts, if the row says so."""
-    return (
-        f" of the {about['prediction']} that the network predicts" if isinstance(about.get("prediction"), str) else ""
-    )
+    return f" of the predicted {about['prediction']}" if isinstance(about.get("prediction"), str) else ""
 
 
 def bits_line(row: Row) -> str:

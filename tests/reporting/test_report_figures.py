@@ -159,7 +159,7 @@ def test_the_bound_in_its_parts():
     made = noise_section(row, HOW)
     assert tables(made) == [[["t", "loss"], ["0 to 1", "0.5"]]]
     assert "64 images" in made
-    assert "of the eps that" in made
+    assert "of the predicted eps, by timestep" in made
     assert "3.75 bits per dimension on the same images: prior 0.25 + vlb 3 + decoder 0.5, standard error 0.125" in made
 
 
