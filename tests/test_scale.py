@@ -19,19 +19,19 @@ OPTIMIZERS = {
     "sgd": lambda: optax.chain(clip_by_norm(CLIP), optax.sgd(0.5)),
     "adamw": lambda: optax.chain(clip_by_norm(CLIP), optax.adamw(1e-3)),
 }
-QUICK = [(8, "sgd", True), (2, "adamw", True), (8, "adamw", False)]
+QUICK = [(8, "sgd", True), (2, "adamw", True)]
 ALL = [(n, name, shard) for n in (1, 2, 4, 8) for name in OPTIMIZERS for shard in (False, True)]
 
 
-def fifty_steps(devices, optimizer, **more):
-    """(the loss of step 50, the largest gradient norm of a first step, the state) of the tiny DiT."""
+def steps(devices, optimizer, count=50, **more):
+    """(the loss of step `count`, the gradient's norm at the first, the state) of the tiny DiT."""
     with pytest.MonkeyPatch.context() as patch:
         tiny.install(patch)
         tiny.on_devices(patch, devices)
         settings = dict(model__depth=2, model__conditioning="adaln_zero", train__steps_per_call=50) | more
         call, state, *data = tiny.start(tiny.experiment(**settings), OPTIMIZERS[optimizer]())
     state, first, _ = call(state, zero_sums(), *data, np.int32(1))
-    state, _, _ = call(state, zero_sums(), *data, np.int32(48))
+    state, _, _ = call(state, zero_sums(), *data, np.int32(count - 2))
     state, last, _ = call(state, zero_sums(), *data, np.int32(1))
     return float(last["loss"]), float(first["grad_norm"]), jax.device_get(state)
 
@@ -40,7 +40,7 @@ def fifty_steps(devices, optimizer, **more):
 def reference():
     """Runs on one device, the state whole: by the optimizer's name."""
     made = {}
-    return lambda name: made.setdefault(name, fifty_steps(1, name))
+    return lambda name: made.setdefault(name, steps(1, name))
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def reference():
     [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in ALL],
 )
 def test_fifty_steps_are_the_same(devices, optimizer, shard, reference):
-    loss, norm, state = fifty_steps(devices, optimizer, train__shard_params=shard)
+    loss, norm, state = steps(devices, optimizer, train__shard_params=shard)
     expected_loss, expected_norm, expected = reference(optimizer)
     assert expected_norm > CLIP  # else clipping would not show
     assert abs(loss - expected_loss) < 1e-5 * expected_loss
@@ -59,22 +59,23 @@ def test_fifty_steps_are_the_same(devices, optimizer, shard, reference):
         )
 
 
-def test_microbatches_with_shares_bfloat16_and_remat(reference):
-    both = dict(model__dtype="bfloat16", model__remat=True)
-    whole, _, _ = fifty_steps(1, "sgd", **both)
-    parts, _, _ = fifty_steps(2, "sgd", train__shard_params=True, train__microbatches=4, **both)
-    assert parts == pytest.approx(whole, rel=1e-2)  # bfloat16 rounds to 0.4%
-    assert whole == pytest.approx(reference("sgd")[0], rel=3e-2)
+def test_microbatches_with_shares_bfloat16_and_remat():
+    """Beside one device, whole and in float32: apart by no more than bfloat16 rounds (0.4% a number)."""
+    loss, norm, _ = steps(1, "sgd", 3)
+    both = dict(model__dtype="bfloat16", model__remat=True, train__shard_params=True, train__microbatches=4)
+    loss_of_parts, norm_of_parts, _ = steps(2, "sgd", 3, **both)
+    assert loss_of_parts == pytest.approx(loss, rel=1e-2)
+    assert norm_of_parts == pytest.approx(norm, rel=2e-2)
 
 
 def test_memory_falls_with_the_devices():
-    """Twelve blocks, one token an image: nearly all of the memory is the network's."""
+    """Six blocks, one token an image: nearly all of the memory is the network's."""
     memory = {}
     for devices in (1, 8):
         with pytest.MonkeyPatch.context() as patch:
             tiny.install(patch)
             tiny.on_devices(patch, devices)
-            settings = dict(model__depth=12, model__width=128, model__patch_size=8, model__conditioning="adaln_zero")
+            settings = dict(model__depth=6, model__width=128, model__patch_size=8, model__conditioning="adaln_zero")
             experiment = tiny.experiment(train__shard_params=True, train__batch_size=devices, **settings)
             state = experiment.abstract_state()
             call, image = experiment.train_call(), jax.ShapeDtypeStruct((40, 8, 8, 3), np.uint8)
@@ -91,31 +92,29 @@ def test_memory_falls_with_the_devices():
 
 def test_a_split_run_is_watched_saved_resumed_whole_and_loaded(tmp_path, monkeypatch):
     tiny.install(monkeypatch)
-    settings = dict(train__sample_every=2, model__depth=2)
     for folder, devices, shard in (("whole", 1, False), ("split", 8, True)):
         tiny.on_devices(monkeypatch, devices)
-        jobs.train(tiny.config(train__steps=4, train__shard_params=shard, **settings), tmp_path / folder, None)
-    states = [restored(tmp_path / folder, monkeypatch, 8, shard) for folder in ("whole", "split") for shard in (0, 1)]
-    kernel = states[3].opt_state[1][0].mu["params"]["block_1"]["mlp"]["Dense_0"]["kernel"]
+        settings = dict(train__steps=2, train__shard_params=shard, train__sample_every=2 * shard)
+        jobs.train(tiny.config(**settings), tmp_path / folder, None)
+    states = [restored(tmp_path / folder, monkeypatch, shard) for folder in ("whole", "split") for shard in (0, 1)]
+    kernel = states[3].opt_state[1][0].mu["params"]["block_0"]["mlp"]["Dense_0"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 64)
     for a, b in ((0, 1), (2, 3)):  # one checkpoint, read whole and split
         jax.tree.map(np.testing.assert_array_equal, states[a], states[b])
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)  # noqa: E731
     jax.tree.map(close, states[1].ema_params, states[2].ema_params)
-    # It goes on whole, on another number of devices, and split again.
-    for devices, shard, steps in ((2, False, 6), (4, True, 8)):
-        tiny.on_devices(monkeypatch, devices)
-        jobs.train(tiny.config(train__steps=steps, train__shard_params=shard, **settings), tmp_path / "split", None)
-    run = load(tmp_path / "split")
-    assert run.step == 8
+    tiny.on_devices(monkeypatch, 2)  # it goes on whole, on other devices
+    jobs.train(tiny.config(train__steps=4), tmp_path / "split", None)
+    run = load(tmp_path / "split", tiny.config(train__shard_params=True))
+    assert run.step == 4
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(run.ema_params))
     assert run.sample(run.ema_params, jax.random.key(0), [0, 1, 2]).shape == (3, 8, 8, 3)
 
 
-def restored(workdir, monkeypatch, devices, shard):
-    """The state of a workdir as training would read it."""
-    tiny.on_devices(monkeypatch, devices)
-    experiment = tiny.experiment(train__steps=4, train__shard_params=bool(shard), model__depth=2)
+def restored(workdir, monkeypatch, shard):
+    """The state of a workdir as training on eight devices would read it."""
+    tiny.on_devices(monkeypatch, 8)
+    experiment = tiny.experiment(train__shard_params=bool(shard))
     with Checkpointer(workdir, 3, read_only=True) as checkpointer:
         state = checkpointer.restore(experiment.abstract_state())
     assert jnp.isfinite(state.params["params"]["final"]["kernel"]).all()

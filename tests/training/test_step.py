@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from dit_jax.data.datasets import Split
+from dit_jax.training.step import zero_sums
 from tests.training.toy import Trainer, apply
 
 
@@ -25,6 +26,15 @@ def single():
 @pytest.mark.parametrize("devices", [2, 4, 8])
 def test_any_number_of_devices_takes_the_same_steps(devices, single):
     assert close(Trainer(optax.sgd(0.05), devices).run(4, 3), single)
+
+
+def test_fifty_steps_of_adamw_on_eight_devices():
+    """Its division by the gradient's size makes much of small differences."""
+    one, eight = (Trainer(optax.adamw(0.01), devices, steps_per_call=50).run(49) for devices in (1, 8))
+    for trainer in (one, eight):
+        trainer.sums = jax.device_put(zero_sums(), trainer.sums["loss"].sharding)
+        trainer.run(1)
+    assert float(eight.sums["loss"]) == pytest.approx(float(one.sums["loss"]), rel=1e-5)
 
 
 def test_a_gradient_too_large_by_a_factor_would_show(single):
