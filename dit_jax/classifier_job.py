@@ -21,6 +21,7 @@ from dit_jax.evaluation.features import Extractor, classifier_features
 from dit_jax.experiment import Experiment, read_resolved
 from dit_jax.files import replacing
 from dit_jax.models.classifier import Classifier, ClassifierOutput
+from dit_jax.together import is_first
 from dit_jax.training import classifier as training
 from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.state import Params
@@ -97,8 +98,9 @@ def report_accuracy(experiment: ClassifierExperiment, workdir: Path) -> None:
     summary = summarize(extractor.extract, [test.images], len(test.images), test.labels)
     result = {"accuracy": accuracy(summary), "n": summary.count, "data": config.data.name, "split": "test"}
     result |= {"step": step, "features_sha256": extractor.sha256}
-    with replacing(workdir / "classifier" / "accuracy.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
+    if is_first():
+        with replacing(workdir / "classifier" / "accuracy.json") as temporary:
+            temporary.write_text(json.dumps(result, indent=2) + "\n")
     logger.info("classifier: %.2f%% of %d clean test images are right", 100 * result["accuracy"], summary.count)
 
 

@@ -18,6 +18,7 @@ from dit_jax.errors import UserError
 from dit_jax.files import replacing
 
 CONFIG_JSON = "config.json"
+MAIN_FLAGS = ("config", "workdir", "mode", "out", "images", "coordinator", "num_processes", "process_id", "cluster")
 # Keys that a resumed run may change: they end it earlier or later, watch it, or say where things are.
 FREE_KEYS = ("train.steps", "train.log_every", "train.sample_every", "train.checkpoint_every", "train.keep_checkpoints",
              "train.steps_per_call", "train.max_seconds", "train.max_bad_steps",
@@ -177,9 +178,7 @@ def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> list[str]
         argument = rest.pop(0)
         name = argument.lstrip("-")
         if not argument.startswith("-") or not name.startswith("config."):
-            known = ", ".join(
-                f"--{flag}" for flag in ("config", "workdir", "mode", "out", "images", "config.KEY=VALUE")
-            )
+            known = ", ".join(f"--{flag}" for flag in (*MAIN_FLAGS, "config.KEY=VALUE"))
             raise UserError(f"{argument} is not an argument of main.py; it takes {known}")
         if "=" not in name and rest and not rest[0].startswith("--"):
             name += f"={rest.pop(0)}"  # `--config.a.b value`

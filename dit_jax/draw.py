@@ -20,6 +20,7 @@ from dit_jax.files import replacing
 from dit_jax.reporting.denoising import animation, frames_of, save_gif, strip
 from dit_jax.reporting.images import label_grid, save_png, to_uint8
 from dit_jax.reporting.progress import Progress
+from dit_jax.together import is_first, whole
 from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir, make_folder
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ def sample(config: ConfigDict, workdir: Path, out: Path | None) -> None:
     require(not out.exists() or out.is_dir(), "--out", out, "it is a file; name a folder")
     given = read_given(config, experiments.Experiment(config))
     run = experiments.load(workdir, config)
-    make_folder(out, "--out")
+    if is_first():
+        make_folder(out, "--out")
     arrays: dict[str, np.ndarray] = {}
     if config.sample.task == "invert":
         arrays["noise"] = invert(run, *given)
@@ -55,11 +57,12 @@ def sample(config: ConfigDict, workdir: Path, out: Path | None) -> None:
         task = TASKS[config.sample.task](run, *given)
     batch_size, seed = config.sample.batch_size, config.sample.seed
     images = draw_all(run, task.labels, batch_size, seed, task.sample, task.inputs)
-    with replacing(out / "samples.npz") as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, images=images, labels=task.labels, **arrays)
-    names = run.experiment.info.class_names
-    about = settings_of(run) | {"n": len(images), "images_sha256": hashlib.sha256(images.tobytes()).hexdigest()}
-    save_png(out / "grid.png", label_grid(images, task.labels, names, task.columns), about)
+    if is_first():
+        with replacing(out / "samples.npz") as temporary, temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, images=images, labels=task.labels, **arrays)
+        names = run.experiment.info.class_names
+        about = settings_of(run) | {"n": len(images), "images_sha256": hashlib.sha256(images.tobytes()).hexdigest()}
+        save_png(out / "grid.png", label_grid(images, task.labels, names, task.columns), about)
     if config.sample.task == "invert":
         logger.info("inverted and drawn again: PSNR %.1f dB over %d images", psnr(images, given[0]), len(images))
     if config.sample.task == "generate" and config.sample.denoising:
@@ -138,7 +141,7 @@ def invert(run: experiments.Run, images: np.ndarray, labels: np.ndarray) -> np.n
     experiment, c = run.experiment, run.experiment.config.sample
     plan = editing.ddim_inverse(experiment.schedule, experiment.timesteps())
     to_noise = experiments.make_sample(experiment, plan, tasks.from_noise)
-    return draw_all(run, labels, c.batch_size, c.seed, to_noise, (to_float(images),), np.asarray)
+    return draw_all(run, labels, c.batch_size, c.seed, to_noise, (to_float(images),), lambda noise: noise)
 
 
 def psnr(images: np.ndarray, reference: np.ndarray) -> float:
@@ -159,7 +162,9 @@ def picture_denoising(run: experiments.Run, labels: np.ndarray, out: Path, about
     watched = frames_of(np.flatnonzero(plan.keep))
     c = run.experiment.config.sample
     watch = run.task(tasks.denoising(watched))
-    seen = np.asarray(watch(run.ema_params, jax.random.key(c.seed), labels[:count]))
+    seen = whole(watch(run.ema_params, jax.random.key(c.seed), labels[:count]))
+    if not is_first():
+        return
     x_t, x_0 = to_uint8(seen[:, 0]), to_uint8(seen[:, 1])
     t = [*(int(step) for step in plan.t[watched]), -1]
     names = [run.experiment.info.class_names[i] for i in labels[:count]]
@@ -186,7 +191,7 @@ def draw_all(
     with Progress(n, "image") as progress:
         for first in range(0, n, batch_size):
             batch, *rest = (fill(x[first : first + batch_size]) for x in (labels, *inputs))
-            drawn = convert(np.asarray((sample or run.sample)(run.ema_params, key, batch, first, rest)))
+            drawn = convert(whole((sample or run.sample)(run.ema_params, key, batch, first, rest)))
             images = np.empty((n, *drawn.shape[1:]), drawn.dtype) if images is None else images
             images[first : first + batch_size] = drawn[: n - first]
             progress.update(min(first + batch_size, n))

@@ -1,8 +1,25 @@
-"""The one exception that is the user's to mend."""
+"""Errors that a user can mend: told in one line on stderr, without a traceback, with exit code 2."""
+
+import errno
+import signal
+
+from absl import flags
+
+# Full disks, folders that may not be written, names that are too long: all else is a bug and keeps its traceback.
+USERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 
 
 class UserError(ValueError):
-    """A bad value from the user: one line with what is wrong, the value, and the fix.
+    """A bad value from the user: one line with what is wrong, the value, and the fix."""
 
-    `main.py` prints it behind `error:` and exits with 2; every other exception is a bug and keeps its traceback.
-    """
+
+def explain(error: BaseException) -> tuple[int, str | None]:
+    """(exit code, line for stderr) of what ended a process; no line for a bug."""
+    if isinstance(error, (UserError, flags.Error)):
+        return 2, f"error: {' '.join(str(error).split())}"
+    if isinstance(error, OSError) and error.errno in USERS_ERRNO:
+        place = f": {error.filename}" if error.filename else ""
+        return 2, f"error: {error.strerror}{place}; make room, or name another folder"
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT, "interrupted"
+    return 1, None

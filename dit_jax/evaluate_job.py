@@ -25,6 +25,7 @@ from dit_jax.experiment import Experiment
 from dit_jax.files import replacing
 from dit_jax.reporting.images import to_uint8
 from dit_jax.reporting.progress import Progress
+from dit_jax.together import all_true, first_before_others, is_first, whole
 from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path |
     extractor = load_features(config, workdir, experiment)
     source = from_elsewhere(images, experiment) if images else from_run(config, workdir)
     samples = sum_up(extractor, source.images, "image")
-    train, test = (datasets.load(config.data.name, config.data.data_dir, split) for split in ("train", "test"))
+    with first_before_others():
+        train, test = (datasets.load(config.data.name, config.data.data_dir, split) for split in ("train", "test"))
     reference = sum_up(extractor, Images.of(*train), "training image")
     as_many = slice(samples.count)
     real = sum_up(extractor, Images.of(test.images[as_many], test.labels[as_many]), "test image")
@@ -67,8 +69,9 @@ def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path |
     result |= {"data": config.data.name, "reference_split": "train", "reference_n": reference.count, "warning": warning}
     floor = scores(extractor.name, reference, real, names) | {"split": "test", "n": real.count}
     result |= {"floor": floor, "seconds": round(time.perf_counter() - start, 1)}
-    keep(result, workdir, "evaluation_images.json" if images else "evaluation.json")
-    print(table(result))
+    if is_first():
+        keep(result, workdir, "evaluation_images.json" if images else "evaluation.json")
+        print(table(result))
 
 
 def load_features(config: ConfigDict, workdir: Path, experiment: Experiment) -> Extractor:
@@ -126,17 +129,19 @@ def drawn(run: experiments.Run, n: int, batch_size: int, seed: int, folder: Path
     for first in range(0, n, size):
         count, path = min(size, n - first), folder / f"{first:08d}.npy"
         images = read_chunk(path, count, run.experiment.info.image_shape)
-        if images is None:
+        if not all_true(images is not None):
             images = np.concatenate([draw(run, i, batch_size, seed) for i in range(first, first + count, batch_size)])
-            with replacing(path) as temporary, temporary.open("wb") as file:
-                np.save(file, images)
+            if is_first():
+                with replacing(path) as temporary, temporary.open("wb") as file:
+                    np.save(file, images)
+        assert images is not None
         yield images[:count]
 
 
 def draw(run: experiments.Run, first: int, batch_size: int, seed: int) -> np.ndarray:
     """Images number `first` and on, uint8 [batch_size, H, W, C]."""
     labels = np.arange(first, first + batch_size) % len(run.experiment.info.class_names)
-    return to_uint8(np.asarray(run.sample(run.ema_params, jax.random.key(seed), labels, first)))
+    return to_uint8(whole(run.sample(run.ema_params, jax.random.key(seed), labels, first)))
 
 
 def read_chunk(path: Path, count: int, shape: tuple[int, int, int]) -> np.ndarray | None:

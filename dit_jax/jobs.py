@@ -23,6 +23,7 @@ from dit_jax.reporting.plots import plot_loss
 from dit_jax.reporting.progress import Progress
 from dit_jax.reporting.writer import MetricWriter, create_writer
 from dit_jax.stop import Stop
+from dit_jax.together import first_before_others, is_first, whole
 from dit_jax.training import loop
 from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.state import TrainState
@@ -51,10 +52,12 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
     check_workdir(workdir, config, free)
     batch_size = config.train.batch_size
     experiment.check_devices()
-    records = datasets.open_split(config.data.name, config.data.data_dir, "train")
+    with first_before_others():  # it may be made first
+        records = datasets.open_split(config.data.name, config.data.data_dir, "train")
     with contextlib.ExitStack() as stack:
         feed = stack.enter_context(contextlib.closing(experiment.feed(records)))
-        make_folder(workdir, "--workdir")
+        if is_first():
+            make_folder(workdir, "--workdir")
         stop = stack.enter_context(Stop(config.train.max_seconds))
         stack.enter_context(only_trainer(workdir))
         check_workdir(workdir, config, free)  # again: only now nobody else can write there
@@ -65,8 +68,9 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
             finished(workdir, step, section)
             return 0
         warn_of_new_decay(workdir, config, step, section)
-        configs.write(config, workdir)
-        environment.record(workdir, step)
+        if is_first():
+            configs.write(config, workdir)
+            environment.record(workdir, step)
         logger.info("%s %s at step %d of %d", "resuming" if step else "starting", workdir, step, config.train.steps)
         writer = stack.enter_context(contextlib.closing(create_writer(workdir, resume_step=step)))
         state = experiment.init_state() if state is None else state
@@ -80,7 +84,8 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
     if step < config.train.steps:
         logger.info("saved step %d of %d in %s; the same command goes on", step, config.train.steps, workdir)
         return stop.code
-    plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
+    if is_first():
+        plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
     logger.info("trained %d steps; the checkpoint and loss.png are in %s", config.train.steps, workdir)
     return 0
 
@@ -88,7 +93,7 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
 def finished(workdir: Path, step: int, section: str) -> None:
     """Says that there is nothing left to train; `section` of the config has the number of steps."""
     logger.info("%s has all of its %d steps; set --config.%s.steps higher to go on", workdir, step, section)
-    if not (workdir / "loss.png").exists():  # the run was killed between its last save and this picture
+    if is_first() and not (workdir / "loss.png").exists():  # the run was killed between its last save and this picture
         plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
 
 
@@ -148,5 +153,5 @@ def watch_samples(
     """Writes a small grid of the EMA weights' samples to TensorBoard; the same noise every time."""
     names = experiment.info.class_names
     labels = np.repeat(np.arange(min(len(names), WATCH_CLASSES)), WATCH_PER_CLASS)
-    images = to_uint8(np.asarray(sample(state.ema_params, jax.random.key(experiment.config.sample.seed), labels)))
+    images = to_uint8(whole(sample(state.ema_params, jax.random.key(experiment.config.sample.seed), labels)))
     writer.write_images(step, {"samples": label_grid(images, labels, names)[None]})

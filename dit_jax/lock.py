@@ -1,16 +1,19 @@
-"""One trainer a workdir: a lock that ends with its process, however that ends."""
+"""One trainer a workdir: a lock that ends with its process, however that ends. Of several, the first holds it."""
 
 import contextlib
 import fcntl
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from dit_jax import together
 from dit_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
+PATIENCE = 60  # seconds; network file systems show new files late
 
 
 @contextlib.contextmanager
@@ -19,21 +22,41 @@ def only_trainer(workdir: Path) -> Iterator[None]:
 
     Where the file system has no locks, says so and goes on.
 
+    Of several processes the others wait for it, and for its file to be seen by them.
+
     Raises:
-      UserError: another process holds it.
+      UserError: another process holds it, or the workdir is not one folder for all processes.
     """
     path = workdir / ".lock"
+    if not together.is_first():
+        together.sync()
+        _see(path)
+        yield
+        return
     try:
         file = _open_locked(path)
     except BlockingIOError:
         raise UserError(
             f"--workdir={workdir}: another training run has it ({_holder(path)}); stop that one, or use another workdir"
         ) from None
+    together.sync()
     try:
         yield
     finally:
         path.unlink(missing_ok=True)  # while it is still held: who opened it before sees that it is gone
         os.close(file)
+
+
+def _see(path: Path) -> None:
+    """Waits until the first process's file is there; UserError if it never is."""
+    deadline = time.monotonic() + PATIENCE
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"--workdir={path.parent}: on {socket.gethostname()} it is not the folder that the first process made; "
+                "name one on a file system that all machines share"
+            )
+        time.sleep(0.1)
 
 
 def _open_locked(path: Path) -> int:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Self
 
+from dit_jax import together
+
 logger = logging.getLogger(__name__)
 OUT_OF_TIME = 75  # EX_TEMPFAIL of sysexits.h: "try again", as the run is not over
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -21,14 +23,15 @@ class Stop:
     second Ctrl-C ends the process at once, even while the main thread waits for the devices: the byte that Python's own
     handler writes for each signal is read by a thread.
 
-    With several processes, a signal may reach one alone: there `__call__` is the place to agree, by a maximum of
-    `code` over the processes, before any of them leaves the loop.
+    With several processes, a signal may reach one alone: `__call__` gives all of them the same answer, one call later,
+    and `code` is then the greatest of theirs.
     """
 
     def __init__(self, max_seconds: float = 0.0, clock: Callable[[], float] = time.monotonic):
         """The time counts from here; `max_seconds` 0 is no limit."""
         self.code, self._max_seconds, self._clock, self._start = 0, max_seconds, clock, clock()
         self._before: dict[int, Any] = {}
+        self._agree = together.Agreement()
 
     def __enter__(self) -> Self:
         return self
@@ -59,7 +62,11 @@ class Stop:
         if not self.code and 0 < self._max_seconds <= self._clock() - self._start:
             self.code = OUT_OF_TIME
             logger.info("train.max_seconds=%g are over: saving", self._max_seconds)
-        return bool(self.code)
+        agreed = self._agree(self.code)
+        if agreed and not self.code:
+            logger.info("another process was asked to end: saving")
+        self.code = agreed or self.code
+        return bool(agreed)
 
     def _watch(self) -> None:
         while byte := os.read(self._read, 1):

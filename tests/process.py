@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,12 +18,34 @@ SMALL = ["model.patch_size=8", "model.width=16", "model.depth=1", "model.num_hea
          "model.class_table_width=8", "train.steps_per_call=2", "train.sample_every=0"]  # fmt: skip
 
 
-def start(data_dir, workdir, cache, *settings, **options):
+def start(data_dir, workdir, cache, *settings, flags=(), environ=None, **options):
     """A training process; `cache` is its folder of compiled programs."""
-    flags = [f"--config.{setting}" for setting in (*SMALL, f"data.data_dir={data_dir}", *settings)]
-    command = [sys.executable, "main.py", "--config", "configs/shapes.py", "--workdir", str(workdir), *flags]
+    settings = [f"--config.{setting}" for setting in (*SMALL, f"data.data_dir={data_dir}", *settings)]
+    command = [sys.executable, "main.py", "--config", "configs/shapes.py", "--workdir", str(workdir), *settings, *flags]
     cached = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": str(cache)}
-    return subprocess.Popen(command, env=os.environ | cached, stderr=subprocess.PIPE, text=True, **options)
+    environ = os.environ | cached | (environ or {})
+    return subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True, **options)
+
+
+def start_pair(*arguments, slurm=False, flags=(), first=None):
+    """Two processes of two devices each that are one run, found by flags or as two tasks of Slurm's.
+
+    `first` are options of the first process alone.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pair = []
+    for i in range(2):
+        environ, more = {"JAX_NUM_CPU_DEVICES": "2"}, []
+        if slurm:
+            environ |= {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2"}
+            environ |= {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i), "JAX_COORDINATOR_PORT": str(port)}
+        else:
+            more = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}"]
+        options = {"stdout": subprocess.DEVNULL} | (first or {} if i == 0 else {})  # C++ tells there who met whom
+        pair.append(start(*arguments, flags=[*more, *flags], environ=environ, **options))
+    return pair
 
 
 def finish(process):

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from dit_jax.evaluation.inception_weights import SHA256, load_inception
 from dit_jax.models.inception import Inception
+from dit_jax.together import whole
 
 BATCH = 64  # images at a time, rounded up to fill the devices: Inception takes 5 MB of activations for each
 
@@ -43,7 +44,7 @@ def make_extract(network: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]
         for first in range(0, len(images), size):
             batch = images[first : first + size]
             filled = np.pad(batch, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))
-            parts.append([np.asarray(part)[: len(batch)] for part in call(weights, filled)])
+            parts.append([whole(part)[: len(batch)] for part in call(weights, filled)])
         features, logits = (np.concatenate(column) for column in zip(*parts, strict=True))
         return features, logits
 
@@ -78,7 +79,7 @@ def weights_hash(params: Any) -> str:
     """SHA-256 of a tree of arrays: names, shapes, dtypes and bytes, in the tree's order."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = np.asarray(leaf)
+        array = whole(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

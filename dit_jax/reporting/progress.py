@@ -1,12 +1,13 @@
 """The one living line of a long job: how far, the loss, how fast, how long still."""
 
 import shutil
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TextIO
+
+from dit_jax.together import screen
 
 TERMINAL_SECONDS = 0.1  # between two redraws of the line on a terminal
 LOG_SECONDS = 10.0  # between two lines in a log file or a pipe
@@ -25,7 +26,7 @@ class Progress:
         unit: What is counted, as written before the numbers.
         initial: Units that were done before, by an earlier process; they count as progress and not as speed.
         images_per_unit: Images in one unit (a training step: the global batch size), for the images per second.
-        stream: Where to write; standard error if None.
+        stream: Where to write; if None, standard error of the first process.
         clock: Returns seconds; tests pass their own.
     """
 
@@ -39,7 +40,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._total, self._unit, self._images_per_unit = total, unit, images_per_unit
-        self._stream = sys.stderr if stream is None else stream
+        self._stream = screen() if stream is None else stream
         self._clock = clock
         self._done, self._loss = initial, None
         self._window: deque[tuple[float, int]] = deque()  # (time, done), oldest first

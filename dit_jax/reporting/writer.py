@@ -12,6 +12,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from dit_jax.errors import UserError
 from dit_jax.reporting.jsonl import JsonlWriter, drop_rows_after
+from dit_jax.together import is_first
 
 
 def create_writer(workdir: Path, resume_step: int = 0) -> MetricWriter:
@@ -20,11 +21,13 @@ def create_writer(workdir: Path, resume_step: int = 0) -> MetricWriter:
     What a killed run wrote beyond `resume_step` is dropped from metrics.jsonl and hidden in TensorBoard. Scalars are in
     metrics.jsonl when `write_scalars` returns. TensorBoard's file is written by a thread; what goes wrong there is
     raised by the next write, `flush` or `close` as `clu.asynclib.AsyncError`. Close the writer when done, for instance
-    by `with contextlib.closing(create_writer(workdir)) as writer`.
+    by `with contextlib.closing(create_writer(workdir)) as writer`. Of several processes, only the first one's writes.
 
     Raises:
         UserError: `workdir` cannot be a folder, because a file has that name or is on the way to it.
     """
+    if not is_first():
+        return MultiWriter([])
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:

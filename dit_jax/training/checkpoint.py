@@ -10,13 +10,15 @@ import logging
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import orbax.checkpoint as ocp
 
+from dit_jax import together
 from dit_jax.errors import UserError
 from dit_jax.training import checksums
 from dit_jax.training.state import TrainState
@@ -31,6 +33,7 @@ class Checkpointer:
     def __init__(self, workdir: Path, keep: int, read_only: bool = False):
         """`keep` newest checkpoints stay. `read_only` neither creates nor cleans anything."""
         self.folder, self._read_only, self._newest = workdir.absolute() / "checkpoints", read_only, -1
+        self._failed = False
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             cleanup_tmp_directories=not read_only,
@@ -38,7 +41,10 @@ class Checkpointer:
             read_only=read_only,
             # Directories made in the background are waited for by the same clock, with a limit that cannot be set.
             async_options=ocp.AsyncOptions(
-                timeout_secs=TIMEOUT, post_finalization_callback=self._sign, create_directories_asynchronously=False
+                timeout_secs=TIMEOUT,
+                post_finalization_callback=self._sign,
+                create_directories_asynchronously=False,
+                barrier_sync_fn=self._meet,
             ),
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -71,14 +77,29 @@ class Checkpointer:
 
     def check(self) -> None:
         """Raises what went wrong in the background, without waiting for what is still under way."""
-        if not self._manager.is_saving_in_progress():
+        if self._failed or not self._manager.is_saving_in_progress():
             with self._writing():
                 self._manager.wait_until_finished()
 
     def _sign(self) -> None:
-        """Writes the sums of a checkpoint that is complete but for its name; Orbax calls it, in the background."""
+        """Writes the sums of a checkpoint that is complete but for its name.
+
+        Orbax calls it in the background, in the first process alone, when all have written.
+        """
         (unnamed,) = self.folder.glob(f"{self._newest}.orbax-checkpoint-tmp*")
         checksums.write(Path(unnamed))
+
+    def _meet(self, *, key: str, timeout_ms: int) -> None:
+        """Waits for Orbax's background threads of the other processes, but not after a failure: that is to be told.
+
+        Raises:
+          BaseException: what this thread has failed with.
+        """
+        error = sys.exception()
+        if error is not None and together.several():
+            self._failed = True
+            raise error
+        together.meet(key, timeout_ms)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -104,19 +125,20 @@ class Checkpointer:
           UserError: checkpoints are there, and not one of them can be read.
         """
         damaged, reason = [], ""
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in together.from_first(sorted(self._manager.all_steps(), reverse=True)):
+            items, reason_here = None, ""
             try:
-                checksums.check(self.folder / str(step))
-                items = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
+                items = self._read(step, like)
             except PermissionError:
                 raise
             except Exception as error:  # Damaged; what Orbax raises of its own files: ValueError, KeyError, Exception
-                damaged.append(step)
-                reason = str(error).strip().split("\n")[0][:200]
-                logger.warning("checkpoint %s cannot be read and is passed over: %s", self.folder / str(step), reason)
-            else:
+                reason_here = str(error).strip().split("\n")[0][:200] or type(error).__name__
+            if together.all_true(items is not None):
                 self._set_aside(damaged)
-                return items["state"]
+                return cast(Any, items)["state"]
+            damaged.append(step)
+            reason = reason_here or "another process cannot read it"
+            logger.warning("checkpoint %s cannot be read and is passed over: %s", self.folder / str(step), reason)
         if damaged:
             raise UserError(
                 f"none of the checkpoints {damaged} in {self.folder} can be read ({reason}); restore one from a "
@@ -124,14 +146,27 @@ class Checkpointer:
             )
         return None
 
+    def _read(self, step: int, like: TrainState) -> Any:
+        """The items of a checkpoint; of several processes, the first one checks its sums for all."""
+        problem: Exception | None = None
+        if together.is_first():
+            try:
+                checksums.check(self.folder / str(step))
+            except Exception as error:
+                problem = error
+        if not together.all_true(problem is None):
+            raise problem or checksums.Damaged("the first process found it damaged")
+        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
+
     def _set_aside(self, steps: Iterable[int]) -> None:
         """Renames checkpoints to `<step>.damaged`: Orbax saves no step that is there, nor one before it."""
         if self._read_only:
             return
-        for step in steps:
+        for step in steps if together.is_first() else ():
             aside = self.folder / f"{step}.damaged"
             shutil.rmtree(aside, ignore_errors=True)
             (self.folder / str(step)).rename(aside)
+        together.sync()
         self._manager.reload()
 
 

@@ -51,8 +51,8 @@ def mean(tree: Any) -> Any:
 
 
 def put_replicated(array: np.ndarray, mesh: Mesh) -> jax.Array:
-    """Places a host array whole on every device."""
-    return jax.device_put(array, replicated(mesh))
+    """Places a host array whole on every device; each process has it, and fills its own devices."""
+    return jax.make_array_from_callback(array.shape, replicated(mesh), lambda index: array[index])
 
 
 def local_positions(mesh: Mesh, batch_size: int) -> np.ndarray:
