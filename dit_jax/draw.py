@@ -57,11 +57,11 @@ def sample(config: ConfigDict, workdir: Path, out: Path | None) -> None:
         task = TASKS[config.sample.task](run, *given)
     batch_size, seed = config.sample.batch_size, config.sample.seed
     images = draw_all(run, task.labels, batch_size, seed, task.sample, task.inputs)
+    about = settings_of(run) | {"n": len(images), "images_sha256": hashlib.sha256(images.tobytes()).hexdigest()}
     if is_first():
         with replacing(out / "samples.npz") as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, images=images, labels=task.labels, **arrays)
         names = run.experiment.info.class_names
-        about = settings_of(run) | {"n": len(images), "images_sha256": hashlib.sha256(images.tobytes()).hexdigest()}
         save_png(out / "grid.png", label_grid(images, task.labels, names, task.columns), about)
     if config.sample.task == "invert":
         logger.info("inverted and drawn again: PSNR %.1f dB over %d images", psnr(images, given[0]), len(images))
