@@ -190,7 +190,7 @@ class Experiment:
         fix = f"the data has {records.count} images; use fewer"
         require(t.batch_size <= records.count, f"{self.section}.batch_size", t.batch_size, fix)
         if resident == "true" or (resident == "auto" and records.nbytes <= RESIDENT_BYTES):
-            return Resident(records.load(), self.mesh)
+            return Resident(records, self.mesh)
         order_key, _ = data_keys(self.keys[1])
         return Stream(records, order_key, t.batch_size, t.steps_per_call, t.steps, self.mesh)
 

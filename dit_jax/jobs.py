@@ -19,7 +19,6 @@ from dit_jax.data.pipeline import steps_per_epoch
 from dit_jax.experiment import Experiment
 from dit_jax.lock import only_trainer
 from dit_jax.reporting.images import label_grid, to_uint8
-from dit_jax.reporting.plots import plot_loss
 from dit_jax.reporting.progress import Progress
 from dit_jax.reporting.writer import MetricWriter, create_writer
 from dit_jax.stop import Stop
@@ -79,13 +78,13 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
         hooks = make_hooks(experiment, writer, checkpointer, progress, stop, records.count)
         call = experiment.train_call(feed.streamed)
         compiled = call.lower(state, loop.zero_sums(), *feed.shapes, np.int32(1)).compile()
+        feed.ready()
         stop.listen()  # before, there is nothing to save: a signal may end the process
         step = loop.run(compiled, state, feed, pace_of(config), batch_size, hooks)
     if step < config.train.steps:
         logger.info("saved step %d of %d in %s; the same command goes on", step, config.train.steps, workdir)
         return stop.code
-    if is_first():
-        plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
+    draw_loss(workdir)
     logger.info("trained %d steps; the checkpoint and loss.png are in %s", config.train.steps, workdir)
     return 0
 
@@ -93,7 +92,15 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
 def finished(workdir: Path, step: int, section: str) -> None:
     """Says that there is nothing left to train; `section` of the config has the number of steps."""
     logger.info("%s has all of its %d steps; set --config.%s.steps higher to go on", workdir, step, section)
-    if is_first() and not (workdir / "loss.png").exists():  # the run was killed between its last save and this picture
+    if not (workdir / "loss.png").exists():  # the run was killed between its last save and this picture
+        draw_loss(workdir)
+
+
+def draw_loss(workdir: Path) -> None:
+    """Draws `loss.png`, by the first process."""
+    from dit_jax.reporting.plots import plot_loss  # here, as no start should wait for matplotlib
+
+    if is_first():
         plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
 
 

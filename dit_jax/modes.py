@@ -1,26 +1,21 @@
 """The modes of main.py by name."""
 
-from collections.abc import Callable
+import importlib
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
-from dit_jax import jobs
 from dit_jax.checks import require
-from dit_jax.classifier_job import train_classifier
-from dit_jax.draw import sample
-from dit_jax.evaluate_job import evaluate
-from dit_jax.report_job import report
 from dit_jax.together import several
 
-# name -> job of (config, workdir, out), which returns an exit code or None
-MODES: dict[str, Callable[..., Any]] = {
-    "train": jobs.train,
-    "sample": sample,
-    "train_classifier": train_classifier,
-    "evaluate": evaluate,
-    "report": report,
+# name -> (module, job of (config, workdir, out), which returns an exit code or None). Each is imported when it is run:
+# a start of training waits for neither matplotlib nor Inception.
+MODES = {
+    "train": ("dit_jax.jobs", "train"),
+    "sample": ("dit_jax.draw", "sample"),
+    "train_classifier": ("dit_jax.classifier_job", "train_classifier"),
+    "evaluate": ("dit_jax.evaluate_job", "evaluate"),
+    "report": ("dit_jax.report_job", "report"),
 }
 
 
@@ -30,8 +25,9 @@ def run(mode: str, config: ConfigDict, workdir: Path, out: Path | None, images: 
     Raises:
       UserError: `images` with another mode, a report by several processes, and what the mode itself refuses.
     """
-    if mode == "evaluate":
-        return evaluate(config, workdir, out, images) or 0
+    evaluates = mode == "evaluate"
+    require(images is None or evaluates, "--images", images, f"--mode={mode} reads none; leave --images away")
     require(mode != "report" or not several(), "--mode", mode, "it reads files: start one process (--cluster=none)")
-    require(images is None, "--images", images, f"--mode={mode} reads none; leave --images away")
-    return MODES[mode](config, workdir, out) or 0
+    module, name = MODES[mode]
+    job = getattr(importlib.import_module(module), name)
+    return job(config, workdir, out, *([images] if evaluates else [])) or 0

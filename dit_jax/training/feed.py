@@ -1,34 +1,51 @@
 """Where a training call's images and labels come from: arrays that stay on the devices, or batches read from the disk.
 
-A feed is asked `feed(step, stop)` for what the call of these steps takes; `shapes` are those arrays or their shapes.
+A feed is asked `feed(step, stop)` for what the call of these steps takes; `shapes` are the shapes of that.
 """
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from dit_jax.data.datasets import Records, Split
+from dit_jax.data.datasets import Records
 from dit_jax.data.stream import Batches, Reader
 from dit_jax.training import sharding
 
 
 class Resident:
-    """All the data, whole on every device."""
+    """All the data, whole on every device. It is read in the background from here on, while the call is compiled."""
 
     streamed = False
 
-    def __init__(self, split: Split, mesh: Mesh):
-        self.shapes: tuple[Any, ...] = tuple(sharding.put_replicated(array, mesh) for array in split)
+    def __init__(self, records: Records, mesh: Mesh):
+        self._mesh, self._wanted, self._arrays = mesh, True, ()
+        put = sharding.replicated(mesh)
+        self.shapes = (
+            jax.ShapeDtypeStruct((records.count, *records.image_shape), np.uint8, sharding=put),
+            jax.ShapeDtypeStruct((records.count,), np.int32, sharding=put),
+        )
+        self._reader = ThreadPoolExecutor(1, "data")
+        self._split = self._reader.submit(records.load, lambda: self._wanted)
+
+    def ready(self) -> None:
+        """Waits until all is read. Raises UserError if the data is damaged."""
+        self._arrays = self._arrays or tuple(
+            sharding.put_replicated(array, self._mesh) for array in self._split.result()
+        )
 
     def __call__(self, step: int, stop: int) -> tuple[Any, ...]:
         del step, stop  # the call picks by itself
-        return self.shapes
+        self.ready()
+        return self._arrays
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Ends the reading, wherever it is."""
+        self._wanted = False
+        self._reader.shutdown()
 
 
 class Stream:
@@ -59,6 +76,9 @@ class Stream:
             sharding.put_split_steps(np.stack(column), self._positions, self._shape[1], self._mesh)
             for column in zip(*read, strict=True)
         )
+
+    def ready(self) -> None:
+        """Nothing to wait for: a call waits for its own batches."""
 
     def close(self) -> None:
         """Ends the reading threads."""
