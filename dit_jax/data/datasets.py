@@ -129,7 +129,7 @@ def _open(directory: Path, facts: DatasetInfo, split: str) -> Records:
 
 def parse(record: bytes) -> tuple[bytes, int]:
     """(PNG, label) of a record. TFDS's own way to them takes three times as long."""
-    features = tf_example_pb2.Example.FromString(record).features.feature
+    features = tf_example_pb2.Example.FromString(record).features.feature  # pyright: ignore[reportAttributeAccessIssue]
     return features["image"].bytes_list.value[0], features["label"].int64_list.value[0]
 
 
