@@ -1,22 +1,33 @@
 """The modes of main.py by name."""
 
-import importlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from dit_jax.checks import require
 from dit_jax.together import several
 
-# name -> (module, job of (config, workdir, out), which returns an exit code or None). Each is imported when it is run:
-# a start of training waits for neither matplotlib nor Inception.
-MODES = {
-    "train": ("dit_jax.jobs", "train"),
-    "sample": ("dit_jax.draw", "sample"),
-    "train_classifier": ("dit_jax.classifier_job", "train_classifier"),
-    "evaluate": ("dit_jax.evaluate_job", "evaluate"),
-    "report": ("dit_jax.report_job", "report"),
-}
+MODES = ("train", "sample", "train_classifier", "evaluate", "report")
+
+
+def job_of(mode: str) -> Callable[..., Any]:
+    """The job of a mode: (config, workdir, out), and `images` of evaluate, -> an exit code or None.
+
+    Imported when it is asked for: a start of training waits neither for matplotlib nor for Inception.
+    """
+    if mode == "train":
+        from dit_jax.jobs import train as job
+    elif mode == "sample":
+        from dit_jax.draw import sample as job
+    elif mode == "train_classifier":
+        from dit_jax.classifier_job import train_classifier as job
+    elif mode == "evaluate":
+        from dit_jax.evaluate_job import evaluate as job
+    else:
+        from dit_jax.report_job import report as job
+    return job
 
 
 def run(mode: str, config: ConfigDict, workdir: Path, out: Path | None, images: Path | None) -> int:
@@ -28,6 +39,4 @@ def run(mode: str, config: ConfigDict, workdir: Path, out: Path | None, images: 
     evaluates = mode == "evaluate"
     require(images is None or evaluates, "--images", images, f"--mode={mode} reads none; leave --images away")
     require(mode != "report" or not several(), "--mode", mode, "it reads files: start one process (--cluster=none)")
-    module, name = MODES[mode]
-    job = getattr(importlib.import_module(module), name)
-    return job(config, workdir, out, *([images] if evaluates else [])) or 0
+    return job_of(mode)(config, workdir, out, *([images] if evaluates else [])) or 0
