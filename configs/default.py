@@ -73,6 +73,8 @@ def get_config() -> ConfigDict:
     config.train.sample_every = 5_000  # steps between sample grids in TensorBoard; 0 is never
 
     config.sample = ConfigDict()
+    config.sample.checkpoint = "newest"  # newest | best (of the evaluations in training) | its step, such as 5000
+    config.sample.weights = "ema"  # ema (averaged) | raw
     config.sample.task = "generate"  # generate | interpolate (two noises) | invert | image_to_image | inpaint
     config.sample.n = 100  # images; of those given, the first n
     config.sample.batch_size = 100  # images at a time, over all devices; bounds the memory
@@ -95,6 +97,12 @@ def get_config() -> ConfigDict:
     config.evaluate = ConfigDict()
     config.evaluate.n = 10_000  # images, of all classes in turn; published FIDs have 50,000
     config.evaluate.features = "inception"  # inception | classifier (that of --mode=train_classifier)
+    config.evaluate.loss_n = 10_000  # test images, all at most, for loss_by_noise and bits_per_dim; 0 leaves them out
+    config.evaluate.broken_images = "stop"  # a picture of --images DIR that cannot be read: stop | skip
+    config.evaluate.every_steps = 0  # steps between small evaluations in training; 0 is never
+    config.evaluate.training_n = 1_000  # images of such a small one
+    config.evaluate.training_sampler = "ddim"  # its sampler, as sample.sampler; all else is as in sample.*
+    config.evaluate.training_steps = 50  # its timesteps, at most diffusion.num_steps
     config.evaluate.inception_path = ""  # file of Inception's weights; empty is the one that $DIT_JAX_INCEPTION names
 
     config.classifier = ConfigDict()  # --mode=train_classifier; pace, limits and seed are those of training

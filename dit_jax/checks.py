@@ -123,6 +123,9 @@ def check_sample(config: ConfigDict, info: DatasetInfo) -> None:
     """Checks what is to be sampled, and that the model was trained for it."""
     c, T = config.sample, config.diffusion.num_steps
     choice("sample.task", c.task, TASKS)
+    choice("sample.weights", c.weights, ("ema", "raw"))
+    known = c.checkpoint in ("newest", "best") or (c.checkpoint.isascii() and c.checkpoint.isdigit())
+    require(known, "sample.checkpoint", c.checkpoint, "use newest, best, or the step of a checkpoint")
     choice("sample.sampler", c.sampler, SAMPLERS)
     choice("sample.spacing", c.spacing, SPACINGS)
     choice("sample.variance", c.variance, VARIANCES)
@@ -166,8 +169,14 @@ def check_task(c: ConfigDict) -> None:
 def check_evaluate(c: ConfigDict) -> None:
     """Checks what is to be evaluated."""
     choice("evaluate.features", c.features, NAMES)
+    choice("evaluate.broken_images", c.broken_images, ("stop", "skip"))
+    choice("evaluate.training_sampler", c.training_sampler, SAMPLERS)
     few = f"use {LEAST_IMAGES} or more; the scores by neighbours and by splits need as many"
-    require(c.n >= LEAST_IMAGES, "evaluate.n", c.n, few)
+    for key in ("n", "training_n"):
+        require(c[key] >= LEAST_IMAGES, f"evaluate.{key}", c[key], few)
+    require(c.loss_n >= 0, "evaluate.loss_n", c.loss_n, "use 0 (none) or a number of test images")
+    require(c.every_steps >= 0, "evaluate.every_steps", c.every_steps, "use 0 (never) or a number of steps")
+    require(c.training_steps >= 1, "evaluate.training_steps", c.training_steps, "use a whole number of at least 1")
 
 
 def check_classifier(c: ConfigDict, info: DatasetInfo) -> None:

@@ -162,7 +162,7 @@ def picture_denoising(run: experiments.Run, labels: np.ndarray, out: Path, about
     watched = frames_of(np.flatnonzero(plan.keep))
     c = run.experiment.config.sample
     watch = run.task(tasks.denoising(watched))
-    seen = whole(watch(run.ema_params, jax.random.key(c.seed), labels[:count]))
+    seen = whole(watch(run.weights, jax.random.key(c.seed), labels[:count]))
     if not is_first():
         return
     x_t, x_0 = to_uint8(seen[:, 0]), to_uint8(seen[:, 1])
@@ -191,7 +191,7 @@ def draw_all(
     with Progress(n, "image") as progress:
         for first in range(0, n, batch_size):
             batch, *rest = (fill(x[first : first + batch_size]) for x in (labels, *inputs))
-            drawn = convert(whole((sample or run.sample)(run.ema_params, key, batch, first, rest)))
+            drawn = convert(whole((sample or run.sample)(run.weights, key, batch, first, rest)))
             images = np.empty((n, *drawn.shape[1:]), drawn.dtype) if images is None else images
             images[first : first + batch_size] = drawn[: n - first]
             progress.update(min(first + batch_size, n))

@@ -13,16 +13,19 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from dit_jax import evaluations
 from dit_jax import experiment as experiments
 from dit_jax.checks import require
-from dit_jax.classifier_job import load_classifier
 from dit_jax.data import datasets
 from dit_jax.data.images import Images, open_images
+from dit_jax.data.pipeline import steps_per_epoch
+from dit_jax.evaluation import held_out
 from dit_jax.evaluation.distances import bias_warning
 from dit_jax.evaluation.evaluate import LEAST_IMAGES, NAMES, Summary, scores, summarize
-from dit_jax.evaluation.features import Extractor, inception_features, weights_hash
+from dit_jax.evaluation.features import Extractor, weights_hash
 from dit_jax.experiment import Experiment
 from dit_jax.files import replacing
+from dit_jax.judging import load_features, sampling_settings
 from dit_jax.reporting.images import to_uint8
 from dit_jax.reporting.progress import Progress
 from dit_jax.together import all_true, first_before_others, is_first, whole
@@ -34,16 +37,18 @@ CHUNK = 1_000  # images drawn between two saves, rounded up to whole batches
 
 @dataclass(frozen=True)
 class Source:
-    """The images to evaluate, and what is to be told of them beside the figures."""
+    """The images to evaluate, what is told of them beside the figures, and the run that draws them, if one does."""
 
     images: Images
     about: dict[str, Any]
+    run: experiments.Run | None = None
 
 
 def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path | None = None) -> None:
     """Writes the figures of `evaluate.n` samples to WORKDIR/evaluation.json, a row to evaluations.jsonl, and a table.
 
-    With `images`, a folder or an NPZ file, those are judged instead, to WORKDIR/evaluation_images.json.
+    With `images`, a folder or an NPZ file, those are judged instead, to WORKDIR/evaluation_images.json. Else there are
+    also the loss by noise and the bound in bits, of the run's network on test images.
 
     Raises:
       UserError: no checkpoint, no weights for the features, or images that are none.
@@ -67,18 +72,12 @@ def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path |
     result = scores(extractor.name, reference, samples, names) | source.about
     result |= {"n": samples.count, "features": extractor.name, "features_sha256": extractor.sha256}
     result |= {"data": config.data.name, "reference_split": "train", "reference_n": reference.count, "warning": warning}
+    result |= held_out_figures(source.run, test) | progress_of(source.run, len(train.images)) if source.run else {}
     floor = scores(extractor.name, reference, real, names) | {"split": "test", "n": real.count}
     result |= {"floor": floor, "seconds": round(time.perf_counter() - start, 1)}
     if is_first():
         keep(result, workdir, "evaluation_images.json" if images else "evaluation.json")
         print(table(result))
-
-
-def load_features(config: ConfigDict, workdir: Path, experiment: Experiment) -> Extractor:
-    """The network that `evaluate.features` names. Raises UserError without its weights."""
-    if config.evaluate.features == "inception":
-        return inception_features(config.evaluate.inception_path, experiment.mesh)
-    return load_classifier(workdir, config)[1]
 
 
 def sum_up(extractor: Extractor, images: Images, unit: str) -> Summary:
@@ -98,7 +97,8 @@ def sum_up(extractor: Extractor, images: Images, unit: str) -> Summary:
 def from_elsewhere(path: Path, experiment: Experiment) -> Source:
     """Images of a folder or an NPZ file. Raises UserError if they are not those of the data set's kind."""
     info = experiment.info
-    images = open_images(path, info.image_shape, len(info.class_names))
+    skip = experiment.config.evaluate.broken_images == "skip"
+    images = open_images(path, info.image_shape, len(info.class_names), skip_broken=skip)
     require(images.count >= LEAST_IMAGES, "--images", path, f"{images.count} images are too few; {LEAST_IMAGES} do")
     if images.labels is None:
         logger.warning("%s has no labels: figures by class are left out", path)
@@ -110,14 +110,41 @@ def from_run(config: ConfigDict, workdir: Path) -> Source:
     run = experiments.load(workdir, config)
     batch_size = min(config.sample.batch_size, config.evaluate.n)
     labels = np.resize(np.arange(len(run.experiment.info.class_names), dtype=np.int32), config.evaluate.n)
-    settings = {name: value for name, value in config.sample.items() if name not in ("n", "labels", "batch_size")}
-    about = {"step": run.step, "weights": "ema", "dtype": config.model.dtype} | settings
-    about["weights_sha256"] = weights_hash(run.ema_params)
+    about = {"step": run.step, "dtype": config.model.dtype} | sampling_settings(config)
+    about["weights_sha256"] = weights_hash(run.weights)
     exact = json.dumps(about | {"batch_size": batch_size, "devices": run.experiment.mesh.size})
     name = f"step{run.step}-{hashlib.sha256(exact.encode()).hexdigest()[:16]}"
     folder = workdir / "evaluation" / name
     chunks = lambda: drawn(run, len(labels), batch_size, config.sample.seed, folder)  # noqa: E731
-    return Source(Images(len(labels), labels, chunks), about)
+    return Source(Images(len(labels), labels, chunks), about, run)
+
+
+def progress_of(run: experiments.Run, num_examples: int) -> dict[str, Any]:
+    """Images and epochs that the checkpoint has seen."""
+    batch_size = run.experiment.config.train.batch_size
+    return {"images": run.step * batch_size, "epoch": run.step / steps_per_epoch(num_examples, batch_size)}
+
+
+def held_out_figures(run: experiments.Run, test: datasets.Split) -> dict[str, Any]:
+    """`loss_by_noise`, and `bits_per_dim` with its parts, of the first `evaluate.loss_n` test images."""
+    experiment, c = run.experiment, run.experiment.config
+    count, T = min(c.evaluate.loss_n, len(test.images)), experiment.schedule.num_steps
+    if not count:
+        return {}
+    terms_of = held_out.make_terms(
+        experiment.apply, experiment.schedule, c.diffusion.prediction, c.sample.clip_x_0, experiment.mesh,
+        c.sample.batch_size,
+    )  # fmt: skip
+    with Progress(count, "held-out image") as progress:
+        terms = terms_of(run.weights, test.images[:count], test.labels[:count], c.sample.seed, progress.update)
+    about = {"images": count, "split": "test", "seed": c.sample.seed}
+    bits, parts = held_out.bits_per_dim(terms, T)
+    parts |= {"variance": "posterior", "clip_x_0": c.sample.clip_x_0} | about
+    return {
+        "loss_by_noise": held_out.loss_by_noise(terms, T) | {"prediction": c.diffusion.prediction} | about,
+        "bits_per_dim": bits,
+        "bits_per_dim_parts": parts,
+    }
 
 
 def drawn(run: experiments.Run, n: int, batch_size: int, seed: int, folder: Path) -> Iterator[np.ndarray]:
@@ -141,7 +168,7 @@ def drawn(run: experiments.Run, n: int, batch_size: int, seed: int, folder: Path
 def draw(run: experiments.Run, first: int, batch_size: int, seed: int) -> np.ndarray:
     """Images number `first` and on, uint8 [batch_size, H, W, C]."""
     labels = np.arange(first, first + batch_size) % len(run.experiment.info.class_names)
-    return to_uint8(whole(run.sample(run.ema_params, jax.random.key(seed), labels, first)))
+    return to_uint8(whole(run.sample(run.weights, jax.random.key(seed), labels, first)))
 
 
 def read_chunk(path: Path, count: int, shape: tuple[int, int, int]) -> np.ndarray | None:
@@ -161,8 +188,7 @@ def keep(result: dict[str, Any], workdir: Path, name: str) -> None:
     """Writes WORKDIR/name and appends the same as a line to WORKDIR/evaluations.jsonl."""
     with replacing(workdir / name) as temporary:
         temporary.write_text(json.dumps(result, indent=2) + "\n")
-    with (workdir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(result) + "\n")
+    evaluations.append(workdir, result)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -173,4 +199,6 @@ def table(result: dict[str, Any]) -> str:
         if isinstance(value, float):
             ours = f"{result[name]:.4g}" if name in result else "-"
             lines.append(f"{name:28}{ours:>18}{value:>16.4g}")
+    if "bits_per_dim" in result:
+        lines.append(f"{'bits_per_dim':28}{result['bits_per_dim']:>18.4g}")
     return "\n".join(lines)

@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dit_jax import checks
+from dit_jax import checks, evaluations
 from dit_jax import config as configs
 from dit_jax.checks import require
 from dit_jax.data import datasets
@@ -253,12 +253,16 @@ def make_sample(experiment: Experiment, plan: sampling.Plan, draw: tasks.Draw = 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run: `run.sample(run.ema_params, jax.random.key(0), [3, 3, 5])` draws three images."""
+    """A trained run: `run.sample(run.ema_params, jax.random.key(0), [3, 3, 5])` draws three images.
+
+    `weights` are those that `sample.weights` names: `ema_params`, or the raw ones.
+    """
 
     experiment: Experiment
     step: int
     ema_params: Params
     sample: Sample
+    weights: Params
 
     def task(self, draw: tasks.Draw, timesteps: np.ndarray | None = None) -> Sample:
         """The config's sampler for another task, over all of its timesteps or those given."""
@@ -280,10 +284,10 @@ def read_resolved(workdir: Path) -> ConfigDict:
 
 
 def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
-    """The newest whole checkpoint of a workdir, with its sampler. `config` replaces the workdir's own (resolved).
+    """The checkpoint of a workdir that `sample.checkpoint` names, and its sampler; `config` replaces the workdir's own.
 
     Raises:
-      UserError: no workdir, no checkpoint in it, or none that can be read.
+      UserError: no workdir, no such checkpoint in it, or none that can be read.
     """
     workdir = Path(workdir)
     experiment = Experiment(config or read_resolved(workdir))
@@ -293,8 +297,27 @@ def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
     if not (workdir / "checkpoints").is_dir():
         raise missing
     with Checkpointer(workdir, keep=experiment.config.train.keep_checkpoints, read_only=True) as checkpointer:
-        state = checkpointer.restore(experiment.abstract_state())
+        state = checkpointer.restore(experiment.abstract_state(), wanted_step(workdir, experiment.config.sample))
     if state is None:
         raise missing
-    ema_params = jax.device_put(state.ema_params, sharding.replicated(experiment.mesh))
-    return Run(experiment, int(state.step), ema_params, experiment.sampler())
+    replicate = partial(jax.device_put, device=sharding.replicated(experiment.mesh))
+    ema_params = replicate(state.ema_params)
+    weights = replicate(state.params) if experiment.config.sample.weights == "raw" else ema_params
+    return Run(experiment, int(state.step), ema_params, experiment.sampler(), weights)
+
+
+def wanted_step(workdir: Path, sample: ConfigDict) -> int | None:
+    """The step that `sample.checkpoint` names; None for the newest.
+
+    Raises:
+      UserError: there is no best one yet, or no checkpoint of that step; says which there are.
+    """
+    if sample.checkpoint == "newest":
+        return None
+    best = evaluations.best_step(workdir) if sample.checkpoint == "best" else int(sample.checkpoint)
+    none = "no evaluation was made in training, see evaluate.every_steps; use newest, or a step"
+    checks.require(best is not None, "sample.checkpoint", sample.checkpoint, none)
+    steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+    there = f"step {best} is not in {workdir / 'checkpoints'}; there are {', '.join(map(str, steps)) or 'none'}"
+    checks.require(best in steps, "sample.checkpoint", sample.checkpoint, there)
+    return best

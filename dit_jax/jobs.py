@@ -1,6 +1,7 @@
 """A mode of main.py: train a run. experiment.py computes, reporting shows."""
 
 import contextlib
+import dataclasses
 import logging
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from dit_jax import config as configs
-from dit_jax import environment
+from dit_jax import environment, evaluations, training_evaluation
 from dit_jax import experiment as experiments
 from dit_jax.checks import require
 from dit_jax.data import datasets
@@ -49,8 +50,9 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
     """`train` of any experiment; `free` are the keys that a resumed one may change."""
     config, section = experiment.config, experiment.section
     check_workdir(workdir, config, free)
-    batch_size = config.train.batch_size
+    batch_size, best = config.train.batch_size, partial(evaluations.best_step, workdir)
     experiment.check_devices()
+    evaluation = training_evaluation.prepare(experiment, workdir)
     with first_before_others():  # it may be made first
         records = datasets.open_split(config.data.name, config.data.data_dir, "train")
     with contextlib.ExitStack() as stack:
@@ -60,10 +62,13 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
         stop = stack.enter_context(Stop(config.train.max_seconds))
         stack.enter_context(only_trainer(workdir))
         check_workdir(workdir, config, free)  # again: only now nobody else can write there
-        checkpointer = stack.enter_context(Checkpointer(workdir, config.train.keep_checkpoints))
+        checkpointer = stack.enter_context(Checkpointer(workdir, config.train.keep_checkpoints, best=best))
         state = checkpointer.restore(experiment.abstract_state())
         step = 0 if state is None else int(state.step)
-        if step >= config.train.steps:
+        if is_first():
+            evaluations.drop_after(workdir, step)
+        owed = training_evaluation.owed(config, workdir, step)
+        if step >= config.train.steps and not owed:
             finished(workdir, step, section)
             return 0
         warn_of_new_decay(workdir, config, step, section)
@@ -76,12 +81,14 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
         describe(writer, config, state, step)
         progress = stack.enter_context(Progress(config.train.steps, "step", step, batch_size))
         hooks = make_hooks(experiment, writer, checkpointer, progress, stop, records.count)
+        if evaluation is not None:
+            hooks = dataclasses.replace(hooks, evaluate=evaluation(writer, stop))
         call = experiment.train_call(feed.streamed)
         compiled = call.lower(state, loop.zero_sums(), *feed.shapes, np.int32(1)).compile()
         feed.ready()
         stop.listen()  # before, there is nothing to save: a signal may end the process
         step = loop.run(compiled, state, feed, pace_of(config), batch_size, hooks)
-    if step < config.train.steps:
+    if step < config.train.steps or training_evaluation.owed(config, workdir, step):
         logger.info("saved step %d of %d in %s; the same command goes on", step, config.train.steps, workdir)
         return stop.code
     draw_loss(workdir)
@@ -117,8 +124,9 @@ def warn_of_new_decay(workdir: Path, config: ConfigDict, step: int, section: str
 
 def pace_of(config: ConfigDict) -> loop.Pace:
     """When the loop logs, saves and draws."""
-    t = config.train
-    return loop.Pace(t.steps, t.steps_per_call, t.log_every, t.checkpoint_every, t.sample_every, t.max_bad_steps)
+    t, evaluate_every = config.train, config.evaluate.every_steps
+    every = (t.log_every, t.checkpoint_every, t.sample_every)
+    return loop.Pace(t.steps, t.steps_per_call, *every, t.max_bad_steps, evaluate_every)
 
 
 def describe(writer: MetricWriter, config: ConfigDict, state: TrainState, step: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax.classifier_job import load_classifier
+from dit_jax.classifier_experiment import load_classifier
 from dit_jax.data.datasets import Records
 from dit_jax.data.images import Images
 from dit_jax.errors import UserError

@@ -1,11 +1,12 @@
 """Why a run ends early: SIGTERM (a scheduler's), Ctrl-C, or `train.max_seconds`."""
 
+import contextlib
 import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 from dit_jax import together
@@ -32,6 +33,7 @@ class Stop:
         self.code, self._max_seconds, self._clock, self._start = 0, max_seconds, clock, clock()
         self._before: dict[int, Any] = {}
         self._agree = together.Agreement()
+        self._busy_with = "the steps under way"
 
     def __enter__(self) -> Self:
         return self
@@ -68,6 +70,15 @@ class Stop:
         self.code = agreed or self.code
         return bool(agreed)
 
+    @contextlib.contextmanager
+    def busy_with(self, work: str) -> Iterator[None]:
+        """Within it, `work` is what a signal is told to wait for."""
+        before, self._busy_with = self._busy_with, work
+        try:
+            yield
+        finally:
+            self._busy_with = before
+
     def _watch(self) -> None:
         while byte := os.read(self._read, 1):
             if byte[0] not in SIGNALS:
@@ -79,4 +90,4 @@ class Stop:
                 self.code = 128 + byte[0]
                 again = "; Ctrl-C once more ends at once" if byte[0] == signal.SIGINT else ""
                 name = signal.Signals(byte[0]).name
-                logger.info("%s: finishing the steps under way, then saving%s", name, again)
+                logger.info("%s: finishing %s, then saving%s", name, self._busy_with, again)

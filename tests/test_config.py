@@ -17,6 +17,7 @@ from dit_jax.jobs import pace_of
 from dit_jax.models.dit import PRESETS
 from dit_jax.training.state import ema_decay
 from dit_jax.training.step import zero_sums
+from dit_jax.training_evaluation import TrainingEvaluation
 
 # cifar10:report is default.py, which a test below says
 CONFIGS = ["configs/default.py", "configs/shapes.py", "configs/cifar10.py:best", "configs/cifar10.py:cpu"]
@@ -24,8 +25,8 @@ CONFIGS = ["configs/default.py", "configs/shapes.py", "configs/cifar10.py:best",
 READ_BY_JOBS = {"data.data_dir", "data.resident", "train.keep_checkpoints", "train.max_seconds"} | {
     f"{section}.{key}"
     for section, keys in {
-        "sample": ("batch_size", "seed", "task", "images", "mask", "strength", "denoising"),
-        "evaluate": ("n", "features", "inception_path"),
+        "sample": ("batch_size", "seed", "task", "images", "mask", "strength", "denoising", "checkpoint", "weights"),
+        "evaluate": ("n", "loss_n", "broken_images", "features", "inception_path"),
         "classifier": ("steps", "batch_size", "learning_rate", "weight_decay"),
     }.items()
     for key in keys
@@ -66,6 +67,9 @@ def build(config):
     data = jax.ShapeDtypeStruct((512, *image), np.uint8), jax.ShapeDtypeStruct((512,), np.int32)
     jax.eval_shape(experiment.train_call(), state, zero_sums(), *data, np.int32(1))
     sample, labels = experiment.sampler(), experiment.labels()[:8]
+    evaluation = TrainingEvaluation(experiment, *[None] * 4)  # pyright: ignore[reportArgumentType]
+    assert (evaluation.count, evaluation.steps) == (1000, 50)
+    jax.eval_shape(lambda params: evaluation.sample(params, jax.random.key(0), labels), state.ema_params)
     images = jax.eval_shape(lambda params: sample(params, jax.random.key(0), labels), state.ema_params)
     assert images.shape == (8, *image)
 

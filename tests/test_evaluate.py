@@ -9,6 +9,8 @@ from PIL import Image
 from dit_jax import config as configs
 from dit_jax import evaluate_job, jobs
 from dit_jax.classifier_job import train_classifier
+from dit_jax.evaluation.features import weights_hash
+from dit_jax.training.checkpoint import Checkpointer
 from tests import tiny
 
 
@@ -66,6 +68,13 @@ def test_evaluating(trained, tiny_data, capfd, monkeypatch):
     assert (result["floor"]["split"], result["floor"]["n"]) == ("test", 16)
     assert "too few for 32 features" in result["warning"]
     assert "fd_classifier" in done.out
+    assert (result["images"], result["epoch"]) == (16, 2 / 5)
+    noise, parts = result["loss_by_noise"], result["bits_per_dim_parts"]
+    assert (noise["t_from"], noise["t_to"]) == (list(range(0, 20, 2)), list(range(2, 21, 2)))
+    assert (noise["n"], noise["images"], noise["split"], noise["prediction"]) == ([40] * 10, 40, "test", "eps")
+    assert noise["loss"][9] < noise["loss"][0]  # in noise alone even two steps have learned to see noise
+    assert result["bits_per_dim"] == pytest.approx(parts["prior"] + parts["vlb"] + parts["decoder"])
+    assert (parts["variance"], parts["n"], parts["clip_x_0"]) == ("posterior", 40, True)
     assert [json.loads(line)["n"] for line in (trained / "evaluations.jsonl").read_text().splitlines()] == [16]
     chunks = sorted(trained.glob("evaluation/*/*.npy"))
     assert [np.load(chunk).shape[0] for chunk in chunks] == [4, 4, 4, 4]
@@ -163,6 +172,26 @@ def test_images_that_are_none_are_one_line(mistake, trained, given, tiny_data, c
     assert told in errors[0]
     assert "Traceback" not in "\n".join(done.err)
     assert tiny.snapshot(trained) == before
+
+
+def test_a_broken_picture_is_named_and_left_out_if_asked(trained, given, tiny_data, capfd, caplog):
+    skip = ["--images", given / "broken", "--config.evaluate.broken_images=skip"]
+    done = tiny.run_main(capfd, "--mode=evaluate", "--workdir", trained, *skip)
+    assert done.code == 0, done.err
+    assert "broken/1.png is left out" in caplog.text
+    assert without_seconds(trained, "evaluation_images.json")["n"] == 11
+
+
+def test_raw_weights(trained, tiny_data, capfd):
+    flags = ["--config.sample.weights=raw", "--config.evaluate.loss_n=0"]
+    done = tiny.run_main(capfd, "--mode=evaluate", "--workdir", trained, *flags)
+    assert done.code == 0, done.err
+    result = without_seconds(trained)
+    with Checkpointer(trained, 1, read_only=True) as checkpointer:
+        state = checkpointer.restore(tiny.experiment().abstract_state())
+    assert state is not None
+    assert (result["weights"], result["weights_sha256"]) == ("raw", weights_hash(state.params))
+    assert not {"loss_by_noise", "bits_per_dim"} & set(result)
 
 
 def test_other_mistakes_are_one_line(trained, tiny_data, tmp_path, capfd, monkeypatch):

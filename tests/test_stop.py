@@ -77,3 +77,14 @@ def test_a_second_ctrl_c_ends_a_process_whose_main_thread_is_busy():
             assert process.wait(10) == 130
         finally:
             process.kill()
+
+
+def test_a_signal_is_told_what_it_waits_for(caplog):
+    caplog.set_level("INFO", logger="dit_jax")
+    with Stop() as stop:
+        stop.listen()
+        with stop.busy_with("a batch of the evaluation"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            ask_until_true(stop)
+            time.sleep(0.05)
+    assert "SIGTERM: finishing a batch of the evaluation, then saving" in caplog.text

@@ -42,6 +42,8 @@ SETTINGS = {
     "sample.steps": 3,
     "evaluate.n": 16,
     "evaluate.features": "classifier",
+    "evaluate.training_n": 12,
+    "evaluate.training_steps": 3,
     "classifier.width": 8,
     "classifier.steps": 2,
     "classifier.crop_padding": 1,

@@ -1,5 +1,6 @@
 """Images made elsewhere: a folder of pictures, one picture, or an NPZ file; checked before any is used."""
 
+import logging
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +12,12 @@ from PIL import Image
 from dit_jax.errors import UserError
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+logger = logging.getLogger(__name__)
 CHUNK = 1_000  # images in memory at a time
+
+
+class BrokenPictureError(UserError):
+    """A picture that cannot be decoded."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +35,21 @@ class Images:
         return cls(len(images), labels, chunks)
 
 
-def open_images(path: Path, shape: tuple[int, int, int], num_classes: int, what: str = "--images") -> Images:
+def open_images(
+    path: Path, shape: tuple[int, int, int], num_classes: int, what: str = "--images", skip_broken: bool = False
+) -> Images:
     """The images at `path`, which must have the shape (H, W, C); `what` is the flag or key that names them in errors.
 
     Pictures of a folder are in the order of their names.
     An NPZ file has `images` uint8 [n, H, W, C] and, perhaps, `labels` int [n] in 0..num_classes-1. A folder's pictures
-    are decoded when their turn comes, and then refused if they are broken.
+    are decoded when their turn comes, and then refused if they are broken; with `skip_broken` those that cannot be read
+    are named and left out.
 
     Raises:
       UserError: one line with what is wrong.
     """
     if path.is_dir():
-        return from_folder(path, shape, what)
+        return from_folder(path, shape, what, skip_broken)
     if path.suffix.lower() in FORMATS and path.is_file():
         return Images.of(decode(path, shape, what)[None], None)
     if path.is_file():
@@ -74,11 +83,15 @@ def from_npz(path: Path, shape: tuple[int, int, int], num_classes: int, what: st
     return Images.of(images, labels)
 
 
-def from_folder(path: Path, shape: tuple[int, int, int], what: str) -> Images:
+def from_folder(path: Path, shape: tuple[int, int, int], what: str, skip_broken: bool = False) -> Images:
     """The pictures of a folder; folders in it are not searched."""
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in FORMATS)
     if not files:
         raise UserError(f"{what}={path}: no picture in it ({', '.join(FORMATS)}); name another folder")
+    if skip_broken:  # decodes all of them twice, as their number has to be known before the first is used
+        files = [file for file in files if is_whole(file, shape, what)]
+        if not files:
+            raise UserError(f"{what}={path}: none of its pictures can be read; name another folder")
 
     def chunks() -> Iterator[np.ndarray]:
         for first in range(0, len(files), CHUNK):
@@ -87,13 +100,23 @@ def from_folder(path: Path, shape: tuple[int, int, int], what: str) -> Images:
     return Images(len(files), None, chunks)
 
 
+def is_whole(file: Path, shape: tuple[int, int, int], what: str) -> bool:
+    """Whether a picture can be decoded; names one that cannot. Raises UserError for one of another shape."""
+    try:
+        decode(file, shape, what)
+    except BrokenPictureError as error:
+        logger.warning("%s: %s is left out (%s)", what, file, error.__cause__)
+        return False
+    return True
+
+
 def decode(file: Path, shape: tuple[int, int, int], what: str) -> np.ndarray:
-    """One picture, uint8 [H, W, C]. Raises UserError if it is broken or has another shape."""
+    """One picture, uint8 [H, W, C]. Raises UserError if it is broken (`BrokenPictureError`) or has another shape."""
     try:
         with Image.open(file, formats=[FORMATS[file.suffix.lower()]]) as picture:
             pixels = np.asarray(picture.convert("RGB" if shape[2] == 3 else "L")).reshape(*picture.size[::-1], shape[2])
     except Exception as error:  # a broken picture raises whatever the decoder that stumbles on it likes
-        raise UserError(f"{what}: {file} cannot be read ({error}); remove it or mend it") from None
+        raise BrokenPictureError(f"{what}: {file} cannot be read ({error}); remove it or mend it") from error
     check_shape(pixels.shape, shape, file, what)
     return pixels
 

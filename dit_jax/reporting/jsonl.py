@@ -18,7 +18,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     A row is `{"step": int, name: number or null, ...}`. Lines that are none, such as the half of a line that a killed
     process leaves, are skipped.
     """
-    return [row for row in map(_parse, _lines(path)) if row is not None]
+    return [row for row in map(parse, _lines(path)) if row is not None]
 
 
 def read_objects(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -42,7 +42,7 @@ def read_objects(path: Path) -> tuple[list[dict[str, Any]], int]:
 def drop_rows_after(path: Path, step: int) -> None:
     """Removes, atomically, the rows beyond `step` and any broken line, so that a resumed run writes no row twice."""
     lines = _lines(path)
-    kept = [line for line in lines if (row := _parse(line)) is not None and row["step"] <= step]
+    kept = [line for line in lines if (row := parse(line)) is not None and row["step"] <= step]
     whole = b"".join(line.rstrip(b"\n") + b"\n" for line in kept)
     if whole != b"".join(lines):
         with replacing(path) as temporary:
@@ -53,7 +53,8 @@ def _lines(path: Path) -> list[bytes]:
     return path.read_bytes().splitlines(keepends=True) if path.exists() else []
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parse(line: bytes) -> dict[str, Any] | None:
+    """The row of a line; None if it is none."""
     try:
         row = json.loads(line)
     except ValueError:  # covers bad JSON and bad UTF-8

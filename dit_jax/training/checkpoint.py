@@ -11,7 +11,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,15 +28,30 @@ logger = logging.getLogger(__name__)
 TIMEOUT = 7 * 24 * 3600  # seconds; Orbax reads the clock of the wall, and a jump of it must not end a save
 
 
+@dataclass(frozen=True)
+class NewestAndBest:
+    """Which checkpoints Orbax keeps: the `keep` newest, and that of the step `best()`, if it is one of them."""
+
+    keep: int
+    best: Callable[[], int | None]
+
+    def should_preserve(self, checkpoints: Sequence[Any], **_: Any) -> Sequence[bool]:
+        """One answer for each of the checkpoints, which come oldest first."""
+        best, newest = self.best(), checkpoints[-self.keep :]
+        return [checkpoint in newest or checkpoint.step == best for checkpoint in checkpoints]
+
+
 class Checkpointer:
     """Saves and restores train states of one workdir; a context manager that waits for the last save."""
 
-    def __init__(self, workdir: Path, keep: int, read_only: bool = False):
-        """`keep` newest checkpoints stay. `read_only` neither creates nor cleans anything."""
+    def __init__(
+        self, workdir: Path, keep: int, read_only: bool = False, best: Callable[[], int | None] = lambda: None
+    ):
+        """`keep` newest checkpoints stay, and that of the step `best()`. `read_only` makes and cleans nothing."""
         self.folder, self._read_only, self._newest = workdir.absolute() / "checkpoints", read_only, -1
         self._failed = False
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
+            preservation_policy=NewestAndBest(keep, best),
             cleanup_tmp_directories=not read_only,
             create=not read_only,
             read_only=read_only,
@@ -116,16 +132,18 @@ class Checkpointer:
                 "the same command goes on; the checkpoints before it are whole"
             ) from error
 
-    def restore(self, like: TrainState) -> TrainState | None:
+    def restore(self, like: TrainState, only: int | None = None) -> TrainState | None:
         """The newest checkpoint that is whole, or None where there is none at all; newer ones are set aside.
 
-        `like` has the shapes, dtypes and shardings to restore to (`jax.ShapeDtypeStruct` leaves), on any device count.
+        With `only`, it is that step's or none. `like` has the shapes, dtypes and shardings to restore to
+        (`jax.ShapeDtypeStruct` leaves), on any device count.
 
         Raises:
           UserError: checkpoints are there, and not one of them can be read.
         """
         damaged, reason = [], ""
-        for step in together.from_first(sorted(self._manager.all_steps(), reverse=True)):
+        steps = [step for step in self._manager.all_steps() if only in (None, step)]
+        for step in together.from_first(sorted(steps, reverse=True)):
             items, reason_here = None, ""
             try:
                 items = self._read(step, like)

@@ -30,10 +30,11 @@ class Pace:
     checkpoint_every: int
     sample_every: int
     max_bad_steps: int  # so many in a row, left out as not finite, end the run
+    evaluate_every: int = 0
 
     def next_stop(self, step: int) -> int:
         """The first step after `step` at which the loop must return to the host."""
-        marks = (self.log_every, self.checkpoint_every, self.sample_every)
+        marks = (self.log_every, self.checkpoint_every, self.sample_every, self.evaluate_every)
         stops = [(step // every + 1) * every for every in marks if every]
         return min(self.steps, step + self.steps_per_call, *stops)
 
@@ -44,13 +45,17 @@ class Pace:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What it calls: `log(step, row)`, `save(state, row)`, `draw(step, state)`, `progress(step, loss)`, `stop`."""
+    """What it calls: `log(step, row)`, `save(state, row)`, `draw(step, state)`, `progress(step, loss)`, `stop`.
+
+    And `evaluate(step, state)`, before the save that belongs to it; a resumed run asks for that of its first step too.
+    """
 
     log: Callable[[int, Row], None]
     save: Callable[[TrainState, Mapping[str, Any]], None]
     draw: Callable[[int, TrainState], None]
     progress: Callable[[int, float | None], None]
     stop: Callable[[], bool]  # whether to end here; with several processes, all must be told the same
+    evaluate: Callable[[int, TrainState], None] = lambda step, state: None
 
 
 def summarize(sums: Sums, seconds: float, batch_size: int) -> Row:
@@ -90,6 +95,8 @@ def run(
       UserError: `pace.max_bad_steps` steps in a row were not finite. Seen before each save, and nothing is saved then.
     """
     step, row, running = int(state.step), {}, None
+    if step and pace.due(step, pace.evaluate_every):
+        hooks.evaluate(step, state)
     sums, since = zero_sums(), time.perf_counter()
     while step < pace.steps and not hooks.stop():
         stop = pace.next_stop(step)
@@ -104,16 +111,25 @@ def run(
             hooks.progress(step, row["loss"])
             guard.check(sums, pace.max_bad_steps)
             sums, since, running = zero_sums(int(sums["bad_run"])), time.perf_counter(), None
-        if pace.due(step, pace.checkpoint_every):
+        if pace.due(step, pace.evaluate_every):
+            guard.check_state(state)
+            since += pause(hooks.evaluate, step, state)
+            save(state, sums, row, pace, hooks)
+        elif pace.due(step, pace.checkpoint_every):
             save(state, sums, row, pace, hooks)
         if pace.due(step, pace.sample_every):
-            jax.block_until_ready(state)
-            paused = time.perf_counter()
-            hooks.draw(step, state)
-            since += time.perf_counter() - paused
+            since += pause(hooks.draw, step, state)
     if step < pace.steps:
         save(state, sums, row, pace, hooks)
     return step
+
+
+def pause(work: Callable[[int, TrainState], None], step: int, state: TrainState) -> float:
+    """Does `work` with a state that is finished; returns its seconds, which are none of training's."""
+    jax.block_until_ready(state)
+    start = time.perf_counter()
+    work(step, state)
+    return time.perf_counter() - start
 
 
 def save(state: TrainState, sums: Sums, row: Row, pace: Pace, hooks: Hooks) -> None:

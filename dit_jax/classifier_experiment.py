@@ -1,0 +1,83 @@
+"""The classifier of a workdir: an experiment with another network and loss, and the features of one that is trained."""
+
+from collections.abc import Callable
+from functools import cached_property, partial
+from pathlib import Path
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from dit_jax import config as configs
+from dit_jax.checks import require
+from dit_jax.errors import UserError
+from dit_jax.evaluation.features import Extractor, classifier_features
+from dit_jax.experiment import Experiment, read_resolved
+from dit_jax.models.classifier import Classifier, ClassifierOutput
+from dit_jax.training import classifier as training
+from dit_jax.training.checkpoint import Checkpointer
+from dit_jax.training.state import Params
+from dit_jax.training.step import CallResult, Recipe, make_train_call
+
+WARMUP_STEPS = 100
+
+
+class ClassifierExperiment(Experiment):
+    """The classifier of a config that `classifier_config` made: all that `jobs.run_training` asks of an experiment."""
+
+    section: ClassVar[str] = "classifier"
+
+    @cached_property
+    def model(self) -> Classifier:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The network, without parameters."""
+        c = self.config.classifier
+        return Classifier(num_classes=len(self.info.class_names), width=c.width, depth=c.depth)
+
+    def apply(self, params: Params, x_t: jax.Array, t_B: jax.Array) -> ClassifierOutput:  # pyright: ignore
+        """Features and logits."""
+        return self.model.apply(params, x_t, t_B)  # pyright: ignore[reportReturnType]
+
+    def init_params(self) -> Params:
+        """Fresh parameters, float32."""
+        return self.model.init(self.keys[0], jnp.zeros((1, *self.info.image_shape)), jnp.zeros((1,), jnp.int32))
+
+    def train_call(self, streamed: bool = False) -> Callable[..., CallResult]:
+        """As an experiment's, with the classifier's loss."""
+        recipe: Recipe = self.recipe
+        loss = partial(training.batch_loss, crop_padding=self.config.classifier.crop_padding)
+        return make_train_call(self.apply, self.optimizer, recipe, self.mesh, self.keys[1], loss, streamed)
+
+
+def classifier_config(config: ConfigDict) -> ConfigDict:
+    """The config of a run as that of its classifier's: `classifier.*` in the places where training looks."""
+    config, c = config.copy_and_resolve_references(), config.classifier
+    config.train.update(steps=c.steps, batch_size=c.batch_size, sample_every=0, microbatches=1, shard_params=False)
+    config.evaluate.every_steps = 0
+    config.optimizer.update(learning_rate=c.learning_rate, weight_decay=c.weight_decay)
+    config.optimizer.update(schedule="cosine", warmup_steps=min(WARMUP_STEPS, c.steps // 10), clip_norm=1.0)
+    config.optimizer.update(b1=0.9, b2=0.999)
+    return config
+
+
+def load_classifier(workdir: Path, config: ConfigDict) -> tuple[int, Extractor]:
+    """(step, features) of the newest checkpoint in WORKDIR/classifier, its averaged weights; `config` is the run's.
+
+    Raises:
+      UserError: there is none, or it is of other data.
+    """
+    folder = workdir / "classifier"
+    missing = UserError(
+        f"--workdir={workdir} has no trained classifier; first run python main.py --mode=train_classifier "
+        f"--workdir {workdir} (and --config FILE, if nothing else was trained there)"
+    )
+    if not configs.path_of(folder).is_file() or not (folder / "checkpoints").is_dir():
+        raise missing
+    experiment = ClassifierExperiment(read_resolved(folder))
+    name = experiment.config.data.name
+    require(name == config.data.name, "data.name", config.data.name, f"{folder} knows {name}; train another")
+    with Checkpointer(folder, keep=1, read_only=True) as checkpointer:
+        state = checkpointer.restore(experiment.abstract_state())
+    if state is None:
+        raise missing
+    return int(state.step), classifier_features(experiment.apply, state.ema_params, experiment.mesh)

@@ -1,0 +1,60 @@
+"""evaluations.jsonl: every evaluation of a run, one a line, and which of those made in training was the best."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dit_jax.evaluation.evaluate import NAMES
+from dit_jax.files import replacing
+from dit_jax.reporting.jsonl import parse, read_rows
+
+NAME = "evaluations.jsonl"
+TRAINING = "training"  # `during` of the rows that training wrote
+# Only rows that agree in these can be compared.
+SETTINGS = ("n", "seed", "sampler", "steps", "spacing", "guidance", "weights", "features", "features_sha256")
+
+
+def append(workdir: Path, row: Mapping[str, Any]) -> None:
+    """Adds a line; half a line that a killed process left stays one of its own."""
+    path = workdir / NAME
+    torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * torn + json.dumps(row) + "\n")
+
+
+def of_training(workdir: Path) -> list[dict[str, Any]]:
+    """The rows that training wrote, oldest first."""
+    return [row for row in read_rows(workdir / NAME) if row.get("during") == TRAINING]
+
+
+def drop_after(workdir: Path, step: int) -> None:
+    """Removes, atomically, what training wrote beyond `step`: a resumed run writes it again."""
+    path = workdir / NAME
+    if any(row["step"] > step for row in of_training(workdir)):
+        with replacing(path) as temporary:
+            kept = (line for line in path.read_bytes().splitlines(keepends=True) if not _is_late(line, step))
+            temporary.write_bytes(b"".join(kept))
+
+
+def _is_late(line: bytes, step: int) -> bool:
+    row = parse(line)
+    return row is not None and row.get("during") == TRAINING and row["step"] > step
+
+
+def best(workdir: Path) -> dict[str, Any] | None:
+    """The row of training with the smallest distance, of those made as the newest was; None without any."""
+    rows = of_training(workdir)
+    alike = [row for row in rows if all(row.get(key) == rows[-1].get(key) for key in SETTINGS)]
+    return min(alike, key=distance, default=None)
+
+
+def best_step(workdir: Path) -> int | None:
+    """The step of `best`."""
+    row = best(workdir)
+    return None if row is None else row["step"]
+
+
+def distance(row: Mapping[str, Any]) -> float:
+    """A row's Frechet distance, under the name that its features give it."""
+    return row[NAMES[row["features"]]["frechet"]]

@@ -1,0 +1,157 @@
+"""The small evaluation that training makes every `evaluate.every_steps`: a row of figures, and the best checkpoint.
+
+It reads the state and changes nothing: the run is the same with it and without. `evaluations.jsonl` says which steps
+have one, so a run that was ended in the middle of one makes it when it goes on.
+"""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from clu.metric_writers import MetricWriter
+from ml_collections import ConfigDict
+
+from dit_jax import evaluations
+from dit_jax.data import datasets
+from dit_jax.data.images import Images
+from dit_jax.data.pipeline import steps_per_epoch
+from dit_jax.evaluation.distances import bias_warning
+from dit_jax.evaluation.evaluate import Summary, scores, summarize
+from dit_jax.evaluation.features import Extractor
+from dit_jax.experiment import Experiment, Sample
+from dit_jax.judging import load_features, sampling_settings
+from dit_jax.reporting.images import to_uint8
+from dit_jax.stop import Stop
+from dit_jax.together import is_first, whole
+from dit_jax.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+
+class PutOffError(Exception):
+    """The run was asked to end while an evaluation was under way."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingEvaluation:
+    """Evaluates the EMA weights of a state. What it needs is loaded at its first evaluation and kept."""
+
+    experiment: Experiment
+    workdir: Path
+    extractor: Extractor
+    writer: MetricWriter
+    stop: Stop
+
+    def __call__(self, step: int, state: TrainState) -> None:
+        """Makes the evaluation of `step` unless there is one; or, asked to end, says that it is put off."""
+        if not owed(self.experiment.config, self.workdir, step):
+            return
+        start = time.perf_counter()
+        try:
+            row = self.row(step, state)
+        except PutOffError:
+            logger.info("the evaluation at step %d is put off: the same command makes it first", step)
+            return
+        figures = {name: value for name, value in row.items() if isinstance(value, float) and name in row["floor"]}
+        self.writer.write_scalars(step, figures)
+        if is_first():
+            evaluations.append(self.workdir, row | {"seconds": round(time.perf_counter() - start, 2)})
+
+    def row(self, step: int, state: TrainState) -> dict[str, Any]:
+        """The figures of `step` and all that they depend on."""
+        config, name = self.experiment.config, self.extractor.name
+        reference, real = self.real_sets
+        samples = self.sum_up(Images(self.count, self.labels, lambda: self.drawn(state)))
+        names, t = self.experiment.info.class_names, config.train
+        seen = {"images": step * t.batch_size, "epoch": step / steps_per_epoch(reference.count, t.batch_size)}
+        settings = sampling_settings(config) | {"weights": "ema", "sampler": config.evaluate.training_sampler}
+        about = {"during": evaluations.TRAINING, "step": step} | seen | settings | {"steps": self.steps}
+        about |= {"n": samples.count, "features": name, "features_sha256": self.extractor.sha256}
+        about["warning"] = bias_warning(reference.moments, samples.moments)
+        about |= {"data": config.data.name, "reference_split": "train", "reference_n": reference.count}
+        few = first_features(reference, samples.count)
+        floor = scores(name, few, real, names) | {"split": "test", "n": real.count}
+        return scores(name, few, samples, names) | about | {"floor": floor}
+
+    @property
+    def count(self) -> int:
+        return self.experiment.config.evaluate.training_n
+
+    @property
+    def labels(self) -> np.ndarray:
+        """All classes in turn."""
+        return np.resize(np.arange(len(self.experiment.info.class_names), dtype=np.int32), self.count)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the sampler."""
+        c = self.experiment.config
+        return min(c.evaluate.training_steps, c.diffusion.num_steps)
+
+    @cached_property
+    def sample(self) -> Sample:
+        return self.experiment.sampler(self.experiment.config.evaluate.training_sampler, self.steps)
+
+    @cached_property
+    def real_sets(self) -> tuple[Summary, Summary]:
+        """(the training split; as many images of the test split as are drawn)."""
+        c = self.experiment.config.data
+        train, test = (datasets.load(c.name, c.data_dir, split) for split in ("train", "test"))
+        real = Images.of(test.images[: self.count], test.labels[: self.count])
+        return self.sum_up(Images.of(*train)), self.sum_up(real)
+
+    def sum_up(self, images: Images) -> Summary:
+        """`summarize`, left by `PutOffError` when the run is asked to end."""
+
+        def chunks() -> Iterator[np.ndarray]:
+            for chunk in images.chunks():
+                self.leave_if_asked()
+                yield chunk
+
+        with self.stop.busy_with("a batch of the evaluation"):
+            return summarize(self.extractor.extract, chunks(), images.count, images.labels)
+
+    def drawn(self, state: TrainState) -> Iterator[np.ndarray]:
+        """`count` images, uint8, a batch at a time; the last one filled up, so that one compile serves all."""
+        c, labels = self.experiment.config.sample, self.labels
+        size = min(c.batch_size, self.count)
+        for first in range(0, self.count, size):
+            self.leave_if_asked()
+            batch = np.resize(labels[first : first + size], size)
+            images = to_uint8(whole(self.sample(state.ema_params, jax.random.key(c.seed), batch, first)))
+            yield images[: self.count - first]
+
+    def leave_if_asked(self) -> None:
+        if self.stop():
+            raise PutOffError
+
+
+def owed(config: ConfigDict, workdir: Path, step: int) -> bool:
+    """Whether `step` should have an evaluation and has none."""
+    every = config.evaluate.every_steps
+    due = step > 0 and every > 0 and (step % every == 0 or step == config.train.steps)
+    return due and all(row["step"] != step for row in evaluations.of_training(workdir))
+
+
+def first_features(summary: Summary, count: int) -> Summary:
+    """A summary with the first `count` feature vectors alone: the time of some scores grows with the product."""
+    labels_N = None if summary.labels_N is None else summary.labels_N[:count]
+    return dataclasses.replace(summary, features_ND=summary.features_ND[:count], labels_N=labels_N)
+
+
+def prepare(experiment: Experiment, workdir: Path) -> Callable[[MetricWriter, Stop], TrainingEvaluation] | None:
+    """Makes the evaluation, of the writer and stop of a run; None with `evaluate.every_steps` 0.
+
+    Raises:
+      UserError: the features that it would need are not there; said before any training.
+    """
+    if not experiment.config.evaluate.every_steps:
+        return None
+    extractor = load_features(experiment.config, workdir, experiment)
+    return lambda writer, stop: TrainingEvaluation(experiment, workdir, extractor, writer, stop)
