@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dit_jax.checks import require
 from dit_jax.evaluation.evaluate import NAMES
 from dit_jax.files import replacing
 from dit_jax.reporting.jsonl import parse, read_rows
@@ -58,3 +59,20 @@ def best_step(workdir: Path) -> int | None:
 def distance(row: Mapping[str, Any]) -> float:
     """A row's Frechet distance, under the name that its features give it."""
     return row[NAMES[row["features"]]["frechet"]]
+
+
+def wanted_step(workdir: Path, name: str) -> int | None:
+    """The step that `sample.checkpoint`, `name`, asks for; None for the newest.
+
+    Raises:
+      UserError: there is no best one yet, or no checkpoint of that step; says which there are.
+    """
+    if name == "newest":
+        return None
+    best = best_step(workdir) if name == "best" else int(name)
+    none = "no evaluation was made in training, see evaluate.every_steps; use newest, or a step"
+    require(best is not None, "sample.checkpoint", name, none)
+    steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+    there = f"step {best} is not in {workdir / 'checkpoints'}; there are {', '.join(map(str, steps)) or 'none'}"
+    require(best in steps, "sample.checkpoint", name, there)
+    return best

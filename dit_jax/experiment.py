@@ -297,27 +297,12 @@ def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
     if not (workdir / "checkpoints").is_dir():
         raise missing
     with Checkpointer(workdir, keep=experiment.config.train.keep_checkpoints, read_only=True) as checkpointer:
-        state = checkpointer.restore(experiment.abstract_state(), wanted_step(workdir, experiment.config.sample))
+        state = checkpointer.restore(
+            experiment.abstract_state(), evaluations.wanted_step(workdir, experiment.config.sample.checkpoint)
+        )
     if state is None:
         raise missing
     replicate = partial(jax.device_put, device=sharding.replicated(experiment.mesh))
     ema_params = replicate(state.ema_params)
     weights = replicate(state.params) if experiment.config.sample.weights == "raw" else ema_params
     return Run(experiment, int(state.step), ema_params, experiment.sampler(), weights)
-
-
-def wanted_step(workdir: Path, sample: ConfigDict) -> int | None:
-    """The step that `sample.checkpoint` names; None for the newest.
-
-    Raises:
-      UserError: there is no best one yet, or no checkpoint of that step; says which there are.
-    """
-    if sample.checkpoint == "newest":
-        return None
-    best = evaluations.best_step(workdir) if sample.checkpoint == "best" else int(sample.checkpoint)
-    none = "no evaluation was made in training, see evaluate.every_steps; use newest, or a step"
-    checks.require(best is not None, "sample.checkpoint", sample.checkpoint, none)
-    steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
-    there = f"step {best} is not in {workdir / 'checkpoints'}; there are {', '.join(map(str, steps)) or 'none'}"
-    checks.require(best in steps, "sample.checkpoint", sample.checkpoint, there)
-    return best
