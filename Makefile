@@ -29,6 +29,8 @@ demo: export JAX_NUM_CPU_DEVICES ?= 2
 demo: .venv/requirements$(if $(GPU),-gpu).stamp
 	$(VENV) main.py --config=configs/shapes.py --workdir=$(RUN) $(DEMO_FLAGS)
 	$(VENV) main.py --mode=sample --workdir=$(RUN)
+	$(VENV) main.py --mode=train_classifier --workdir=$(RUN)
+	$(VENV) main.py --mode=evaluate --workdir=$(RUN)
 	$(VENV) main.py --mode=report --workdir=$(RUN)
 
 test: .venv/requirements-dev.stamp

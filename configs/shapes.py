@@ -37,11 +37,12 @@ def get_config() -> ConfigDict:
     config.sample.steps = 20
     config.sample.guidance = 4.0
     config.sample.clip_x_0 = False
-    config.evaluate.n = 2_000
+    config.evaluate.n = 500
+    config.evaluate.loss_n = 200
     config.evaluate.features = "classifier"
     config.classifier.width = 16
-    config.classifier.steps = 1_200
-    config.classifier.batch_size = 64
+    config.classifier.steps = 2_400
+    config.classifier.batch_size = 16
     config.classifier.crop_padding = 0
     config.classifier.learning_rate = 3e-3
     return config
