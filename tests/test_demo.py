@@ -24,6 +24,12 @@ def run(*arguments: str) -> str:
 def test_the_demo_draws_what_it_is_asked_for(tmp_path):
     run("main.py", "--config=configs/shapes.py", f"--workdir={tmp_path}")
     run("main.py", "--mode=sample", f"--workdir={tmp_path}", "--config.sample.n=500")
+    for mode in ("train_classifier", "evaluate"):
+        run("main.py", f"--mode={mode}", f"--workdir={tmp_path}")
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    assert json.loads((tmp_path / "classifier/accuracy.json").read_text())["accuracy"] >= 0.99
+    assert evaluation["accuracy_classifier"] >= 0.95
+    assert evaluation["fd_classifier"] > evaluation["floor"]["fd_classifier"] > 0
     verdict = json.loads(run("-m", "tests.shapes_judge", str(tmp_path / "samples" / "samples.npz")))
     assert verdict["accuracy_real"] > 0.98  # else the judge is no judge
     assert verdict["accuracy"] >= 0.95
