@@ -12,9 +12,14 @@ def get_config() -> ConfigDict:
     config.seed = 0  # the run's only seed: weights, order of the data, noise
 
     config.data = ConfigDict()
-    config.data.name = "cifar10"  # cifar10 | shapes
+    config.data.name = "cifar10"  # cifar10 | shapes | image_folder (configs/image_folder.py)
     config.data.data_dir = "data"  # where TFDS keeps prepared data
     config.data.resident = "auto"  # all decoded images kept on every device: auto (up to 1 GiB) | true | false (stream)
+    config.data.root = ""  # image_folder: the folder of pictures, ROOT/CLASS/PICTURE.{png,jpg,jpeg,webp}
+    config.data.image_size = placeholder(int)  # image_folder: pixels, both ways; of other data sets it is known
+    config.data.skip_broken = False  # image_folder: leave out pictures that cannot be read, rather than end
+    config.data.class_names = ""  # image_folder: filled in from the root, with / between two names, and kept by the run
+    config.data.content = ""  # image_folder: filled in; names the prepared copy that the run has used
     config.data.flip = True  # mirror left to right with probability 1/2 (DDPM on CIFAR-10)
 
     config.model = ConfigDict()

@@ -7,6 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dit_jax.config import leaves
+from dit_jax.data import image_folder
 from dit_jax.data.datasets import DatasetInfo
 from dit_jax.diffusion.objective import LOSS_WEIGHTINGS, PREDICTIONS, TIMESTEP_SAMPLING, solvable
 from dit_jax.diffusion.sampling import SAMPLERS, VARIANCES
@@ -37,7 +38,7 @@ def require(holds: bool, key: str, value: object, fix: str) -> None:
 def check(config: ConfigDict, info: DatasetInfo) -> None:
     """Raises UserError for the first value that cannot work; builds and compiles nothing."""
     check_numbers(config)
-    choice("data.resident", config.data.resident, ("auto", "true", "false"))
+    check_data(config.data, info)
     check_model(config.model, info)
     check_diffusion(config.diffusion)
     check_optimizer(config.optimizer)
@@ -54,6 +55,24 @@ def check_numbers(config: ConfigDict) -> None:
         require(not isinstance(value, float) or math.isfinite(value), key, value, "use a finite number")
         small = not isinstance(value, int) or key.endswith("seed") or abs(value) < 2**31
         require(small, key, value, "use a whole number below 2^31")
+
+
+def check_data(c: ConfigDict, info: DatasetInfo) -> None:
+    """Checks how the data are read, and that no key is given to a data set that has no use for it."""
+    choice("data.resident", c.resident, ("auto", "true", "false"))
+    if c.name != image_folder.NAME:
+        require(not c.root, "data.root", c.root, f"data.name={c.name} reads no folder; use data.name=image_folder")
+        sizes = f"the images of data.name={c.name} have {info.image_shape[0]} pixels; leave it away"
+        require(c.image_size == info.image_shape[0], "data.image_size", c.image_size, sizes)
+        require(not c.skip_broken, "data.skip_broken", c.skip_broken, "it is for data.name=image_folder; use false")
+
+
+def check_folder(c: ConfigDict) -> None:
+    """Checks what is to be known before a folder of pictures is looked at."""
+    fix = "name the folder of pictures by --config.data.root=DIR, with a folder for each class in it"
+    require(bool(c.root), "data.root", "''", fix)
+    size = c.image_size
+    require(size is not None and 1 <= size <= 4096, "data.image_size", size, "use a number of pixels, 1 to 4096")
 
 
 def check_model(c: ConfigDict, info: DatasetInfo) -> None:
@@ -198,13 +217,15 @@ def parse_labels(text: str, class_names: Sequence[str]) -> list[int]:
     Raises:
       UserError: a class that the data set does not have, with those it has.
     """
-    words = [word.strip(" '\"").lower() for word in text.strip().strip("()[]").split(",")]
+    words = [word.strip(" '\"") for word in text.strip().strip("()[]").split(",")]
     words = [word for word in words if word]
+    exact = {name: i for i, name in enumerate(class_names)}  # first: a class may be named 7, or Cat beside cat
     numbers = {name.lower(): i for i, name in enumerate(class_names)} | {str(i): i for i in range(len(class_names))}
-    for word in words:
-        if word not in numbers:
+    labels = [exact.get(word, numbers.get(word.lower())) for word in words]
+    for word, label in zip(words, labels, strict=True):
+        if label is None:
             raise UserError(f"sample.labels={text}: there is no class '{word}'; {known_classes(class_names)}")
-    return [numbers[word] for word in words] or list(range(len(class_names)))
+    return [label for label in labels if label is not None] or list(range(len(class_names)))
 
 
 def label_range(labels: np.ndarray, class_names: Sequence[str]) -> None:

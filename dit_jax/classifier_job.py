@@ -11,6 +11,7 @@ from dit_jax import jobs
 from dit_jax.checks import require
 from dit_jax.classifier_experiment import ClassifierExperiment, classifier_config, load_classifier
 from dit_jax.data import datasets
+from dit_jax.data.images import Images
 from dit_jax.evaluation.evaluate import accuracy, summarize
 from dit_jax.files import replacing
 from dit_jax.together import is_first
@@ -18,9 +19,9 @@ from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir
 
 logger = logging.getLogger(__name__)
 # Of the config, these alone make a classifier another one.
-OWN_KEYS = ("seed", "data.name", "data.flip", "diffusion.", "train.ema_", "classifier.width", "classifier.depth",
-            "classifier.crop_padding", "classifier.batch_size", "classifier.learning_rate",
-            "classifier.weight_decay")  # fmt: skip
+OWN_KEYS = ("seed", "data.name", "data.image_size", "data.class_names", "data.flip", "diffusion.", "train.ema_",
+            "classifier.width", "classifier.depth", "classifier.crop_padding", "classifier.batch_size",
+            "classifier.learning_rate", "classifier.weight_decay")  # fmt: skip
 
 
 def train_classifier(config: ConfigDict, workdir: Path, out: Path | None) -> int:
@@ -45,8 +46,8 @@ def report_accuracy(experiment: ClassifierExperiment, workdir: Path) -> None:
     """Prints the accuracy on the test split and keeps it in WORKDIR/classifier/accuracy.json."""
     config = experiment.config
     step, extractor = load_classifier(workdir, config)
-    test = datasets.load(config.data.name, config.data.data_dir, "test")
-    summary = summarize(extractor.extract, [test.images], len(test.images), test.labels)
+    test = Images.stored(datasets.open_split(experiment.source, "test"))
+    summary = summarize(extractor.extract, test.chunks(), test.count, test.labels)
     result = {"accuracy": accuracy(summary), "n": summary.count, "data": config.data.name, "split": "test"}
     result |= {"step": step, "features_sha256": extractor.sha256}
     if is_first():

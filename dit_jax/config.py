@@ -23,7 +23,8 @@ MAIN_FLAGS = ("config", "workdir", "mode", "out", "images", "coordinator", "num_
 FREE_KEYS = ("train.steps", "train.log_every", "train.sample_every", "train.checkpoint_every", "train.keep_checkpoints",
              "train.steps_per_call", "train.max_seconds", "train.max_bad_steps",
              "train.microbatches", "train.shard_params",
-             "data.data_dir", "data.resident", "sample.", "classifier.", "evaluate.")  # fmt: skip
+             "data.data_dir", "data.resident", "data.root", "data.content", "data.skip_broken",
+             "sample.", "classifier.", "evaluate.")  # fmt: skip
 
 
 def load(spec: str) -> ConfigDict:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,27 +57,37 @@ def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path |
     check_workdir(workdir, config, SAMPLE_FREE_KEYS)
     start = time.perf_counter()
     experiment = Experiment(config)
+    with first_before_others():
+        train, test = (datasets.open_split(experiment.source, split) for split in ("train", "test"))
     extractor = load_features(config, workdir, experiment)
     source = from_elsewhere(images, experiment) if images else from_run(config, workdir)
     samples = sum_up(extractor, source.images, "image")
-    with first_before_others():
-        train, test = (datasets.load(config.data.name, config.data.data_dir, split) for split in ("train", "test"))
-    reference = sum_up(extractor, Images.of(*train), "training image")
-    as_many = slice(samples.count)
-    real = sum_up(extractor, Images.of(test.images[as_many], test.labels[as_many]), "test image")
+    reference = sum_up(extractor, Images.stored(train), "training image")
     names = experiment.info.class_names
     warning = bias_warning(reference.moments, samples.moments)
     if warning:
         logger.warning("%s: %s", NAMES[extractor.name]["frechet"], warning)
-    result = scores(extractor.name, reference, samples, names) | source.about
+    figures = scores(extractor.name, reference, samples, names)
+    result = figures | source.about
     result |= {"n": samples.count, "features": extractor.name, "features_sha256": extractor.sha256}
     result |= {"data": config.data.name, "reference_split": "train", "reference_n": reference.count, "warning": warning}
-    result |= held_out_figures(source.run, test) | progress_of(source.run, len(train.images)) if source.run else {}
-    floor = scores(extractor.name, reference, real, names) | {"split": "test", "n": real.count}
-    result |= {"floor": floor, "seconds": round(time.perf_counter() - start, 1)}
+    result |= held_out_figures(source.run, test) | progress_of(source.run, train.count) if source.run else {}
+    result |= {"floor": floor_of(extractor, reference, test.first(samples.count), names)}
+    result |= {"seconds": round(time.perf_counter() - start, 1)}
     if is_first():
         keep(result, workdir, "evaluation_images.json" if images else "evaluation.json")
-        print(table(result))
+        print(table(result, figures))
+
+
+def floor_of(
+    extractor: Extractor, reference: Summary, test: datasets.Records, names: Sequence[str]
+) -> dict[str, object]:
+    """The figures of real test images; none, with a word, where there are too few of them."""
+    about = {"split": "test", "n": test.count}
+    if test.count < LEAST_IMAGES:
+        logger.warning("%d test images are too few for a floor, %d would do", test.count, LEAST_IMAGES)
+        return about
+    return scores(extractor.name, reference, sum_up(extractor, Images.stored(test), "test image"), names) | about
 
 
 def sum_up(extractor: Extractor, images: Images, unit: str) -> Summary:
@@ -125,10 +135,10 @@ def progress_of(run: experiments.Run, num_examples: int) -> dict[str, Any]:
     return {"images": run.step * batch_size, "epoch": run.step / steps_per_epoch(num_examples, batch_size)}
 
 
-def held_out_figures(run: experiments.Run, test: datasets.Split) -> dict[str, Any]:
+def held_out_figures(run: experiments.Run, test: datasets.Records) -> dict[str, Any]:
     """`loss_by_noise`, and `bits_per_dim` with its parts, of the first `evaluate.loss_n` test images."""
     experiment, c = run.experiment, run.experiment.config
-    count, T = min(c.evaluate.loss_n, len(test.images)), experiment.schedule.num_steps
+    count, T = min(c.evaluate.loss_n, test.count), experiment.schedule.num_steps
     if not count:
         return {}
     terms_of = held_out.make_terms(
@@ -136,7 +146,7 @@ def held_out_figures(run: experiments.Run, test: datasets.Split) -> dict[str, An
         c.sample.batch_size,
     )  # fmt: skip
     with Progress(count, "held-out image") as progress:
-        terms = terms_of(run.weights, test.images[:count], test.labels[:count], c.sample.seed, progress.update)
+        terms = terms_of(run.weights, *test.first(count).load(), c.sample.seed, progress.update)
     about = {"images": count, "split": "test", "seed": c.sample.seed}
     bits, parts = held_out.bits_per_dim(terms, T)
     parts |= {"variance": "posterior", "clip_x_0": c.sample.clip_x_0} | about
@@ -191,14 +201,15 @@ def keep(result: dict[str, Any], workdir: Path, name: str) -> None:
     evaluations.append(workdir, result)
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: dict[str, Any], figures: Iterable[str]) -> str:
     """Each figure beside that of real images."""
     floor = result["floor"]
     lines = [f"{'':28}{result['n']:>11,} images{floor['n']:>11,} real"]
-    for name, value in floor.items():
-        if isinstance(value, float):
-            ours = f"{result[name]:.4g}" if name in result else "-"
-            lines.append(f"{name:28}{ours:>18}{value:>16.4g}")
+    for name in dict.fromkeys((*floor, *figures)):
+        values = [row.get(name) for row in (result, floor)]
+        if any(isinstance(value, float) for value in values):
+            ours, theirs = ("-" if value is None else f"{value:.4g}" for value in values)
+            lines.append(f"{name:28}{ours:>18}{theirs:>16}")
     if "bits_per_dim" in result:
         lines.append(f"{'bits_per_dim':28}{result['bits_per_dim']:>18.4g}")
     return "\n".join(lines)

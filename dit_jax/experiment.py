@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from dit_jax import checks, evaluations
 from dit_jax import config as configs
 from dit_jax.checks import require
-from dit_jax.data import datasets
+from dit_jax.data import datasets, folders, image_folder
 from dit_jax.diffusion import guidance, sampling, tasks
 from dit_jax.diffusion.objective import loss_weights
 from dit_jax.diffusion.schedule import Schedule, make_schedule
@@ -38,7 +38,10 @@ Sample = Callable[..., jax.Array]
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """A copy in which the model's preset has filled the keys left unset, and every value has been checked.
+    """A copy in which every value has been checked, and what was left unset is filled in.
+
+    The model's preset gives its sizes, the data set that of its images, and a folder of pictures its classes: those of
+    a run are kept, so that it needs no folder later.
 
     Raises:
       UserError: an unknown name or an impossible combination, one line with key, value and fix.
@@ -49,8 +52,20 @@ def resolve(config: ConfigDict) -> ConfigDict:
         for key, value in PRESETS[config.model.preset].items():
             if config.model[key] is None:
                 config.model[key] = value
-    checks.check(config, datasets.info(config.data.name))
+        if config.data.name == image_folder.NAME:
+            checks.check_folder(config.data)
+            config.data.class_names = config.data.class_names or "/".join(folders.class_names(config.data.root))
+        info = datasets.info(config.data.name, folder_of(config.data))
+        config.data.image_size = config.data.image_size or info.image_shape[0]
+    checks.check(config, info)
     return config
+
+
+def folder_of(c: ConfigDict) -> image_folder.Folder | None:
+    """The folder of pictures that the section `data` names, if it does."""
+    if c.name != image_folder.NAME:
+        return None
+    return image_folder.Folder(c.root, c.image_size, tuple(c.class_names.split("/")), c.skip_broken, c.content)
 
 
 @dataclass(frozen=True)
@@ -63,7 +78,13 @@ class Experiment:
     @cached_property
     def info(self) -> datasets.DatasetInfo:
         """Image shape and class names."""
-        return datasets.info(self.config.data.name)
+        return datasets.info(self.source.name, self.source.folder)
+
+    @property
+    def source(self) -> datasets.Source:
+        """Where the images are."""
+        c = self.config.data
+        return datasets.Source(c.name, c.data_dir, folder_of(c))
 
     @cached_property
     def mesh(self) -> Mesh:

@@ -54,9 +54,12 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
     experiment.check_devices()
     evaluation = training_evaluation.prepare(experiment, workdir)
     with first_before_others():  # it may be made first
-        records = datasets.open_split(config.data.name, config.data.data_dir, "train")
+        find_data(experiment, workdir)
+        records = datasets.open_split(experiment.source, "train")
     with contextlib.ExitStack() as stack:
         feed = stack.enter_context(contextlib.closing(experiment.feed(records)))
+        if feed.streamed:
+            logger.info("the data, %.1f GiB decoded, are read from the disk step by step", records.nbytes / 2**30)
         if is_first():
             make_folder(workdir, "--workdir")
         stop = stack.enter_context(Stop(config.train.max_seconds))
@@ -94,6 +97,21 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
     draw_loss(workdir)
     logger.info("trained %d steps; the checkpoint and loss.png are in %s", config.train.steps, workdir)
     return 0
+
+
+def find_data(experiment: Experiment, workdir: Path) -> None:
+    """Notes in the config which copy of a folder of pictures is used, and says so if a resumed run had another.
+
+    Raises:
+      UserError: the folder cannot be used, or has other classes than the run.
+    """
+    data = experiment.config.data
+    if experiment.source.folder:
+        if configs.path_of(workdir).exists():
+            data.content = configs.read(workdir).data.content
+        folder = datasets.refresh(experiment.source).folder
+        assert folder is not None
+        data.content = folder.content
 
 
 def finished(workdir: Path, step: int, section: str) -> None:

@@ -176,7 +176,7 @@ def nearest_section(
     experiment: Experiment, workdir: Path, samples: Images, about: dict[str, Any], commands: dict[str, str]
 ) -> Html:
     """The samples beside their nearest training images, or why that cannot be."""
-    task, data = about.get("task", "generate"), experiment.config.data
+    task = about.get("task", "generate")
     if task not in FROM_NOISE:
         return missing(
             f"These samples started from given images (sample.task={task}), so their likeness to training images says "
@@ -184,7 +184,7 @@ def nearest_section(
             commands["sample"],
         )
     try:
-        train, test = (datasets.open_split(data.name, data.data_dir, split) for split in ("train", "test"))
+        train, test = (datasets.open_split(experiment.source, split) for split in ("train", "test"))
         extractor = features_at_hand(experiment.config, workdir, experiment)
         found = memorisation_of(experiment, samples, train, test, extractor)
     except UserError as error:

@@ -55,7 +55,7 @@ def memorisation_of(
     count = max(1, min(COMPARED, len(images), VALUES // images[0].size))
     sets = {SAMPLES: images[:count]}
     if test.count:
-        sets[REAL] = np.concatenate([chunk.images for chunk in test.chunks(count)])
+        sets[REAL] = np.concatenate([chunk.images for chunk in test.first(count).chunks()])
     searches = search(embeds, sets, train, flip)
     return Memorisation(
         scores={

@@ -22,7 +22,7 @@ from dit_jax.data import datasets
 from dit_jax.data.images import Images
 from dit_jax.data.pipeline import steps_per_epoch
 from dit_jax.evaluation.distances import bias_warning
-from dit_jax.evaluation.evaluate import Summary, scores, summarize
+from dit_jax.evaluation.evaluate import LEAST_IMAGES, Summary, scores, summarize
 from dit_jax.evaluation.features import Extractor
 from dit_jax.experiment import Experiment, Sample
 from dit_jax.judging import load_features, sampling_settings
@@ -76,7 +76,8 @@ class TrainingEvaluation:
         about["warning"] = bias_warning(reference.moments, samples.moments)
         about |= {"data": config.data.name, "reference_split": "train", "reference_n": reference.count}
         few = first_features(reference, samples.count)
-        floor = scores(name, few, real, names) | {"split": "test", "n": real.count}
+        floor = scores(name, few, real, names) if real.count >= LEAST_IMAGES else {}
+        floor |= {"split": "test", "n": real.count}
         return scores(name, few, samples, names) | about | {"floor": floor}
 
     @property
@@ -101,10 +102,8 @@ class TrainingEvaluation:
     @cached_property
     def real_sets(self) -> tuple[Summary, Summary]:
         """(the training split; as many images of the test split as are drawn)."""
-        c = self.experiment.config.data
-        train, test = (datasets.load(c.name, c.data_dir, split) for split in ("train", "test"))
-        real = Images.of(test.images[: self.count], test.labels[: self.count])
-        return self.sum_up(Images.of(*train)), self.sum_up(real)
+        train, test = (datasets.open_split(self.experiment.source, split) for split in ("train", "test"))
+        return self.sum_up(Images.stored(train)), self.sum_up(Images.stored(test.first(self.count)))
 
     def sum_up(self, images: Images) -> Summary:
         """`summarize`, left by `PutOffError` when the run is asked to end."""

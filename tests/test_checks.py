@@ -22,6 +22,9 @@ BAD = [
     ("model.dtype=float16", "choose one of float32, bfloat16"),
     ("model.preset=DiT-XL", "DiT-XL/2"),
     ("data.name=cifar100", "shapes, cifar10"),
+    ("data.root=pictures", "use data.name=image_folder"),
+    ("data.image_size=64", "the images of data.name=cifar10 have 32 pixels"),
+    ("data.skip_broken=True", "use false"),
     ("data.resident=stream", "choose one of auto, true, false"),
     ("diffusion.num_steps=0", "use 1 to 10,000"),
     ("diffusion.num_steps=10001", "use 1 to 10,000"),
@@ -189,6 +192,10 @@ def test_extremes_that_work(assignments):
 )
 def test_labels_by_name_and_number(text, labels):
     assert checks.parse_labels(text, CLASSES) == labels
+
+
+def test_the_name_of_a_class_comes_before_its_number_and_its_like():
+    assert checks.parse_labels("10,2,Cat,cat,CAT,0", ("10", "2", "Cat", "cat")) == [0, 1, 2, 3, 3, 0]
 
 
 @pytest.mark.parametrize("text", ["3", "-1", "1.0", "whale", "cat dog", "cat,whale"])

@@ -20,9 +20,15 @@ from dit_jax.training.step import zero_sums
 from dit_jax.training_evaluation import TrainingEvaluation
 
 # cifar10:report is default.py, which a test below says
-CONFIGS = ["configs/default.py", "configs/shapes.py", "configs/cifar10.py:best", "configs/cifar10.py:cpu"]
+CONFIGS = [
+    "configs/default.py",
+    "configs/shapes.py",
+    "configs/cifar10.py:best",
+    "configs/cifar10.py:cpu",
+    "configs/image_folder.py",
+]
 # Read where files are, not where the model is built: by the jobs; classifier.steps and the like by `classifier_config`.
-READ_BY_JOBS = {"data.data_dir", "data.resident", "train.keep_checkpoints", "train.max_seconds"} | {
+READ_BY_JOBS = {"data.resident", "train.keep_checkpoints", "train.max_seconds"} | {
     f"{section}.{key}"
     for section, keys in {
         "sample": ("batch_size", "seed", "task", "images", "mask", "strength", "denoising", "checkpoint", "weights"),
@@ -31,6 +37,9 @@ READ_BY_JOBS = {"data.data_dir", "data.resident", "train.keep_checkpoints", "tra
     }.items()
     for key in keys
 }
+
+
+OF_A_FOLDER = {f"data.{key}" for key in ("root", "image_size", "skip_broken", "class_names", "content")}
 
 
 class Recording(ConfigDict):
@@ -90,11 +99,16 @@ def unread(config):
 
 
 @pytest.mark.parametrize("spec", CONFIGS)
-def test_every_config_builds_and_has_every_key_read(spec):
-    config = resolve(configs.load(spec))
+def test_every_config_builds_and_has_every_key_read(spec, tmp_path):
+    config = configs.load(spec)
+    owned = OF_A_FOLDER
+    if config.data.name == "image_folder":
+        (tmp_path / "cat").mkdir()
+        config.data.root, owned = str(tmp_path), set()
+    config = resolve(config)
     assert all(value is not None for _, value in configs.leaves(config))
     # The preset's name is read by `resolve`; logit_* belong to a sampling of timesteps that may not be chosen.
-    assert unread(config) <= {"model.preset"}
+    assert unread(config) <= {"model.preset"} | owned
 
 
 def test_a_key_that_nothing_reads_is_found():

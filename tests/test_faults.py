@@ -97,6 +97,27 @@ def test_twenty_kills_cost_no_bit(place, tmp_path):
     assert killed_and_resumed(place, tmp_path, kills=20, steps=6000) >= 3
 
 
+def test_a_streamed_run_that_is_killed_and_asked_to_end_is_the_resident_one(place, tmp_path):
+    """SIGKILL with batches being read, then SIGTERM, which ends the threads, then the rest."""
+    settings = [*SETTINGS, "train.steps=1000"]
+    expected = undisturbed(place, tmp_path / "resident", *settings)
+    workdir, settings = tmp_path / "streamed", [*settings, "data.resident=false"]
+    run = process.start(place[0], workdir, place[1], *settings)
+    process.wait_for(lambda: process.last_row(workdir) >= 2 * EVERY, run)
+    process.kill(run)
+    assert run.returncode == -signal.SIGKILL
+    run = process.start(place[0], workdir, place[1], *settings)
+    before = process.last_row(workdir)
+    process.wait_for(lambda: process.last_row(workdir) > before + 10, run)
+    run.send_signal(signal.SIGTERM)
+    code, told = process.finish(run)
+    assert code == 143, told
+    code, told = process.finish(process.start(place[0], workdir, place[1], *settings))
+    assert code == 0, told
+    assert_same_run(workdir, expected)
+    assert rows_of(workdir)[-1] == rows_of(tmp_path / "resident")[-1]
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )

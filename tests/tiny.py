@@ -55,7 +55,7 @@ def install(monkeypatch):
     """Makes `tiny` a data set beside the others, without any file."""
     monkeypatch.setitem(datasets.DATASETS, "tiny", INFO)
     real = datasets.open_split
-    monkeypatch.setattr(datasets, "open_split", lambda name, *rest: records() if name == "tiny" else real(name, *rest))
+    monkeypatch.setattr(datasets, "open_split", lambda of, *rest: records() if of.name == "tiny" else real(of, *rest))
 
 
 def split():
@@ -65,10 +65,10 @@ def split():
 
 
 def records():
-    whole = split()
-    return datasets.Records(
-        NUM_EXAMPLES, INFO.image_shape, lambda indices: datasets.Split(*(a[indices] for a in whole))
-    )
+    """`split` behind the interface of data on the disk."""
+    images, labels = split()
+    read = lambda indices: datasets.Split(images[indices], labels[indices])  # noqa: E731
+    return datasets.Records(NUM_EXAMPLES, INFO.image_shape, read, lambda indices: labels[indices])
 
 
 def assignments(**more):

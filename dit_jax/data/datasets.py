@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +18,20 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from dit_jax.data import cifar10, preparation, shapes
+from dit_jax.data import cifar10, image_folder, preparation, shapes
 from dit_jax.errors import UserError
 
 SPLITS = ("train", "test")
 CHUNK = 1000  # records read in one call: one by one takes longer than decoding them
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which data set, and where TFDS keeps it; `folder` is what `image_folder` is made from."""
+
+    name: str
+    data_dir: str | Path
+    folder: image_folder.Folder | None = None
 
 
 @dataclass(frozen=True)
@@ -43,34 +52,45 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Records:
-    """`count` examples in a fixed order, image_shape (H, W, C); `read(indices)` gives some, decoded, in any thread."""
+    """`count` examples in a fixed order, image_shape (H, W, C); `read(indices)` gives some, decoded, in any thread.
+
+    `read_labels(indices)` gives their labels, int32 [n], and decodes nothing.
+    """
 
     count: int
     image_shape: tuple[int, int, int]
     read: Callable[[np.ndarray], Split]
+    read_labels: Callable[[np.ndarray], np.ndarray]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all images, decoded."""
         return self.count * math.prod(self.image_shape)
 
-    def chunks(self, count: int | None = None) -> Iterator[Split]:
-        """The first `count` examples (all unless given), some at a time."""
-        count = self.count if count is None else min(count, self.count)
-        for start in range(0, count, CHUNK):
-            yield self.read(np.arange(start, min(start + CHUNK, count)))
+    def chunks(self) -> Iterator[Split]:
+        """All examples, some at a time."""
+        for indices in self._parts():
+            yield self.read(indices)
+
+    def labels(self) -> np.ndarray:
+        """All labels, int32 [count]."""
+        return np.concatenate([self.read_labels(indices) for indices in self._parts()])
+
+    def first(self, count: int) -> "Records":
+        """The first `count` examples, or all if there are fewer."""
+        return replace(self, count=min(count, self.count))
 
     def load(self, wanted: Callable[[], bool] = lambda: True) -> Split:
         """All examples; those read until then once they are no longer `wanted`, which is asked now and then."""
         whole = Split(np.empty((self.count, *self.image_shape), np.uint8), np.empty(self.count, np.int32))
-        first = 0
-        for part in self.chunks():
-            for array, values in zip(whole, part, strict=True):
-                array[first : first + len(values)] = values
-            first += len(part.labels)
+        for indices in self._parts():
+            whole.images[indices], whole.labels[indices] = self.read(indices)
             if not wanted():
                 break
         return whole
+
+    def _parts(self) -> Iterator[np.ndarray]:
+        return (np.arange(i, min(i + CHUNK, self.count)) for i in range(0, self.count, CHUNK))
 
 
 DATASETS = {
@@ -81,32 +101,44 @@ PREPARE: dict[str, Callable[[Path], Path]] = {"shapes": shapes.prepare, "cifar10
 REMAKE: dict[str, Callable[[Path], str]] = {
     "shapes": lambda data_dir: "the same command again, which draws it",
     "cifar10": lambda data_dir: f"`{cifar10.command(data_dir)}`",
+    image_folder.NAME: lambda data_dir: "the same command again, which reads the pictures again",
 }
 
 
-def info(name: str) -> DatasetInfo:
+def info(name: str, folder: image_folder.Folder | None = None) -> DatasetInfo:
     """The facts about data set `name`. Raises UserError with the known names."""
+    if name == image_folder.NAME and folder:
+        return DatasetInfo(name, (folder.image_size, folder.image_size, 3), folder.class_names)
     if name not in DATASETS:
-        raise UserError(f"data.name: no data set {name!r}, choose one of {', '.join(DATASETS)}")
+        raise UserError(f"data.name: no data set {name!r}, choose one of {', '.join((*DATASETS, image_folder.NAME))}")
     return DATASETS[name]
 
 
 def load(name: str, data_dir: str | Path, split: str = "train") -> Split:
-    """All images and labels of a split, see `open_split`."""
-    return open_split(name, data_dir, split).load()
+    """All images and labels of a split of `shapes` or `cifar10`, see `open_split`."""
+    return open_split(Source(name, data_dir), split).load()
 
 
-def open_split(name: str, data_dir: str | Path, split: str = "train") -> Records:
-    """A split ('train' or 'test'), none of it read yet; prepares the data set under `data_dir` on first use.
+def refresh(source: Source) -> Source:
+    """The source with the content that its folder has now, see `image_folder.refresh`; others do not change."""
+    if source.folder is None:
+        return source
+    return replace(source, folder=image_folder.refresh(source.folder, preparation.check_data_dir(source.data_dir)))
+
+
+def open_split(source: Source, split: str = "train") -> Records:
+    """A split ('train' or 'test'), none of it read yet; prepares the data set on first use.
 
     Raises UserError: unknown name or split, `data_dir` is no folder, data set missing, damaged or in a format that only
-    TensorFlow reads.
+    TensorFlow reads; a folder of pictures that cannot be used.
     """
-    facts = info(name)
+    facts = info(source.name, source.folder)
     if split not in SPLITS:
-        raise UserError(f"no split {split!r} of {name}, choose one of {', '.join(SPLITS)}")
-    directory = PREPARE[name](preparation.check_data_dir(data_dir))
-    return _open(directory, facts, split)
+        raise UserError(f"no split {split!r} of {source.name}, choose one of {', '.join(SPLITS)}")
+    data_dir = preparation.check_data_dir(source.data_dir)
+    if source.folder:
+        return _open(image_folder.prepare(source.folder, data_dir), facts, split)
+    return _open(PREPARE[source.name](data_dir), facts, split)
 
 
 def _open(directory: Path, facts: DatasetInfo, split: str) -> Records:
@@ -115,6 +147,9 @@ def _open(directory: Path, facts: DatasetInfo, split: str) -> Records:
         _check_features(directory)
         builder: Any = tfds.builder_from_directory(directory)
         _check_format(builder, directory)
+        if facts.name == image_folder.NAME and split not in builder.info.splits:
+            fix = "give two or more of a class, or ROOT/train and ROOT/test"
+            raise UserError(f"data.root: it has no {split} pictures, as every class has one alone; {fix}")
         records: Any = builder.as_data_source(split)
 
     def read(indices: np.ndarray) -> Split:
@@ -124,7 +159,12 @@ def _open(directory: Path, facts: DatasetInfo, split: str) -> Records:
         images = np.frombuffer(bytearray(pixels), np.uint8).reshape(len(indices), *facts.image_shape)
         return Split(images, np.array([label for _, label in examples], np.int32))
 
-    return Records(len(records), facts.image_shape, read)
+    def read_labels(indices: np.ndarray) -> np.ndarray:
+        with _whole(directory, facts):
+            found = records.data_source.__getitems__(indices.tolist())
+            return np.array([label for _, label in map(parse, found)], np.int32)
+
+    return Records(len(records), facts.image_shape, read, read_labels)
 
 
 def parse(record: bytes) -> tuple[bytes, int]:

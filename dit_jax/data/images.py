@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dit_jax.data.datasets import Records
+from dit_jax.data.pictures import FORMATS
 from dit_jax.errors import UserError
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 logger = logging.getLogger(__name__)
 CHUNK = 1_000  # images in memory at a time
 
@@ -33,6 +34,11 @@ class Images:
         """Of arrays, uint8 [n, H, W, C] and int [n]."""
         chunks = lambda: (images[first : first + CHUNK] for first in range(0, len(images), CHUNK))  # noqa: E731
         return cls(len(images), labels, chunks)
+
+    @classmethod
+    def stored(cls, records: Records) -> "Images":
+        """Of a data set's split, which is read as it is needed."""
+        return cls(records.count, records.labels(), lambda: (part.images for part in records.chunks()))
 
 
 def open_images(

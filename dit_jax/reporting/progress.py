@@ -19,13 +19,14 @@ class Progress:
     """Shows e.g. `step 1,200/5,000  loss 0.1234  595 images/s  0:01:32 left`; a context manager, or call `close`.
 
     On a terminal one line is rewritten in place; elsewhere plain lines are printed now and then. Until the first
-    `update` it says `compiling`, and that time never counts in the speed.
+    `update` it says `compiling` (or `start`), and that time never counts in the speed.
 
     Args:
         total: Units of the whole job.
         unit: What is counted, as written before the numbers.
         initial: Units that were done before, by an earlier process; they count as progress and not as speed.
         images_per_unit: Images in one unit (a training step: the global batch size), for the images per second.
+        start: What is done until the first `update`.
         stream: Where to write; if None, standard error of the first process.
         clock: Returns seconds; tests pass their own.
     """
@@ -36,6 +37,7 @@ class Progress:
         unit: str = "step",
         initial: int = 0,
         images_per_unit: int = 1,
+        start: str = "compiling",
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -47,7 +49,7 @@ class Progress:
         self._terminal = self._stream.isatty()
         self._closed = False
         self._start = clock()
-        self._draw(self._line("compiling"))
+        self._draw(self._line(start))
 
     def update(self, done: int, loss: Any = None) -> None:
         """Takes note that `done` units (initial ones included) are finished, and draws if it is time.

@@ -1,5 +1,6 @@
 """Streamed runs are resident runs, to the bit: on any mesh, from any step, whatever the rhythm of the calls."""
 
+import dataclasses
 import threading
 
 import jax
@@ -78,7 +79,7 @@ def test_the_batch_of_a_step_is_the_permutations_slice_on_any_mesh(devices):
 def test_a_process_reads_what_its_own_devices_hold():
     asked = []
     records = tiny.records()
-    noted = type(records)(records.count, records.image_shape, lambda i: asked.append(i) or records.read(i))
+    noted = dataclasses.replace(records, read=lambda i: asked.append(i) or records.read(i))
     positions = np.array([2, 3, 6, 7])  # of the second and the fourth of four devices
     batch = Batches(noted, jax.random.key(0), 8, positions, 5)[0]
     order = np.asarray(jax.random.permutation(jax.random.fold_in(jax.random.key(0), 0), 40))
@@ -104,7 +105,7 @@ def test_a_batch_that_cannot_be_read_ends_the_run_in_one_line_with_its_checkpoin
             raise UserError("DIR is damaged (it was): delete that folder")
         return records.read(indices)
 
-    broken = type(records)(records.count, records.image_shape, fails)
+    broken = dataclasses.replace(records, read=fails)
     monkeypatch.setattr(tiny, "records", lambda: broken)
     done = tiny.run_main(capfd, *tiny.flags(data__resident="false", train__steps=40), "--workdir", tmp_path)
     assert done.code == 2

@@ -1,0 +1,168 @@
+"""What lies in a folder of pictures, root/CLASS/PICTURE: classes, splits, and the line for what cannot be used.
+
+Nothing is decoded here. Names that begin with a dot are passed over; links are followed.
+"""
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from dit_jax.data.pictures import FORMATS
+from dit_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+TEST_FOLDERS = ("test", "val", "validation")
+HELD_OUT = 20  # without a test folder, one picture of a class in so many is held out, at least one of two
+WANTED = f"pictures are {', '.join(FORMATS)}"
+
+
+class Picture(NamedTuple):
+    """A file: path below the root, class index, bytes and time of its last change."""
+
+    path: str
+    label: int
+    size: int
+    mtime_ns: int
+
+
+class Listing(NamedTuple):
+    """The classes of a root, sorted by name, and the pictures of each split, sorted by path."""
+
+    class_names: tuple[str, ...]
+    splits: dict[str, list[Picture]]
+    held_out: bool  # whether the test pictures were taken out of the training ones
+
+    def content(self) -> str:
+        """A hash of every picture's split, path, size and time of change."""
+        digest = hashlib.sha256()
+        for split, pictures in self.splits.items():
+            for picture in pictures:
+                line = "\0".join(map(str, (split, *picture))) + "\n"
+                digest.update(line.encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+
+def check_root(root: str) -> Path:
+    """The root with `~` expanded. Raises UserError if it is no folder."""
+    layout = "name one with a folder of pictures for each class, ROOT/CLASS/PICTURE.png"
+    path = Path(root).expanduser()
+    if not path.exists():
+        fix = "a run that is there already goes on without --config, from its prepared copy"
+        raise UserError(f"data.root={root}: there is no such folder; {layout} ({fix})")
+    if not path.is_dir():
+        raise UserError(f"data.root={root}: it is a file; {layout}")
+    return path
+
+
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, by name. Raises UserError if it cannot be read."""
+    try:
+        with os.scandir(folder) as found:
+            return sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"data.root: {folder} cannot be read ({error.strerror}); mend its permissions") from None
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """{"train": root/train, "test": root/test} where a root is laid out so (`TEST_FOLDERS`), else {"train": root}."""
+    folders = [entry.name for entry in entries(root) if entry.is_dir()]
+    tests = [name for name in TEST_FOLDERS if name in folders]
+    parted = "train" in folders and tests and not set(folders) - {"train", *TEST_FOLDERS}
+    if parted and any(entry.is_dir() for entry in entries(root / "train")):
+        return {"train": root / "train", "test": root / tests[0]}
+    return {"train": root}
+
+
+def class_folders(folder: Path) -> list[str]:
+    """The names of the class folders, sorted.
+
+    Raises UserError: there are none, pictures lie beside them, or a name that cannot be kept.
+    """
+    found = entries(folder)
+    loose = [entry.name for entry in found if is_picture(entry.name) and not entry.is_dir()]
+    if loose:
+        fix = f"move it into a folder named after its class, such as {folder / 'CLASS' / loose[0]}"
+        raise UserError(f"data.root: the picture {folder / loose[0]} lies in no class folder; {fix}")
+    names = [entry.name for entry in found if entry.is_dir()]
+    if not names:
+        raise UserError(f"data.root: {folder} has no class folder; make one for each class, with its pictures in it")
+    for name in names:
+        if not name.isprintable():
+            raise UserError(f"data.root: the class folder {str(folder / name)!r} has characters no text has; rename it")
+    return names
+
+
+def class_names(root: str) -> tuple[str, ...]:
+    """The classes of a root, by a look at its folders alone. Raises UserError as `scan`."""
+    return tuple(class_folders(split_folders(check_root(root))["train"]))
+
+
+def scan(root: str) -> Listing:
+    """Every picture of a root.
+
+    Raises UserError, one line each: no folder, no class, an empty class, folders within one, links to nothing, a test
+    class that training has not.
+    """
+    path = check_root(root)
+    parts = split_folders(path)
+    names = class_folders(parts["train"])
+    left_out = [entry.path for entry in entries(path) if entry.is_file()]
+    splits: dict[str, list[Picture]] = {}
+    for split, folder in parts.items():
+        mine = class_folders(folder)
+        strange = sorted(set(mine) - set(names))
+        if strange:
+            fix = f"make {parts['train'] / strange[0]}, or remove it"
+            raise UserError(f"data.root: {folder / strange[0]} is a class without training pictures; {fix}")
+        splits[split] = [p for name in mine for p in list_class(path, folder / name, names.index(name), left_out)]
+    if left_out:
+        logger.warning("data.root: %d files are left out, such as %s; %s", len(left_out), min(left_out), WANTED)
+    if "test" in splits:
+        return Listing(tuple(names), splits, held_out=False)
+    return Listing(tuple(names), hold_out(splits["train"]), held_out=True)
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file's name ends as a picture's."""
+    return os.path.splitext(name)[1].lower() in FORMATS
+
+
+def list_class(root: Path, folder: Path, label: int, left_out: list[str]) -> list[Picture]:
+    """The pictures of one class; other files are added to `left_out`.
+
+    Raises UserError: there are no pictures, or folders among them.
+    """
+    pictures = []
+    for entry in entries(folder):
+        if entry.is_dir():
+            fix = "move its pictures into the class folder, or it elsewhere"
+            if folder.name in ("train", *TEST_FOLDERS):
+                fix = "to be taken as splits, train and test (or val) must be all that the root holds"
+            raise UserError(f"data.root: {entry.path} is a folder within a class; {fix}")
+        if not is_picture(entry.name):
+            left_out.append(entry.path)
+            continue
+        if not entry.is_file():
+            raise UserError(f"data.root: {entry.path} is no file (a link to nothing?); remove it")
+        found = entry.stat()
+        pictures.append(Picture(os.path.relpath(entry.path, root), label, found.st_size, found.st_mtime_ns))
+    if not pictures:
+        raise UserError(f"data.root: {folder} holds no picture ({WANTED}); put some there or remove the folder")
+    return pictures
+
+
+def hold_out(pictures: list[Picture]) -> dict[str, list[Picture]]:
+    """Parts each class by a hash of its pictures' paths, so that a new picture moves at most one other."""
+    classes: dict[int, list[Picture]] = {}
+    for picture in pictures:
+        classes.setdefault(picture.label, []).append(picture)
+    splits: dict[str, list[Picture]] = {"train": [], "test": []}
+    for mine in classes.values():
+        count = max(round(len(mine) / HELD_OUT), int(len(mine) > 1))
+        ranked = sorted(mine, key=lambda p: hashlib.sha256(p.path.encode("utf-8", "surrogateescape")).digest())
+        chosen = set(ranked[:count])
+        splits["test"] += [picture for picture in mine if picture in chosen]
+        splits["train"] += [picture for picture in mine if picture not in chosen]
+    return splits

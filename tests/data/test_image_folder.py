@@ -1,0 +1,314 @@
+"""A folder of pictures as a data set: what it becomes, when its copy is made anew, the line for what cannot be used."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dit_jax.data import datasets, folders, image_folder
+from dit_jax.errors import UserError
+
+SIZE = 8
+
+
+def paint(path, seed, size=(8, 8)):
+    """A picture that no other seed has."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+def fill(root, counts, first=0):
+    """counts[class] pictures named 0.png, 1.png ... in root/class; returns {bytes: class}."""
+    made = {}
+    for name, count in counts.items():
+        for i in range(count):
+            made[paint(root / name / f"{i}.png", first).tobytes()] = name
+            first += 1
+    return made
+
+
+def source(root, data_dir, names=("cat", "dog"), **more):
+    folder = image_folder.Folder(str(root), SIZE, names, **more)
+    return datasets.Source(image_folder.NAME, data_dir, folder)
+
+
+def read(of):
+    """{bytes of an image: its class} of both splits."""
+    splits = {}
+    for split in datasets.SPLITS:
+        images, labels = datasets.open_split(of, split).load()
+        splits[split] = {x.tobytes(): of.folder.class_names[i] for x, i in zip(images, labels, strict=True)}
+    return splits
+
+
+@pytest.fixture
+def root(tmp_path):
+    """40 cats and 3 dogs."""
+    fill(tmp_path / "root", {"dog": 3, "cat": 40})
+    return tmp_path / "root"
+
+
+def test_every_picture_is_in_one_split_under_its_class(tmp_path):
+    made = fill(tmp_path / "root", {"dog": 3, "cat": 40})
+    found = source(tmp_path / "root", tmp_path / "data")
+    splits = read(found)
+    assert splits["train"] | splits["test"] == made
+    assert not set(splits["train"]) & set(splits["test"])
+    assert sorted(splits["test"].values()) == ["cat", "cat", "dog"]  # one in twenty, but one of each at least
+    facts = datasets.info(found.name, found.folder)
+    assert facts == datasets.DatasetInfo("image_folder", (8, 8, 3), ("cat", "dog"))
+
+
+def test_a_class_of_one_is_trained_on(tmp_path):
+    made = fill(tmp_path / "root", {"cat": 1, "dog": 1})
+    of = source(tmp_path / "root", tmp_path / "data")
+    assert len(datasets.open_split(of).load().labels) == len(made)
+    with pytest.raises(UserError, match="has no test pictures"):
+        datasets.open_split(of, "test")
+
+
+def test_a_new_picture_changes_the_held_out_ones_by_one_at_most(root):
+    before = {p.path for p in folders.scan(str(root)).splits["test"]}
+    assert before == {p.path for p in folders.scan(str(root)).splits["test"]}
+    for i in range(40, 70):
+        paint(root / "cat" / f"{i}.png", i)
+        after = {p.path for p in folders.scan(str(root)).splits["test"]}
+        assert len(before - after) <= 1
+        before = after
+
+
+@pytest.mark.parametrize("name", ["test", "val", "validation"])
+def test_folders_of_splits_are_the_splits(name, tmp_path):
+    train = fill(tmp_path / "root" / "train", {"cat": 3, "dog": 2})
+    test = fill(tmp_path / "root" / name, {"dog": 2}, first=100)  # a class without test pictures is none to mind
+    splits = read(source(tmp_path / "root", tmp_path / "data"))
+    assert splits == {"train": train, "test": test}
+    assert folders.class_names(str(tmp_path / "root")) == ("cat", "dog")
+
+
+def test_train_and_test_may_be_classes(tmp_path):
+    """Of trains, of tests; there is no folder in them."""
+    fill(tmp_path, {"train": 2, "test": 2})
+    assert folders.class_names(str(tmp_path)) == ("test", "train")
+
+
+def test_links_are_followed_and_hidden_names_passed_over(root, tmp_path, caplog):
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "dog").symlink_to(root / "dog")
+    (tmp_path / "linked" / "cat").mkdir()
+    (tmp_path / "linked" / "cat" / "one.png").symlink_to(root / "cat" / "1.png")
+    (tmp_path / "linked" / ".git").mkdir()
+    (tmp_path / "linked" / "cat" / "._one.png").write_text("of a Mac")
+    found = folders.scan(str(tmp_path / "linked"))
+    assert found.class_names == ("cat", "dog")
+    assert [p.path for p in found.splits["train"]] == ["cat/one.png", *[p.path for p in found.splits["train"][1:]]]
+    assert sum(map(len, found.splits.values())) == 4
+    assert not caplog.records
+
+
+def test_names_end_in_any_case(tmp_path):
+    for name in ("a.PNG", "b.Jpg", "c.jpeg", "d.WebP"):
+        picture = Image.new("RGB", (8, 8))
+        (tmp_path / "cat").mkdir(exist_ok=True)
+        picture.save(tmp_path / "cat" / name)
+    assert sum(map(len, folders.scan(str(tmp_path)).splits.values())) == 4
+
+
+def test_a_file_may_have_a_name_of_any_bytes(root, tmp_path):
+    os.rename(root / "dog" / "1.png", os.fsencode(root / "dog") + b"/caf\xe9.png")
+    assert sum(map(len, read(source(root, tmp_path / "data")).values())) == 43
+
+
+def test_other_files_are_left_out_with_a_word(root, caplog):
+    (root / "readme.txt").write_text("about")
+    (root / "cat" / "moving.gif").write_text("a gif")
+    folders.scan(str(root))
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "2 files are left out, such as" in told
+    assert "pictures are .png, .jpg, .jpeg, .webp" in told
+
+
+def text(path):
+    path.parent.mkdir()
+    path.write_text("")
+
+
+def unreadable(root):
+    folder = root / "cat"
+    real = os.scandir
+
+    def scandir(path):
+        if str(path) == str(folder):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    return scandir
+
+
+MISTAKES = {
+    "no such folder": (lambda root: root.rename(root.with_name("away")), ["there is no such folder", "ROOT/CLASS"]),
+    "a file": (lambda root: (root.rename(root.with_name("away")), root.write_text("")), ["it is a file"]),
+    "no classes": (lambda root: [d.rename(root.parent / d.name) for d in root.iterdir()], ["has no class folder"]),
+    "loose pictures": (lambda root: paint(root / "a.png", 1), ["a.png lies in no class folder", "move it"]),
+    "an empty class": (lambda root: (root / "emu").mkdir(), ["emu holds no picture", "remove the folder"]),
+    "a class of texts": (lambda root: text(root / "emu" / "a.txt"), ["holds no picture (pictures are .png"]),
+    "a folder in a class": (lambda root: paint(root / "cat" / "old" / "a.png", 1), ["cat/old is a folder", "move its"]),
+    "train, yet classes": (lambda root: paint(root / "train" / "emu" / "a.png", 1), ["train and test (or val)"]),
+    "a link to nothing": (lambda root: (root / "cat" / "l.png").symlink_to("none"), ["l.png is no file", "remove it"]),
+    "a name with a line's end": (lambda root: paint(root / "c\nat" / "a.png", 1), ["rename it"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line(mistake, root, tmp_path):
+    make, words = MISTAKES[mistake]
+    make(root)
+    with pytest.raises(UserError) as caught:
+        folders.scan(str(root))
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert str(caught.value).startswith("data.root")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_may_not_be_read(root, monkeypatch):
+    monkeypatch.setattr(folders.os, "scandir", unreadable(root))
+    with pytest.raises(UserError, match=r"cat cannot be read \(Permission denied\); mend its permissions"):
+        folders.scan(str(root))
+
+
+def test_a_test_class_that_training_has_not(tmp_path):
+    fill(tmp_path / "train", {"cat": 2})
+    fill(tmp_path / "test", {"cat": 2, "emu": 1})
+    with pytest.raises(UserError, match=r"test/emu is a class without training pictures; make .*train/emu"):
+        folders.scan(str(tmp_path))
+
+
+def test_a_broken_picture_is_named_and_nothing_is_left(root, tmp_path):
+    path = root / "cat" / "17.png"
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(UserError) as caught:
+        read(source(root, tmp_path / "data"))
+    assert f"{path} cannot be read" in str(caught.value)
+    assert "data.skip_broken=true" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not [p for p in (tmp_path / "data").rglob("*") if p.is_file() and p.name != ".lock"]
+
+
+def test_broken_pictures_may_be_left_out(root, tmp_path, caplog):
+    for i in (3, 4, 5):
+        (root / "cat" / f"{i}.png").write_bytes(b"")
+    splits = read(source(root, tmp_path / "data", skip_broken=True))
+    assert sum(map(len, splits.values())) == 40
+    assert "3 broken pictures are left out: cat/3.png, cat/4.png, cat/5.png" in caplog.text
+    for i in range(3):
+        (root / "dog" / f"{i}.png").write_bytes(b"")
+    with pytest.raises(UserError, match="every picture of the class dog is broken"):
+        read(source(root, tmp_path / "data", skip_broken=True))
+
+
+def copies(data_dir):
+    return sorted(path.parent.name for path in (data_dir / "image_folder").glob("*/1.0.0"))
+
+
+def test_the_copy_is_made_once(root, tmp_path, monkeypatch):
+    before = read(source(root, tmp_path / "data"))
+    monkeypatch.setattr(image_folder, "make", None)  # making anything would fail
+    assert read(source(root, tmp_path / "data")) == before
+    moved = root.rename(root.with_name("moved"))
+    assert read(source(moved, tmp_path / "data")) == before
+    assert len(copies(tmp_path / "data")) == 1
+
+
+CHANGES = {
+    "a picture more": lambda root: paint(root / "dog" / "9.png", 99),
+    "a picture less": lambda root: (root / "dog" / "1.png").unlink(),
+    "another picture": lambda root: paint(root / "dog" / "1.png", 99),
+    "another class": lambda root: (root / "cat" / "1.png").rename(root / "dog" / "new.png"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_folder_is_noticed(change, root, tmp_path):
+    before = read(source(root, tmp_path / "data"))
+    CHANGES[change](root)
+    assert read(source(root, tmp_path / "data")) != before
+    assert len(copies(tmp_path / "data")) == 2
+
+
+def test_another_size_is_another_copy(root, tmp_path):
+    read(source(root, tmp_path / "data"))
+    folder = image_folder.Folder(str(root), 4, ("cat", "dog"))
+    assert datasets.open_split(datasets.Source(image_folder.NAME, tmp_path / "data", folder)).image_shape == (4, 4, 3)
+    assert [name[:4] for name in copies(tmp_path / "data")] == ["4px-", "8px-"]
+
+
+def test_a_run_finds_its_copy_though_the_folder_is_gone(root, tmp_path, caplog):
+    folder = image_folder.refresh(source(root, tmp_path / "data").folder, tmp_path / "data")
+    before = read(datasets.Source(image_folder.NAME, tmp_path / "data", folder))
+    root.rename(root.with_name("away"))
+    assert image_folder.refresh(folder, tmp_path / "data") == folder
+    assert read(datasets.Source(image_folder.NAME, tmp_path / "data", folder)) == before
+    with pytest.raises(UserError, match="there is no such folder"):
+        image_folder.refresh(source(root, tmp_path / "data").folder, tmp_path / "data")
+    with pytest.raises(UserError, match="there is no such folder"):
+        image_folder.refresh(folder, tmp_path / "elsewhere")
+
+
+def test_other_classes_than_the_runs_are_refused(root, tmp_path):
+    fill(root, {"emu": 2})
+    (root / "dog").rename(root.with_name("dog"))
+    with pytest.raises(UserError, match="has other classes than the run: without dog and with emu; restore"):
+        image_folder.refresh(source(root, tmp_path / "data").folder, tmp_path / "data")
+
+
+def test_small_pictures_are_told(tmp_path, caplog):
+    paint(tmp_path / "root" / "cat" / "small.png", 1, (7, 20))
+    paint(tmp_path / "root" / "cat" / "large.png", 2, (8, 9))
+    with caplog.at_level("INFO"):
+        read_train = datasets.open_split(source(tmp_path / "root", tmp_path / "data", ("cat",))).load()
+    assert len(read_train.labels) == 1
+    assert "1 classes, 1 training and 1 test pictures (held out of them)" in caplog.text
+    assert "1 pictures are smaller than 8 pixels, and were enlarged" in caplog.text
+
+
+SLOW = """
+import sys, time
+from dit_jax.data import datasets, image_folder, pictures
+real = pictures.read_square
+def slow(path, size):
+    if sys.argv[3] == "slow" and path.name == "20.png":
+        print("halfway", file=sys.__stdout__, flush=True)  # sys.stdout is kept quiet
+        time.sleep(60)
+    return real(path, size)
+pictures.read_square = slow
+folder = image_folder.Folder(sys.argv[1], 8, ("cat", "dog"))
+print(datasets.open_split(datasets.Source("image_folder", sys.argv[2], folder)).count, flush=True)
+"""
+
+
+def preparing(root, data_dir, pace, **options):
+    command = [sys.executable, "-c", SLOW, str(root), str(data_dir), pace]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
+
+
+def test_a_kill_leaves_nothing_half_made(root, tmp_path):
+    """SIGKILL while pictures are being read; another process waits for the copy meanwhile, and then makes it."""
+    data_dir = tmp_path / "data"
+    first = preparing(root, data_dir, "slow")
+    assert first.stdout.readline() == "halfway\n"
+    second = preparing(root, data_dir, "quick", stderr=subprocess.PIPE)
+    time.sleep(0.5)
+    assert copies(data_dir) == []
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    counted, _ = second.communicate(timeout=120)
+    assert counted == "40\n"
+    assert len(copies(data_dir)) == 1
+    assert not list(data_dir.rglob("*incomplete*"))
