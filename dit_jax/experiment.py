@@ -1,6 +1,6 @@
-"""The one place that unpacks a config: it checks every value, and builds model, schedule, data, optimizer and sampler.
+"""The one place that unpacks a resolved config: it builds model, schedule, data, optimizer and sampler.
 
-config -> resolve -> Experiment -> the jobs of modes.py
+config -> resolve (resolving.py) -> Experiment -> the jobs of modes.py
 """
 
 from collections.abc import Callable, Sequence
@@ -19,13 +19,14 @@ from ml_collections import ConfigDict
 from dit_jax import checks, evaluations
 from dit_jax import config as configs
 from dit_jax.checks import require
-from dit_jax.data import datasets, folders, image_folder
+from dit_jax.data import datasets
 from dit_jax.diffusion import guidance, sampling, tasks
 from dit_jax.diffusion.objective import loss_weights
 from dit_jax.diffusion.schedule import Schedule, make_schedule
 from dit_jax.diffusion.spacing import SPACINGS
 from dit_jax.errors import UserError
-from dit_jax.models.dit import PRESETS, DiT, apply_shares
+from dit_jax.models.dit import DiT, apply_shares
+from dit_jax.resolving import folder_of, resolve
 from dit_jax.training import layout, optimizer, sharding
 from dit_jax.training.checkpoint import Checkpointer, abstract
 from dit_jax.training.feed import Resident, Stream
@@ -35,37 +36,6 @@ from dit_jax.training.step import CallResult, Recipe, data_keys, make_train_call
 RESIDENT_BYTES = 2**30  # data above it is streamed unless `data.resident` says otherwise
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 Sample = Callable[..., jax.Array]
-
-
-def resolve(config: ConfigDict) -> ConfigDict:
-    """A copy in which every value has been checked, and what was left unset is filled in.
-
-    The model's preset gives its sizes, the data set that of its images, and a folder of pictures its classes: those of
-    a run are kept, so that it needs no folder later.
-
-    Raises:
-      UserError: an unknown name or an impossible combination, one line with key, value and fix.
-    """
-    config = config.copy_and_resolve_references()
-    checks.choice("model.preset", config.model.preset, PRESETS)
-    with config.unlocked():
-        for key, value in PRESETS[config.model.preset].items():
-            if config.model[key] is None:
-                config.model[key] = value
-        if config.data.name == image_folder.NAME:
-            checks.check_folder(config.data)
-            config.data.class_names = config.data.class_names or "/".join(folders.class_names(config.data.root))
-        info = datasets.info(config.data.name, folder_of(config.data))
-        config.data.image_size = config.data.image_size or info.image_shape[0]
-    checks.check(config, info)
-    return config
-
-
-def folder_of(c: ConfigDict) -> image_folder.Folder | None:
-    """The folder of pictures that the section `data` names, if it does."""
-    if c.name != image_folder.NAME:
-        return None
-    return image_folder.Folder(c.root, c.image_size, tuple(c.class_names.split("/")), c.skip_broken, c.content)
 
 
 @dataclass(frozen=True)
