@@ -84,6 +84,7 @@ def cpu(config: ConfigDict) -> None:
     config.train.steps_per_call = 8
     config.train.sample_every = 0
     config.sample.guidance = 2.0
+    config.evaluate.loss_n = 1_000
 
 
 RECIPES = {"report": report, "best": best, "cpu": cpu}
