@@ -54,17 +54,16 @@ class TrainingEvaluation:
             return
         start = time.perf_counter()
         try:
-            row = self.row(step, state)
+            figures, about = self.figures(step, state)
         except PutOffError:
             logger.info("the evaluation at step %d is put off: the same command makes it first", step)
             return
-        figures = {name: value for name, value in row.items() if isinstance(value, float) and name in row["floor"]}
-        self.writer.write_scalars(step, figures)
+        self.writer.write_scalars(step, {name: value for name, value in figures.items() if isinstance(value, float)})
         if is_first():
-            evaluations.append(self.workdir, row | {"seconds": round(time.perf_counter() - start, 2)})
+            evaluations.append(self.workdir, figures | about | {"seconds": round(time.perf_counter() - start, 2)})
 
-    def row(self, step: int, state: TrainState) -> dict[str, Any]:
-        """The figures of `step` and all that they depend on."""
+    def figures(self, step: int, state: TrainState) -> tuple[dict[str, object], dict[str, Any]]:
+        """The figures of `step`, and all that they depend on."""
         config, name = self.experiment.config, self.extractor.name
         reference, real = self.real_sets
         samples = self.sum_up(Images(self.count, self.labels, lambda: self.drawn(state)))
@@ -78,7 +77,7 @@ class TrainingEvaluation:
         few = first_features(reference, samples.count)
         floor = scores(name, few, real, names) if real.count >= LEAST_IMAGES else {}
         floor |= {"split": "test", "n": real.count}
-        return scores(name, few, samples, names) | about | {"floor": floor}
+        return scores(name, few, samples, names), about | {"floor": floor}
 
     @property
     def count(self) -> int:
