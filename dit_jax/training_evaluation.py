@@ -28,7 +28,7 @@ from dit_jax.experiment import Experiment, Sample
 from dit_jax.judging import load_features, sampling_settings
 from dit_jax.reporting.images import to_uint8
 from dit_jax.stop import Stop
-from dit_jax.together import is_first, whole
+from dit_jax.together import from_first, is_first, whole
 from dit_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -131,10 +131,13 @@ class TrainingEvaluation:
 
 
 def owed(config: ConfigDict, workdir: Path, step: int) -> bool:
-    """Whether `step` should have an evaluation and has none."""
+    """Whether `step` should have an evaluation and has none; of several processes, as the first one sees it."""
     every = config.evaluate.every_steps
     due = step > 0 and every > 0 and (step % every == 0 or step == config.train.steps)
-    return due and all(row["step"] != step for row in evaluations.of_training(workdir))
+    if not due:
+        return False
+    missing = all(row["step"] != step for row in evaluations.of_training(workdir))
+    return bool(from_first([missing])[0])
 
 
 def first_features(summary: Summary, count: int) -> Summary:

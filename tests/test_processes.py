@@ -126,6 +126,16 @@ def test_two_processes_draw_what_one_draws(place, undisturbed, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_split_the_state_stream_and_draw(place, tmp_path):
+    """All that has a share in each process at once."""
+    settings = [*SETTINGS, "train.shard_params=true", "data.resident=false", "train.sample_every=40", "sample.steps=3"]
+    for code, told in map(process.finish, process.start_pair(place[0], tmp_path / "pair", place[1], *settings)):
+        assert code == 0, told
+    train_here(place[0], tmp_path / "here", 4, *settings)
+    assert_same_run(tmp_path / "pair", tmp_path / "here")
+
+
+@pytest.mark.slow
 def test_kills_of_a_pair_cost_no_bit(place, tmp_path):
     """Of the same devices in as many processes."""
     whole, workdir = tmp_path / "whole", tmp_path / "killed"
