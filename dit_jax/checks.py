@@ -21,6 +21,11 @@ from dit_jax.training.optimizer import SCHEDULES as RATES
 
 TASKS_WITH_IMAGES = ("invert", "image_to_image", "inpaint")
 TASKS = ("generate", "interpolate", *TASKS_WITH_IMAGES)
+TINY, HUGE = (float(limit) for limit in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
+LARGEST = {"width": 2**16, "depth": 2**10, "mlp_ratio": 2**6, "class_table_width": 2**16}  # of a model; above is a slip
+LARGEST_WEIGHTS = 2**36  # depth x width^2, a tenth of the parameters or so: 2,000 times DiT-XL
+LARGEST_CALL = 10_000  # steps in one dispatch, whose epochs' orders are made at its start
+LARGEST_SAMPLES = 2**36  # bytes of uint8 pixels, which are kept until the file is written
 
 
 def choice(key: str, value: str, known: Collection[str]) -> None:
@@ -46,13 +51,16 @@ def check(config: ConfigDict, info: DatasetInfo) -> None:
     check_sample(config, info)
     check_evaluate(config.evaluate)
     check_classifier(config.classifier, info)
+    require(bool(config.data.data_dir.strip()), "data.data_dir", "''", "name the folder of the data, such as data")
     require(0 <= config.seed < 2**32, "seed", config.seed, "use a whole number from 0 to 2^32 - 1")
 
 
 def check_numbers(config: ConfigDict) -> None:
     """Refuses what is no number (NaN), infinite, or, seeds aside, beyond what a device counts with."""
     for key, value in leaves(config):
-        require(not isinstance(value, float) or math.isfinite(value), key, value, "use a finite number")
+        if isinstance(value, float):
+            held = value == 0 or TINY <= abs(value) <= HUGE
+            require(held, key, value, "use a finite number that float32 holds: 0, or 1.2e-38 to 3.4e38 in size")
         small = not isinstance(value, int) or key.endswith("seed") or abs(value) < 2**31
         require(small, key, value, "use a whole number below 2^31")
 
@@ -80,6 +88,10 @@ def check_model(c: ConfigDict, info: DatasetInfo) -> None:
     H, W, _ = info.image_shape
     for key in ("patch_size", "width", "depth", "num_heads", "num_kv_heads", "mlp_ratio", "class_table_width"):
         require(c[key] >= 1, f"model.{key}", c[key], "use a whole number of at least 1")
+    for key, most in LARGEST.items():
+        require(c[key] <= most, f"model.{key}", c[key], f"use a whole number of at most {most:,}")
+    fix = f"with model.depth={c.depth} that is too large; use a depth x width^2 of at most {LARGEST_WEIGHTS:,}"
+    require(c.depth * c.width**2 <= LARGEST_WEIGHTS, "model.width", c.width, fix)
     fits = H % c.patch_size == 0 and W % c.patch_size == 0
     sizes = [p for p in range(1, min(H, W) + 1) if H % p == 0 and W % p == 0]
     require(fits, "model.patch_size", c.patch_size, f"it must divide the images, {H} x {W} pixels; use one of {sizes}")
@@ -120,7 +132,9 @@ def check_optimizer(c: ConfigDict) -> None:
     choice("optimizer.schedule", c.schedule, RATES)
     require(c.learning_rate > 0, "optimizer.learning_rate", c.learning_rate, "use a number above 0, such as 0.0002")
     for key in ("b1", "b2"):
-        require(0 <= c[key] < 1, f"optimizer.{key}", c[key], "use a number from 0 to below 1")
+        require(
+            c[key] >= 0 and bool(np.float32(c[key]) < 1), f"optimizer.{key}", c[key], "use a number from 0 to below 1"
+        )
     for key in ("weight_decay", "clip_norm", "warmup_steps"):
         require(c[key] >= 0, f"optimizer.{key}", c[key], "use 0 (off) or a number above it")
 
@@ -130,6 +144,7 @@ def check_train(c: ConfigDict) -> None:
     for key in ("steps", "batch_size", "steps_per_call", "checkpoint_every", "keep_checkpoints", "log_every"):
         require(c[key] >= 1, f"train.{key}", c[key], "use a whole number of at least 1")
     require(c.microbatches >= 1, "train.microbatches", c.microbatches, "use 1 (none) or a divisor of a device's batch")
+    require(c.steps_per_call <= LARGEST_CALL, "train.steps_per_call", c.steps_per_call, f"use 1 to {LARGEST_CALL:,}")
     require(c.max_bad_steps >= 1, "train.max_bad_steps", c.max_bad_steps, "use a whole number of at least 1")
     require(c.max_seconds >= 0, "train.max_seconds", c.max_seconds, "use 0 (no limit) or a number of seconds")
     require(c.sample_every >= 0, "train.sample_every", c.sample_every, "use 0 (never) or a number of steps")
@@ -154,6 +169,8 @@ def check_sample(config: ConfigDict, info: DatasetInfo) -> None:
     )
     for key in ("n", "batch_size"):
         require(c[key] >= 1, f"sample.{key}", c[key], "use a whole number of at least 1")
+    most = LARGEST_SAMPLES // math.prod(info.image_shape)
+    require(c.n <= most, "sample.n", c.n, f"samples are kept in memory; use at most {most:,}, and several seeds")
     require(1 <= c.steps <= T, "sample.steps", c.steps, f"use 1 to {T}, the steps of the process (diffusion.num_steps)")
     require(0 <= c.seed < 2**32, "sample.seed", c.seed, "use a whole number from 0 to 2^32 - 1")
     trained = config.train.label_dropout > 0 or c.guidance == 1
@@ -179,6 +196,8 @@ def check_task(c: ConfigDict) -> None:
     require(
         bool(c.mask) or c.task != "inpaint", "sample.mask", "''", "inpaint needs a picture, white where to draw anew"
     )
+    reads_mask = not c.mask or c.task == "inpaint"
+    require(reads_mask, "sample.mask", c.mask, f"sample.task={c.task} reads none; leave it empty")
     require(0 < c.strength <= 1, "sample.strength", c.strength, "use a share of the steps, above 0 to 1")
     if c.task == "invert":
         require(c.sampler == "ddim" and c.eta == 0, "sample.sampler", c.sampler, "only ddim with sample.eta=0 inverts")
@@ -202,6 +221,9 @@ def check_classifier(c: ConfigDict, info: DatasetInfo) -> None:
     """Checks the classifier and its training."""
     whole_groups = c.width >= GROUP_WIDTH and c.width % GROUP_WIDTH == 0
     require(whole_groups, "classifier.width", c.width, f"use a multiple of {GROUP_WIDTH}, the channels of a norm")
+    for key in ("width", "depth"):
+        most = LARGEST[key]
+        require(c[key] <= most, f"classifier.{key}", c[key], f"use a whole number of at most {most:,}")
     for key in ("depth", "steps", "batch_size"):
         require(c[key] >= 1, f"classifier.{key}", c[key], "use a whole number of at least 1")
     require(c.learning_rate > 0, "classifier.learning_rate", c.learning_rate, "use a number above 0, such as 0.001")
@@ -218,7 +240,8 @@ def parse_labels(text: str, class_names: Sequence[str]) -> list[int]:
       UserError: a class that the data set does not have, with those it has.
     """
     words = [word.strip(" '\"") for word in text.strip().strip("()[]").split(",")]
-    words = [word for word in words if word]
+    if not words[-1]:  # nothing at all, or a comma behind the last: (2,)
+        words.pop()
     exact = {name: i for i, name in enumerate(class_names)}  # first: a class may be named 7, or Cat beside cat
     numbers = {name.lower(): i for i, name in enumerate(class_names)} | {str(i): i for i in range(len(class_names))}
     labels = [exact.get(word, numbers.get(word.lower())) for word in words]

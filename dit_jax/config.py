@@ -112,8 +112,14 @@ def check_keys(config: ConfigDict, known: ConfigDict, source: str) -> None:
         if key not in want:
             near = difflib.get_close_matches(key, want, n=1, cutoff=0)
             raise UserError(f"{source}: there is no key {key}; did you mean {near[0]}?")
+    missing = [key for key in want if key not in have]
+    if len(missing) > 1:
+        values = ", ".join(f"{key}={want[key]!r}" for key in missing)
+        raise UserError(
+            f"{source}: the keys {', '.join(missing)} are missing; add them, configs/default.py has {values}"
+        )
     for key in want:
-        if key not in have:
+        if key in missing:
             raise UserError(f"{source}: the key {key} is missing; add it, configs/default.py has {want[key]!r}")
         section, _, name = key.rpartition(".")
         holder, kind = (config[section], known[section].get_type(name)) if section else (config, known.get_type(name))
@@ -146,11 +152,14 @@ def read(workdir: Path) -> ConfigDict:
         )
     try:
         values = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); restore it, or use another workdir") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds {type(values).__name__}, not a config; restore it, or use another workdir")
-    return ConfigDict(values)
+    try:
+        return ConfigDict(values)
+    except ValueError as error:  # such as a key with a dot in it
+        raise UserError(f"{path} is not a config ({error}); restore it, or use another workdir") from None
 
 
 def write(config: ConfigDict, workdir: Path) -> None:

@@ -5,8 +5,9 @@ import signal
 
 from absl import flags
 
-# Full disks, folders that may not be written, names that are too long: all else is a bug and keeps its traceback.
-USERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
+# Full disks, folders that may not be written, files where folders should be: all else is a bug and keeps its traceback.
+USERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
+               errno.ENOTDIR, errno.EISDIR, errno.ELOOP}  # fmt: skip
 
 
 class UserError(ValueError):
@@ -20,6 +21,10 @@ def explain(error: BaseException) -> tuple[int, str | None]:
     if isinstance(error, OSError) and error.errno in USERS_ERRNO:
         place = f": {error.filename}" if error.filename else ""
         return 2, f"error: {error.strerror}{place}; make room, or name another folder"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
+        reason = " ".join(str(error).removeprefix("RESOURCE_EXHAUSTED: ").split())[:200]
+        fix = "lower train.batch_size or sample.batch_size, or set model.remat=true"
+        return 2, f"error: out of memory ({reason}); {fix}"
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT, "interrupted"
     return 1, None

@@ -34,6 +34,7 @@ from dit_jax.training.state import Params, TrainState, create
 from dit_jax.training.step import CallResult, Recipe, data_keys, make_train_call
 
 RESIDENT_BYTES = 2**30  # data above it is streamed unless `data.resident` says otherwise
+CPU_PASS = 8  # images that a CPU passes through the network at a time: as fast as any number (docs/decisions.md)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 Sample = Callable[..., jax.Array]
 
@@ -209,19 +210,24 @@ class Experiment:
 def make_sample(experiment: Experiment, plan: sampling.Plan, draw: tasks.Draw = tasks.generate) -> Sample:
     """sample(params, key, labels int [B], first=0, inputs=()) -> float32 images [B, H, W, C] in about [-1, 1].
 
-    Image b draws its noise from fold_in(key, first + b) alone, whatever the batch. The batch is spread over the mesh
-    and padded to fill it. One compile serves every batch of one size. `inputs` [B, ...] are those that `draw` takes.
+    Image b draws its noise from fold_in(key, first + b) alone, whatever the batch. The batch is spread over the mesh in
+    passes of one size, `pass_size`, and padded to fill them: the same arithmetic for an image in any company, so the
+    same bits. One compile serves every number of passes. `inputs` [B, ...] are those that `draw` takes.
     """
     c, schedule, mesh = experiment.config.sample, experiment.schedule, experiment.mesh
     interval = guidance.guidance_interval(schedule.num_steps, c.guidance_from, c.guidance_to)
     prediction, shape = experiment.config.diffusion.prediction, experiment.info.image_shape
-    null_class = len(experiment.info.class_names)
+    null_class, size = len(experiment.info.class_names), pass_size(c.batch_size, mesh)
 
     def per_device(params: Params, key: jax.Array, labels_B: jax.Array, index_B: jax.Array, inputs: Any) -> jax.Array:
         network = partial(experiment.apply, params)
-        predict = guidance.guided(network, labels_B, null_class, c.guidance, interval)
-        denoise = guidance.denoiser(predict, schedule, prediction, c.clip_x_0)
-        return draw(denoise, schedule, plan, sampling.image_keys(key, index_B), shape, *inputs)
+
+        def one_pass(labels_B: jax.Array, index_B: jax.Array, inputs: Any) -> jax.Array:
+            predict = guidance.guided(network, labels_B, null_class, c.guidance, interval)
+            denoise = guidance.denoiser(predict, schedule, prediction, c.clip_x_0)
+            return draw(denoise, schedule, plan, sampling.image_keys(key, index_B), shape, *inputs)
+
+        return sampling.in_passes(one_pass, size, labels_B, index_B, inputs)
 
     whole, split = sharding.REPLICATED, sharding.SPLIT
     mapped = jax.jit(
@@ -236,10 +242,16 @@ def make_sample(experiment: Experiment, plan: sampling.Plan, draw: tasks.Draw = 
         labels = np.asarray(labels, np.int32)
         checks.label_range(labels, experiment.info.class_names)
         index = np.arange(first, first + len(labels), dtype=np.int32)
-        fill = lambda x: np.resize(x, (len(x) + -len(x) % mesh.size, *x.shape[1:]))  # noqa: E731
+        fill = lambda x: np.resize(x, (len(x) + -len(x) % (size * mesh.size), *x.shape[1:]))  # noqa: E731
         return mapped(params, key, fill(labels), fill(index), tuple(map(fill, inputs)))[: len(labels)]
 
     return sample
+
+
+def pass_size(batch_size: int, mesh: Mesh) -> int:
+    """Images that a device passes through the network at a time: `CPU_PASS`, elsewhere its share of a whole batch."""
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return CPU_PASS if on_cpu else -(-batch_size // mesh.size)
 
 
 @dataclass(frozen=True)

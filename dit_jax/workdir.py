@@ -14,12 +14,15 @@ SAMPLE_FREE_KEYS = (*configs.FREE_KEYS, "model.dtype", "model.remat")  # the sam
 def check_workdir(workdir: Path, config: ConfigDict, free: tuple[str, ...] = configs.FREE_KEYS) -> None:
     """Refuses a workdir that is a file, or that holds a run of another config, `free` keys aside; touches nothing."""
     require(not workdir.exists() or workdir.is_dir(), "--workdir", workdir, "it is a file; name a folder")
+    checkpoints = workdir / "checkpoints"
+    fix = "it is a file; move it away, or use another workdir"
+    require(not checkpoints.exists() or checkpoints.is_dir(), "--workdir", workdir, f"{checkpoints}: {fix}")
     if configs.path_of(workdir).exists():
         changed = configs.differences(configs.read(workdir), config, free)
         if changed:
             listed = "; ".join(changed)
             raise UserError(f"--workdir={workdir} holds a run of another config ({listed}); use another workdir")
-    elif any((workdir / "checkpoints").glob("[0-9]*")):
+    elif any(checkpoints.glob("[0-9]*")):
         raise UserError(f"--workdir={workdir} has checkpoints but no config.json; restore it, or use another workdir")
 
 

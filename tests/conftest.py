@@ -5,13 +5,22 @@ raised in our own code come from `filterwarnings` in pyproject.toml. Only with
 DIT_JAX_TEST_GPU=1, which is for tests/gpu, is a GPU left to be seen.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "" if os.environ.get("DIT_JAX_TEST_GPU") == "1" else "cpu"
 # Tests compile much and compute little: without LLVM's expensive passes they take a third of the time.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # nothing from before a test, nor in the user's home
+# What one test compiled, no other compiles again. The folder is this run's alone, shared by its workers: nothing from
+# before it is used, and nothing goes to the user's home.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dit-jax-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "true"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
 

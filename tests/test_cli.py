@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,7 +12,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from configs import default
 from dit_jax import config as configs
-from dit_jax import jobs
+from dit_jax import jobs, modes
 from dit_jax.data import shapes
 from dit_jax.experiment import Experiment
 from tests import tiny
@@ -171,6 +172,7 @@ TRAIN_MISTAKES = {
     "out while training": (["--out=x"], "--out=x: training writes to --workdir"),
     "workdir is a file": (["--workdir={tmp}/file"], "it is a file; name a folder"),
     "workdir below a file": (["--workdir={tmp}/file/w"], "name a folder that you may write"),
+    "checkpoints are a file": (["--workdir={tmp}/odd"], "checkpoints: it is a file; move it away"),
     "data_dir is a file": (["--config.data.name=shapes", "--config.data.data_dir={tmp}/file"], "must be a folder"),
 }
 
@@ -178,7 +180,9 @@ TRAIN_MISTAKES = {
 @pytest.mark.parametrize("mistake", TRAIN_MISTAKES)
 def test_a_mistake_in_training_is_one_line_before_anything_happens(mistake, tiny_data, tmp_path, capfd, monkeypatch):
     (tmp_path / "file").write_text("mine")
-    (tmp_path / "w").mkdir()
+    for name in ("w", "odd"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "odd" / "checkpoints").write_text("mine")
     before = tiny.snapshot(tmp_path)
     if mistake == "missing data":
         monkeypatch.setenv("no_proxy", "")
@@ -203,6 +207,36 @@ def refuse(*_):
 
 def must_not_come_so_far(_):
     raise AssertionError("the first state was computed before the mistake was told")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError("Unable to allocate 1 PiB"), "out of memory (Unable to allocate 1 PiB); lower train.batch_size"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nwhile"),
+            "out of memory (Out of memory while);",
+        ),
+        (IsADirectoryError(21, "Is a directory", "W/loss.png"), "Is a directory: W/loss.png; make room, or name"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(error, told, tiny_data, tmp_path, capfd, monkeypatch):
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(modes, "run", refuse)
+    done = tiny.run_main(capfd, *tiny.flags(), "--workdir", tmp_path)
+    assert (done.code, len(done.err)) == (2, 1)
+    assert done.err[0].startswith(f"error: {told}")
+
+
+def test_a_bug_keeps_its_traceback(tiny_data, tmp_path, capfd, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(modes, "run", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        tiny.run_main(capfd, *tiny.flags(), "--workdir", tmp_path)
 
 
 SAMPLE_MISTAKES = {

@@ -60,6 +60,7 @@ def folder_with(monkeypatch, **environ):
     for key, value in environ.items():
         monkeypatch.setenv(key, str(value))
     before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)  # that of the tests
     try:
         compilation.use_cache()
         return jax.config.jax_compilation_cache_dir
@@ -75,8 +76,10 @@ def test_the_folder_is_the_users(tmp_path, monkeypatch):
     (tmp_path / ".cache" / "dit-jax").chmod(0o770)  # others could put code there
     assert folder_with(monkeypatch) is None
     assert folder_with(monkeypatch, XDG_CACHE_HOME=tmp_path / "x").startswith(str(tmp_path / "x" / "dit-jax" / "xla"))
+    before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))  # as JAX_COMPILATION_CACHE_DIR does
     try:
-        assert folder_with(monkeypatch) == str(tmp_path / "mine")
+        compilation.use_cache()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
     finally:
-        jax.config.update("jax_compilation_cache_dir", None)
+        jax.config.update("jax_compilation_cache_dir", before)

@@ -10,7 +10,7 @@ import pytest
 import dit_jax
 from dit_jax.draw import draw_all
 from dit_jax.errors import UserError
-from dit_jax.experiment import load
+from dit_jax.experiment import Run, load
 from dit_jax.training import loop
 from dit_jax.training.checkpoint import Checkpointer
 from tests import tiny
@@ -41,6 +41,51 @@ def test_an_image_is_the_same_in_any_batch_and_on_any_mesh(devices, n, batch_siz
     assert images.shape == (n, 8, 8, 3)
     assert np.abs(images.astype(int) - reference[:n].astype(int)).max() <= 1
     assert len({image.tobytes() for image in reference}) == 7  # and it is not that all are alike
+
+
+def weights(experiment):
+    """Parameters as loud as those of a model that was trained for long: N(0, 1 / fan-in)."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(experiment.init_params)
+    draw = lambda leaf: rng.normal(scale=leaf.shape[0] ** -0.5, size=leaf.shape).astype(np.float32)  # noqa: E731
+    return jax.tree.map(draw, shapes)
+
+
+def test_one_noise_and_one_label_are_one_image_alone_or_among_64_and_on_1_2_or_8_devices(monkeypatch):
+    """To the last bit on one number of devices, whatever `sample.batch_size` is, and to 1e-5 across."""
+    tiny.install(monkeypatch)
+    drawn = {}
+    for devices in (1, 2, 8):
+        tiny.on_devices(monkeypatch, devices)
+        for batch_size in (4, 64) if devices == 1 else (64,):
+            experiment = tiny.experiment(sample__batch_size=batch_size, sample__guidance=2.0, model__patch_size=2)
+            sample, params, key = experiment.sampler(), weights(experiment), jax.random.key(3)
+            many = np.asarray(sample(params, key, np.arange(64) % 3))
+            drawn[devices, batch_size] = many
+            for at in (0, 17, 63) if devices == 1 else ():
+                alone = np.asarray(sample(params, key, [at % 3], first=at))
+                np.testing.assert_array_equal(alone[0], many[at])
+    assert many.dtype == np.float32
+    assert len(np.unique(many.reshape(64, -1), axis=0)) == 64
+    for other in drawn.values():
+        np.testing.assert_allclose(other, drawn[1, 4], atol=1e-5)
+    np.testing.assert_array_equal(drawn[1, 4], drawn[1, 64])
+
+
+def test_many_images_are_batches_of_one_size_and_one_compile(monkeypatch):
+    """Ten images, four at a time: the last batch is filled up, and nothing is traced again for it."""
+    tiny.install(monkeypatch)
+    tiny.on_devices(monkeypatch, 1)
+    experiment, traced, sizes = tiny.experiment(sample__n=10), [], []
+    apply = type(experiment).apply
+    monkeypatch.setattr(type(experiment), "apply", lambda *args: traced.append(1) or apply(*args))
+    params, sample = weights(experiment), experiment.sampler()
+    run = Run(experiment, 4, params, lambda *args: sizes.append((len(args[2]), len(traced))) or sample(*args))
+    assert draw_all(run, experiment.labels(), 4, 3).shape == (10, 8, 8, 3)
+    assert [size for size, _ in sizes] == [4, 4, 4]
+    assert sizes[0][1] == 0 < sizes[1][1] == sizes[2][1] == len(traced)
+    sample(params, jax.random.key(9), [2, 2, 1], first=50)  # as does another number of images in as many passes
+    assert len(traced) == sizes[1][1]
 
 
 def test_outside_the_guidance_interval_images_are_unguided(workdir, monkeypatch):

@@ -60,7 +60,9 @@ def open_images(
         return Images.of(decode(path, shape, what)[None], None)
     if path.is_file():
         return from_npz(path, shape, num_classes, what)
-    raise UserError(f"{what}={path}: there is nothing of that name; name a folder of pictures or an NPZ file")
+    raise UserError(
+        f"{what}={path}: there is nothing of that name; name a folder of pictures, a picture or an NPZ file"
+    )
 
 
 def read_mask(path: Path, height: int, width: int, what: str) -> np.ndarray:
@@ -72,6 +74,9 @@ def read_mask(path: Path, height: int, width: int, what: str) -> np.ndarray:
 
 def from_npz(path: Path, shape: tuple[int, int, int], num_classes: int, what: str) -> Images:
     """Images and labels of an NPZ file."""
+    if not zipfile.is_zipfile(path):
+        kinds = ", ".join(FORMATS)
+        raise UserError(f"{what}={path} cannot be read: it is no whole NPZ file, and no picture by its name ({kinds})")
     try:
         with np.load(path, allow_pickle=False) as file:
             images, labels = file["images"], file.get("labels")
@@ -120,11 +125,26 @@ def decode(file: Path, shape: tuple[int, int, int], what: str) -> np.ndarray:
     """One picture, uint8 [H, W, C]. Raises UserError if it is broken (`BrokenPictureError`) or has another shape."""
     try:
         with Image.open(file, formats=[FORMATS[file.suffix.lower()]]) as picture:
+            refusal = not_plain(picture)
             pixels = np.asarray(picture.convert("RGB" if shape[2] == 3 else "L")).reshape(*picture.size[::-1], shape[2])
     except Exception as error:  # a broken picture raises whatever the decoder that stumbles on it likes
         raise BrokenPictureError(f"{what}: {file} cannot be read ({error}); remove it or mend it") from error
+    if refusal:
+        raise UserError(f"{what}: {file} {refusal}")
     check_shape(pixels.shape, shape, file, what)
     return pixels
+
+
+def not_plain(picture: Image.Image) -> str:
+    """Why 8-bit pixels would not be all there is to a picture, with the fix; empty if they are."""
+    frames = getattr(picture, "n_frames", 1)
+    if frames > 1:
+        return f"has {frames} frames; give one still picture each"
+    if picture.mode.startswith(("I", "F")):  # Pillow would cut values above 255
+        return f"has more than 8 bits a channel (mode {picture.mode}); convert it to 8 bits"
+    if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
+        return "is transparent in places; put it on a background"
+    return ""
 
 
 def check_shape(found: tuple[int, ...], shape: tuple[int, int, int], path: Path, what: str) -> None:

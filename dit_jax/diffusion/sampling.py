@@ -55,7 +55,8 @@ def ddpm(schedule: Schedule, timesteps: np.ndarray, variance: str) -> Plan:
     With alpha_ts = alpha_t / alpha_s and beta = sigma_t^2 - alpha_ts^2 sigma_s^2, the mean is
     (alpha_ts sigma_s^2 x_t + alpha_s beta x_0) / sigma_t^2. The variance is beta sigma_s^2 / sigma_t^2 (`small`) or
     beta (`large`); the last step adds none.
-    Source: DDPM (Ho et al. 2020), equations 6-7 and section 3.2, for any two levels as in Kingma et al. 2021, 4.1.
+    Source: DDPM (Ho et al. 2020), equations 6-7 and section 3.2, for any two levels as in Kingma et al. 2021,
+    appendix A.2.
     """
     alpha, sigma, alpha_s, sigma_s = levels(schedule, timesteps)
     alpha_ts = alpha / alpha_s
@@ -100,7 +101,8 @@ def heun(schedule: Schedule, timesteps: np.ndarray) -> Plan:
 
     dx = x_0 dalpha + eps dsigma along the trajectory, integrated by the trapezoidal rule; the last step, to clean data,
     is plain DDIM. N steps are 2 N - 1 evaluations.
-    Source: Karras et al. 2022, algorithm 1, for any alpha and sigma.
+    Source: Karras et al. 2022, algorithm 1, with alpha and sigma themselves for its time: on the rectified tables both
+    are the same.
     """
     alpha, sigma, alpha_s, sigma_s = levels(schedule, timesteps)
     d_alpha, d_sigma = alpha_s - alpha, sigma_s - sigma
@@ -172,6 +174,17 @@ def trajectory(
     x, seen = _run(denoise, plan, x_T, keys_B, watched, None)
     x_t, x_0 = jnp.concatenate([seen, jnp.stack([x, x])[None]]).transpose(1, 2, 0, *range(3, seen.ndim))
     return x_t, x_0
+
+
+def in_passes(draw: Callable[..., jax.Array], size: int, *arrays: Any) -> jax.Array:
+    """draw(*arrays) of images [B, ...], `size` of them at a time, one pass after another; B is a multiple of `size`.
+
+    Matrix products of different shapes add up in different orders. In passes of one shape an image's bits do not
+    depend on how many others are drawn.
+    """
+    split = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), arrays)
+    drawn = jax.lax.map(lambda part: draw(*part), split)
+    return drawn.reshape(-1, *drawn.shape[2:])
 
 
 def _run(

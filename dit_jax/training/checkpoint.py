@@ -139,27 +139,28 @@ class Checkpointer:
         (`jax.ShapeDtypeStruct` leaves), on any device count.
 
         Raises:
-          UserError: checkpoints are there, and not one of them can be read.
+          UserError: checkpoints are there, and not one can be read, or the newest whole one is of another model.
         """
-        damaged, reason = [], ""
+        damaged: dict[int, str] = {}
         steps = [step for step in self._manager.all_steps() if only in (None, step)]
         for step in together.from_first(sorted(steps, reverse=True)):
             items, reason_here = None, ""
             try:
                 items = self._read(step, like)
-            except PermissionError:
+            except (PermissionError, UserError):
                 raise
             except Exception as error:  # Damaged; what Orbax raises of its own files: ValueError, KeyError, Exception
                 reason_here = str(error).strip().split("\n")[0][:200] or type(error).__name__
             if together.all_true(items is not None):
+                for at, reason in damaged.items():
+                    logger.warning("checkpoint %s cannot be read and is passed over: %s", self.folder / str(at), reason)
                 self._set_aside(damaged)
                 return cast(Any, items)["state"]
-            damaged.append(step)
-            reason = reason_here or "another process cannot read it"
-            logger.warning("checkpoint %s cannot be read and is passed over: %s", self.folder / str(step), reason)
+            damaged[step] = reason_here or "another process cannot read it"
         if damaged:
+            reasons = "; ".join(dict.fromkeys(damaged.values()))
             raise UserError(
-                f"none of the checkpoints {damaged} in {self.folder} can be read ({reason}); restore one from a "
+                f"none of the checkpoints {list(damaged)} in {self.folder} can be read ({reasons}); restore one from a "
                 "backup, or use another workdir to start over"
             )
         return None
@@ -174,6 +175,7 @@ class Checkpointer:
                 problem = error
         if not together.all_true(problem is None):
             raise problem or checksums.Damaged("the first process found it damaged")
+        check_model(self.folder / str(step), like)
         return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
 
     def _set_aside(self, steps: Iterable[int]) -> None:
@@ -196,3 +198,26 @@ def abstract(state: TrainState, shardings: Any) -> TrainState:
     shardings = jax.tree.broadcast(shardings, state)
     as_target = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
     return jax.tree.map(as_target, state, shardings)
+
+
+def check_model(folder: Path, like: TrainState) -> None:
+    """Refuses a whole checkpoint whose parameters are not those of `like` in name and shape; reads none of them.
+
+    Raises:
+      UserError: the first parameter that differs.
+    """
+    saved: Any = ocp.StandardCheckpointHandler().metadata(folder / "state")  # pyright: ignore[reportArgumentType]
+    there, here = (shapes(params) for params in (saved.tree["params"], like.params))
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            found, wanted = (str(x[name]) if name in x else "none" for x in (there, here))
+            raise UserError(
+                f"checkpoint {folder} is of another model than the config ({name} is {found} there, {wanted} by the "
+                "config); restore config.json, or use another workdir"
+            )
+
+
+def shapes(params: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter by its name, such as `block_0/mlp/Dense_0/kernel`."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {"/".join(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in leaves}

@@ -44,6 +44,13 @@ def npz(**arrays):
     return lambda folder: np.savez(folder / "x.npz", **arrays) or folder / "x.npz"
 
 
+def picture(name, pixels, **options):
+    return lambda folder: Image.fromarray(pixels).save(folder / name, **options) or folder / name
+
+
+SEE_THROUGH = np.dstack([PIXELS[0], np.full(SHAPE[:2], 254, np.uint8)])
+
+
 def text(name):
     return lambda folder: (folder / name).write_text("no picture") and folder / name
 
@@ -58,6 +65,13 @@ MISTAKES = {
     "floats": (npz(images=PIXELS / 255), "float64"),
     "another size": (npz(images=PIXELS[:, :3]), "(3, 6, 3)"),
     "no image": (npz(images=PIXELS[:0]), "it has no image"),
+    "no npz by any name": (text("x.bmp"), "no whole NPZ file, and no picture by its name (.png"),
+    "16 bits": (picture("x.png", np.full(SHAPE[:2], 40_000, np.uint16)), "more than 8 bits a channel"),
+    "see-through": (picture("x.png", SEE_THROUGH), "transparent in places"),
+    "moving": (
+        picture("x.png", PIXELS[0], save_all=True, append_images=[Image.fromarray(PIXELS[1])]),
+        "has 2 frames",
+    ),
     "labels of others": (npz(images=PIXELS, labels=[1, 2, 3]), "one an image"),
     "labels out of range": (npz(images=PIXELS, labels=[1, 3]), "its labels are 1..3; the data set's are 0..2"),
 }
@@ -71,6 +85,21 @@ def test_a_mistake_is_one_line(mistake, tmp_path):
     assert words in str(caught.value)
     assert "sample.images" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_any_still_picture_of_8_bits_will_do(tmp_path):
+    """Opaque, by palette, black and white, or in the colours of print: what Pillow makes of it."""
+    plain = Image.fromarray(PIXELS[0])
+    for name, made in {
+        "a.png": Image.fromarray(np.dstack([PIXELS[0], np.full(SHAPE[:2], 255, np.uint8)])),
+        "b.png": plain.convert("P", palette=Image.Palette.ADAPTIVE, colors=24),
+        "c.jpg": plain.convert("CMYK"),
+        "d.png": plain.convert("1"),
+    }.items():
+        made.save(tmp_path / name)
+    images, _ = read_images(tmp_path, SHAPE, "k")
+    np.testing.assert_array_equal(images[:2], [PIXELS[0]] * 2)
+    assert images.shape == (4, *SHAPE)
 
 
 def test_a_picture_of_another_size_is_named(tmp_path):

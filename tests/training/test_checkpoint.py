@@ -15,7 +15,7 @@ import pytest
 from dit_jax.errors import UserError
 from dit_jax.training import checksums, sharding
 from dit_jax.training.checkpoint import Checkpointer, abstract
-from dit_jax.training.state import create
+from dit_jax.training.state import TrainState, create
 from tests import tiny
 from tests.training.toy import Trainer, init_params
 
@@ -129,14 +129,33 @@ def test_a_damaged_checkpoint_is_named_passed_over_and_saved_again(damage, tmp_p
     assert int(restore(tmp_path).step) == 6
 
 
-def test_all_damaged_is_the_users_to_mend(tmp_path):
+def test_all_damaged_is_the_users_to_mend(tmp_path, caplog):
     save(tmp_path, 2, 4)
     for step in ("2", "4"):
         DAMAGE["everything empty"](tmp_path / "checkpoints" / step)
     before = tiny.snapshot(tmp_path)
     with pytest.raises(UserError, match=r"none of the checkpoints \[4, 2\] in .* can be read .*; restore"):
         restore(tmp_path)
+    assert "passed over" not in caplog.text  # one line tells it all
     assert tiny.snapshot(tmp_path) == before
+
+
+def test_a_checkpoint_of_another_model_is_named_and_left_alone(tmp_path, caplog):
+    """By hand: the toy's kernel has another shape, or the other model has one more parameter."""
+    save(tmp_path, 2, 4)
+    before = tiny.snapshot(tmp_path)
+    wider = like().params | {"kernel": jax.ShapeDtypeStruct((7, 9), jnp.float32)}
+    for params, told in (
+        (wider, r"kernel is \(.*\) there, \(7, 9\)"),
+        (like(8, ballast).params, r"unused/kernel is none there, \(1000, 1000\)"),
+    ):
+        with (
+            Checkpointer(tmp_path, 5) as checkpointer,
+            pytest.raises(UserError, match=rf"checkpoints/4 .*{told} by the"),
+        ):
+            checkpointer.restore(TrainState(like().step, params, params, like().opt_state))
+    assert tiny.snapshot(tmp_path) == before
+    assert not [record for record in caplog.records if record.name.startswith("dit_jax")]
 
 
 def test_an_unfinished_checkpoint_is_ignored_and_cleaned_up_by_training_alone(tmp_path):
