@@ -80,7 +80,8 @@ def test_many_images_are_batches_of_one_size_and_one_compile(monkeypatch):
     apply = type(experiment).apply
     monkeypatch.setattr(type(experiment), "apply", lambda *args: traced.append(1) or apply(*args))
     params, sample = weights(experiment), experiment.sampler()
-    run = Run(experiment, 4, params, lambda *args: sizes.append((len(args[2]), len(traced))) or sample(*args))
+    spy = lambda *args: sizes.append((len(args[2]), len(traced))) or sample(*args)  # noqa: E731
+    run = Run(experiment, 4, params, spy, params)
     assert draw_all(run, experiment.labels(), 4, 3).shape == (10, 8, 8, 3)
     assert [size for size, _ in sizes] == [4, 4, 4]
     assert sizes[0][1] == 0 < sizes[1][1] == sizes[2][1] == len(traced)
