@@ -224,7 +224,7 @@ def test_what_files_say_stays_text(workdir, capfd, monkeypatch):
     assert not page.tags & {"script", "b", "i"}
     assert evil in page.text["samples-by-class"]
     assert evil in page.text["how-it-was-made"]
-    assert f"--workdir {shlex.quote(str(moved))}" in page.text["loss-by-noise-level"]
+    assert any(f"--workdir {shlex.quote(str(moved))}" in text for text in page.text.values())
 
 
 def test_the_command_makes_the_same_config(page, whole, monkeypatch):
