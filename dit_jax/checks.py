@@ -73,6 +73,8 @@ def check_data(c: ConfigDict, info: DatasetInfo) -> None:
         sizes = f"the images of data.name={c.name} have {info.image_shape[0]} pixels; leave it away"
         require(c.image_size == info.image_shape[0], "data.image_size", c.image_size, sizes)
         require(not c.skip_broken, "data.skip_broken", c.skip_broken, "it is for data.name=image_folder; use false")
+        for key in ("class_names", "content"):
+            require(not c[key], f"data.{key}", c[key], "it is for data.name=image_folder; leave it empty")
 
 
 def check_folder(c: ConfigDict) -> None:

@@ -67,7 +67,8 @@ class Stop:
         agreed = self._agree(self.code)
         if agreed and not self.code:
             logger.info("another process was asked to end: saving")
-        self.code = agreed or self.code
+        if agreed:  # else a signal that comes right now would be lost
+            self.code = agreed
         return bool(agreed)
 
     @contextlib.contextmanager

@@ -25,6 +25,8 @@ BAD = [
     ("data.root=pictures", "use data.name=image_folder"),
     ("data.image_size=64", "the images of data.name=cifar10 have 32 pixels"),
     ("data.skip_broken=True", "use false"),
+    ("data.class_names=cat/dog", "for data.name=image_folder"),
+    ("data.content=64px", "for data.name=image_folder"),
     ("data.resident=stream", "choose one of auto, true, false"),
     ("diffusion.num_steps=0", "use 1 to 10,000"),
     ("diffusion.num_steps=10001", "use 1 to 10,000"),

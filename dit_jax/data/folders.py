@@ -60,9 +60,13 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
     """What is in a folder, by name. Raises UserError if it cannot be read."""
     try:
         with os.scandir(folder) as found:
-            return sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
+            kept = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
+        for entry in kept:
+            entry.is_dir()  # follows a link, once: it may lead in a circle
+        return kept
     except OSError as error:
-        raise UserError(f"data.root: {folder} cannot be read ({error.strerror}); mend its permissions") from None
+        where, fix = error.filename or folder, "mend its permissions, or remove it"
+        raise UserError(f"data.root: {where} cannot be read ({error.strerror}); {fix}") from None
 
 
 def split_folders(root: Path) -> dict[str, Path]:

@@ -162,6 +162,8 @@ MISTAKES = {
     "a folder in a class": (lambda root: paint(root / "cat" / "old" / "a.png", 1), ["cat/old is a folder", "move its"]),
     "train, yet classes": (lambda root: paint(root / "train" / "emu" / "a.png", 1), ["train and test (or val)"]),
     "a link to nothing": (lambda root: (root / "cat" / "l.png").symlink_to("none"), ["l.png is no file", "remove it"]),
+    "a circle of links": (lambda root: (root / "l").symlink_to("l"), ["/l cannot be read (Too many", "remove it"]),
+    "one in a class": (lambda root: (root / "cat" / "l.png").symlink_to("l.png"), ["l.png cannot be read", "remove"]),
     "a name with a line's end": (lambda root: paint(root / "c\nat" / "a.png", 1), ["rename it"]),
 }  # fmt: skip
 
