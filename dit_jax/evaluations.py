@@ -13,7 +13,8 @@ from dit_jax.reporting.jsonl import parse, read_rows
 NAME = "evaluations.jsonl"
 TRAINING = "training"  # `during` of the rows that training wrote
 # Only rows that agree in these can be compared.
-SETTINGS = ("n", "seed", "sampler", "steps", "spacing", "guidance", "weights", "features", "features_sha256")
+SETTINGS = ("n", "seed", "sampler", "steps", "spacing", "variance", "eta", "guidance", "guidance_from", "guidance_to",
+            "clip_x_0", "weights", "features", "features_sha256")  # fmt: skip
 
 
 def append(workdir: Path, row: Mapping[str, Any]) -> None:

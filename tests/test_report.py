@@ -212,6 +212,15 @@ def test_rows_of_odd_values_do_not_stop_it(workdir, capfd):
     report(capfd, workdir)
 
 
+def test_a_row_of_an_evaluation_is_none_of_the_loss(workdir, capfd):
+    log = [{"step": 2, "images": 16, "loss": 0.75}, {"step": 4, "images": 32, "loss": 0.5}, {"step": 4, "fid": 3.0}]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    shutil.rmtree(workdir / "samples")
+    page = report(capfd, workdir)
+    assert "training loss, last row0.5at step 4" in page.text["head"]
+    assert "from 2 rows" in page.text["training-loss"]
+
+
 def test_what_files_say_stays_text(workdir, capfd, monkeypatch):
     evil = "<script>alert(1)</script>"
     renamed = dataclasses.replace(tiny.INFO, class_names=(evil, "<b>green", 'blue"'))

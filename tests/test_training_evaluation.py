@@ -202,6 +202,8 @@ def test_the_best_is_of_rows_made_alike(tmp_path):
     assert evaluations.best_step(tmp_path) == 3
     evaluations.append(tmp_path, row(5, 4.0, n=50))
     assert evaluations.best_step(tmp_path) == 1
+    evaluations.append(tmp_path, row(6, 8.0, n=50, guidance_to=0.5))
+    assert evaluations.best_step(tmp_path) == 6
 
 
 def test_rows_beyond_a_step_are_dropped_and_nothing_else(tmp_path):

@@ -57,6 +57,11 @@ class Report:
         """Steps done, as far as the log says."""
         return self.rows[-1]["step"]
 
+    @property
+    def logged(self) -> list[Row]:
+        """The rows of training itself: those of evaluations have no loss."""
+        return [row for row in self.rows if "loss" in row]
+
     def newest(self, key: str, *kinds: type) -> Row | None:
         """The last evaluation of the run itself whose `key` is of one of the kinds."""
         own = (row for row in reversed(self.evaluations) if number(row.get("step")) is not None)
@@ -66,7 +71,7 @@ class Report:
 def draw_page(report: Report) -> str:
     """The whole page."""
     sections = {
-        "Training loss": loss_section(report.rows, report.clock),
+        "Training loss": loss_section(report.logged, report.clock),
         "Progress": progress_section(report.evaluations, report.clock, report.commands["evaluate"]),
         "Newest evaluation": evaluation_section(report.newest("floor", dict)),
         "Loss by noise level": noise_section(report.newest("loss_by_noise", list, dict), report.commands["evaluate"]),
@@ -131,9 +136,11 @@ def header(report: Report, titles: Sequence[str]) -> Html:
 
 def tiles(report: Report) -> Html:
     """The few figures that a reader looks for first."""
-    loss = column(report.rows, "loss")
     speed = column(report.rows, "images_per_s")
-    cells = [("training loss, last row", f"{loss[-1]:.4g}", f"at step {report.step:,}")]
+    cells = [
+        ("training loss, last row", shown("loss", row["loss"]), f"at step {row['step']:,}")
+        for row in report.logged[-1:]
+    ]
     newest = report.newest("floor", dict)
     if newest is not None:
         for name in figure_names([newest])[:FEATURED]:
