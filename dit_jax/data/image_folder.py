@@ -174,27 +174,31 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for first in range(0, len(found), AT_ONCE):
                 some = found[first : first + AT_ONCE]
-                for picture, image in zip(some, pool.map(self._encode, some), strict=True):
+                for picture, (image, enlarged) in zip(some, pool.map(self._encode, some), strict=True):
                     self._done += 1
                     self._told(self._done)
-                    if image is not None:
+                    self.enlarged += enlarged
+                    if image is None:
+                        self.broken.append(picture.path)
+                    else:
                         whole.add(picture.label)
                         yield os.fsencode(picture.path), {"image": image, "label": picture.label}
         if split == "train" and len(whole) < len(self._folder.class_names):
             lost = next(name for i, name in enumerate(self._folder.class_names) if i not in whole)
             raise UserError(f"data.root: every picture of the class {lost} is broken; put others there")
 
-    def _encode(self, picture: folders.Picture) -> bytes | None:
-        """The image as PNG; None if it is broken, and broken ones are left out. Raises UserError if they are not."""
+    def _encode(self, picture: folders.Picture) -> tuple[bytes | None, bool]:
+        """(PNG, or None for a broken one that is left out; whether it was enlarged), in any thread.
+
+        Raises UserError: it is broken, and such are not left out.
+        """
         path = Path(self._folder.root).expanduser() / picture.path
         try:
             image, enlarged = pictures.read_square(path, self._folder.image_size)
         except Exception as error:  # a broken picture raises whatever the decoder that stumbles on it likes
             if self._folder.skip_broken:
-                self.broken.append(picture.path)
-                return None
+                return None, False
             reason = " ".join(str(error).split())[:200]
             fix = "mend or remove it, or leave such pictures out by --config.data.skip_broken=true"
             raise UserError(f"data.root: {path} cannot be read ({reason}); {fix}") from None
-        self.enlarged += enlarged
-        return preparation.png(np.asarray(image))
+        return preparation.png(np.asarray(image)), enlarged
