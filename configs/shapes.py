@@ -3,8 +3,8 @@
     make demo
 
 which is `python main.py --config configs/shapes.py --workdir runs/shapes`, then `--mode=sample`, `train_classifier`,
-`evaluate` and `report`. Nothing is downloaded. Measured on 2 cores of an Intel Xeon with nothing else to do: training and
-sampling 2 min 30 s, the other three 1 min 14 s; 95.6% of 500 guided samples recognised (results/shapes_demo).
+`evaluate` and `report`. Nothing is downloaded. Measured on 2 cores of an Intel Xeon with nothing else to do: training
+and sampling 2 min 30 s, the other three 1 min 14 s; 95.6% of 500 guided samples recognised (results/shapes_demo).
 """
 
 from ml_collections import ConfigDict
