@@ -74,8 +74,9 @@ def load_classifier(workdir: Path, config: ConfigDict) -> tuple[int, Extractor]:
     if not configs.path_of(folder).is_file() or not (folder / "checkpoints").is_dir():
         raise missing
     experiment = ClassifierExperiment(read_resolved(folder))
-    name = experiment.config.data.name
-    require(name == config.data.name, "data.name", config.data.name, f"{folder} knows {name}; train another")
+    known, asked = experiment.info, Experiment(config).info
+    require(known.name == asked.name, "data.name", asked.name, f"{folder} knows {known.name}; train another")
+    require(known == asked, "data.name", asked.name, f"{folder} knows other classes or another size; train another")
     with Checkpointer(folder, keep=1, read_only=True) as checkpointer:
         state = checkpointer.restore(experiment.abstract_state())
     if state is None:

@@ -8,7 +8,9 @@ from PIL import Image
 
 from dit_jax import config as configs
 from dit_jax import evaluate_job, jobs
+from dit_jax.classifier_experiment import load_classifier
 from dit_jax.classifier_job import train_classifier
+from dit_jax.errors import UserError
 from dit_jax.evaluation.features import weights_hash
 from dit_jax.training.checkpoint import Checkpointer
 from tests import tiny
@@ -192,6 +194,21 @@ def test_raw_weights(trained, tiny_data, capfd):
     assert state is not None
     assert (result["weights"], result["weights_sha256"]) == ("raw", weights_hash(state.params))
     assert not {"loss_by_noise", "bits_per_dim"} & set(result)
+
+
+@pytest.mark.parametrize("other", [{"data__class_names": "cat/fox"}, {"data__image_size": 16}], ids=["classes", "size"])
+def test_a_classifier_of_another_folder_of_pictures_is_refused(other, tiny_data, tmp_path):
+    own = {
+        "data__name": "image_folder",
+        "data__root": "pictures",
+        "data__class_names": "cat/dog",
+        "data__image_size": 8,
+        "data__content": "x",
+    }
+    (tmp_path / "classifier" / "checkpoints").mkdir(parents=True)
+    configs.write(tiny.config(**own | other), tmp_path / "classifier")
+    with pytest.raises(UserError, match=r"^data.name=image_folder: .* knows other classes or another size"):
+        load_classifier(tmp_path, tiny.config(**own))
 
 
 def test_other_mistakes_are_one_line(trained, tiny_data, tmp_path, capfd, monkeypatch):
