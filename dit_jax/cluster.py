@@ -66,6 +66,8 @@ def find(
     if num_processes is None or process_id is None:
         flag = "--num_processes" if num_processes is None else "--process_id"
         raise UserError(f"{flag} is missing; each process gets --coordinator, --num_processes and its own --process_id")
+    if num_processes < 1:
+        raise UserError(f"--num_processes={num_processes}: use the number of all processes, at least 1")
     if not 0 <= process_id < num_processes:
         raise UserError(f"--process_id={process_id}: use 0 to {num_processes - 1}, as --num_processes={num_processes}")
     devices = found.local_device_ids if found else None

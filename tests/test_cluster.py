@@ -87,6 +87,7 @@ def test_flags_win_and_the_environment_fills_what_they_leave_out():
         (("node1:99", 4, None), {}, "--process_id is missing; each process gets"),
         (("node1:99", 4, 4), {}, "--process_id=4: use 0 to 3, as --num_processes=4"),
         (("node1:99", 4, -1), {}, "--process_id=-1: use 0 to 3"),
+        (("node1:99", 0, 0), {}, "--num_processes=0: use the number of all processes"),
         ((None, None, None), {n: v for n, v in MPI.items() if "MCA" not in n}, "give --coordinator HOST:PORT"),
     ],
 )
