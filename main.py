@@ -19,6 +19,11 @@ from pathlib import Path
 
 from absl import flags
 
+from dit_jax import huge_pages
+
+if __name__ == "__main__":
+    huge_pages.start_with_them()
+
 from configs import default
 from dit_jax import cluster, compilation, modes, together
 from dit_jax import config as configs

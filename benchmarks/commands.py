@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from benchmarks import contest, machine
 from benchmarks.contest import Contestant
 from dit_jax import config as configs
+from dit_jax import huge_pages
 from dit_jax.errors import UserError
 from dit_jax.experiment import Experiment, resolve
 from dit_jax.files import replacing
@@ -87,7 +89,8 @@ def contestants(task: str, made: Experiment, config: str, assignments: list[str]
     shape = {"image_shape": made.info.image_shape, "num_classes": len(made.info.class_names), "batch_size": batch}
     spec = {"task": task, "dtype": c.dtype, "config": config, "assignments": assignments, **shape}
     names = [name for name in peers.split(",") if name]
-    ours = Contestant(contest.OURS, "benchmarks.ours", spec, env=share() if names else {}, multiple=at_once(task, made))
+    env = huge_pages.wanted(os.environ) | (share() if names else {})  # the first is main.py's own
+    ours = Contestant(contest.OURS, "benchmarks.ours", spec, env, multiple=at_once(task, made))
     if names and c.conditioning != "token":
         print(f"no peers: theirs has model.conditioning=token, this is {c.conditioning}", file=sys.stderr)
         names = []
