@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
     config.diffusion.logit_mean = 0.0  # of logit(t / T); above 0 asks for more noise
     config.diffusion.logit_std = 1.0
     config.diffusion.stratified_timesteps = False  # a batch's timesteps spread over their range: a steadier loss
-    # of the squared error by noise: uniform | min_snr (Hang et al. 2023) | velocity (as if that were predicted)
+    # of the squared error by noise: uniform | min_snr (Hang et al. 2023) | velocity (Li & He 2025)
     config.diffusion.loss_weighting = "uniform"
     config.diffusion.min_snr_gamma = 5.0  # where min_snr stops to grow with the SNR (Hang et al. 2023)
 

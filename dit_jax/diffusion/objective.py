@@ -30,9 +30,12 @@ LOSS_WEIGHTINGS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, float],
     "uniform": lambda alpha, sigma, determinant, gamma: np.ones_like(alpha),
     # Hang et al. 2023: an error of x_0 counts min(SNR, gamma), and is sigma / determinant of the output's
     "min_snr": lambda alpha, sigma, determinant, gamma: np.minimum(alpha**2, gamma * sigma**2) / determinant**2,
-    # Li & He 2025: an error of x_0 counts as the velocity's that it makes, 1 / sigma^2, with sigma at least 0.05
-    "velocity": lambda alpha, sigma, determinant, gamma: np.square(sigma / np.maximum(sigma, 0.05) / determinant),
+    # Li & He 2025 (JiT): an error of x_0 counts 1 / sigma^2, as the error of the velocity or v that it is
+    "velocity": lambda alpha, sigma, determinant, gamma: np.square(
+        sigma / np.maximum(sigma, SMALLEST_SIGMA) / determinant
+    ),
 }
+SMALLEST_SIGMA = 0.05  # below it the velocity weighting grows no more (Li & He 2025)
 QUARTERS = 4  # the loss is also logged by quarters of the noise levels
 
 

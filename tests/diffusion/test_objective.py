@@ -87,6 +87,29 @@ def test_min_snr_weights_by_hand(prediction, expected):
     np.testing.assert_array_equal(loss_weights(TABLES, prediction, "uniform", 1.0), [1, 1])
 
 
+@pytest.mark.parametrize(
+    ("prediction", "expected"),
+    [
+        ("x0", [1 / 0.36, 1 / 0.64]),  # 1 / sigma^2
+        ("eps", [1 / 0.64, 1 / 0.36]),  # an error of eps is alpha / sigma of x_0's: 1 / alpha^2
+        ("v", [1.0, 1.0]),  # alpha^2 + sigma^2 = 1 here, so v's own error
+        ("velocity", [1 / 1.96, 1 / 1.96]),  # an error of the flow's velocity is (alpha + sigma) / sigma of x_0's
+    ],
+)
+def test_velocity_weights_by_hand(prediction, expected):
+    """Li & He 2025: the loss of v whatever is predicted."""
+    np.testing.assert_allclose(loss_weights(TABLES, prediction, "velocity", 1.0), expected, rtol=1e-12)
+
+
+def test_velocity_weights_of_a_rectified_flow():
+    """x_t = (1 - s) x_0 + s eps: wrong by e in x_0 is wrong by e / s in the velocity; s counts as 0.05 below that."""
+    weights = loss_weights(rectified(100), "x0", "velocity", 1.0)
+    s = np.arange(1, 101) / 100
+    np.testing.assert_allclose(weights[4:], 1 / s[4:] ** 2, rtol=1e-12)
+    np.testing.assert_allclose(weights[:4], 400, rtol=1e-12)
+    np.testing.assert_allclose(loss_weights(rectified(100), "velocity", "velocity", 1.0)[4:], 1, rtol=1e-12)
+
+
 def test_min_snr_counts_one_error_alike_in_every_prediction(make_tables, any_case):
     """Wrong by 0.1 in x_0, so by -0.1 alpha / sigma in eps: the weighted loss is min(SNR, 5) 0.01 in any words."""
     name, prediction = any_case
