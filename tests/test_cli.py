@@ -79,8 +79,8 @@ def test_a_run_leaves_what_is_promised(whole):
     }
     assert all(keys <= set(row) for row in rows(whole))
     assert [row["images"] for row in rows(whole)] == [16 * row["step"] for row in rows(whole)]
-    # Warm-up of 100 steps to 0.002: step 24 takes 24 hundredths of it.
-    assert rows(whole)[-1]["learning_rate"] == pytest.approx(0.002 * 0.24, rel=1e-5)
+    # Warm-up of 100 steps to 0.003: step 24 takes 24 hundredths of it.
+    assert rows(whole)[-1]["learning_rate"] == pytest.approx(0.003 * 0.24, rel=1e-5)
     with Image.open(whole / "loss.png") as picture:
         picture.load()
         assert picture.format == "PNG"

@@ -109,10 +109,18 @@ def test_peers_need_their_packages_and_a_token(monkeypatch, capfd):
 
 def test_on_a_gpu_ours_leaves_memory_to_its_peers(monkeypatch):
     monkeypatch.setattr(commands.machine, "gpus", lambda: ["one"])
+    monkeypatch.setattr(commands.huge_pages, "on_request", lambda: False)
     made = commands.experiment("configs/cifar10.py:report", [])
     alone, beside = (commands.contestants("train", made, "", [], peers)[0].env for peers in ("", "torch"))
     assert alone == {}
     assert beside == {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.4"}
+
+
+def test_ours_asks_for_huge_pages_as_main_does(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(commands.huge_pages, "on_request", lambda: True)
+    made = commands.experiment("configs/cifar10.py:report", [])
+    assert commands.contestants("train", made, "", [], "")[0].env == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 @pytest.mark.slow
