@@ -25,9 +25,9 @@ if __name__ == "__main__":
     huge_pages.start_with_them()
 
 from configs import default
-from dit_jax import cluster, compilation, modes, together
+from dit_jax import cluster, compilation, errors, modes, together
 from dit_jax import config as configs
-from dit_jax.errors import UserError, explain
+from dit_jax.errors import UserError
 from dit_jax.experiment import resolve
 
 FLAGS = flags.FLAGS
@@ -64,20 +64,14 @@ def main(argv: list[str]) -> int:
         cluster.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.cluster == "auto")
         return together.end(run(assignments))
     except (Exception, KeyboardInterrupt) as error:
-        code, line = explain(error)
+        code, line = errors.explain(error)
         if line is None and not together.several():
             raise
         return together.fail(code, lambda: print(line or traceback.format_exc(), file=sys.stderr))
 
 
-def tell_unraisable(told) -> None:
-    """Python's own, but for what TensorStore's threads meet when a save fails; that is raised elsewhere too."""
-    if "Event loop is closed" not in str(told.exc_value):
-        sys.__unraisablehook__(told)
-
-
 if __name__ == "__main__":
-    sys.unraisablehook = tell_unraisable
+    sys.unraisablehook = errors.tell_unraisable
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("dit_jax").setLevel(logging.INFO)
     for library in ("absl", "asyncio"):  # Orbax tells its options there, and errors that it raises too

@@ -127,7 +127,7 @@ def timed(call: Call, patch: int, batch: int, variant: variants.Variant) -> dict
         made = commands.experiment("configs/cifar10.py:report", words)
         (one,) = commands.contestants("train", made, "configs/cifar10.py:report", words, peers="")
         spec = one.spec | {"patch": patched}
-        both.append(contest.Contestant(name, one.module, spec, commands.share() | env, one.multiple))
+        both.append(contest.Contestant(name, one.module, spec, one.env | commands.share() | env, one.multiple))
     with contest.running(both) as processes:
         if len(processes) < 2:
             return {"error": "it could not run, see log.txt"}

@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from dit_jax import huge_pages
+
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # those that matter to matrix products
 
 
@@ -72,14 +74,16 @@ def describe() -> dict[str, Any]:
 
 
 def tuned_for_torch() -> dict[str, str]:
-    """Environment in which PyTorch on a CPU is at its best: tcmalloc where the system has it, and AVX-512 in its MKL.
+    """Environment in which PyTorch on a CPU is at its best: tcmalloc or else huge pages, and AVX-512 in its MKL.
 
     On Intel's processors MKL takes AVX-512 by itself; on AMD's it takes slower paths, unless the function with which it
     asks for the maker answers yes.
     """
-    libraries = [*preloadable("libtcmalloc"), *answer_for_mkl()]
+    allocator = preloadable("libtcmalloc")  # where the system has it; it asks for no huge pages
+    libraries = [*allocator, *answer_for_mkl()]
     before = [path for path in [os.environ.get("LD_PRELOAD")] if path]
-    return {"LD_PRELOAD": ":".join([*libraries, *before])} if libraries else {}
+    pages = {} if allocator else huge_pages.wanted(os.environ)
+    return pages | ({"LD_PRELOAD": ":".join([*libraries, *before])} if libraries else {})
 
 
 def preloadable(name: str) -> list[str]:

@@ -120,6 +120,9 @@ def check_diffusion(c: ConfigDict) -> None:
     require(c.beta_start <= c.beta_end, "diffusion.beta_start", c.beta_start, ordered)
     require(c.logit_std > 0, "diffusion.logit_std", c.logit_std, "use a number above 0 (Esser et al. have 1)")
     choice("diffusion.loss_weighting", c.loss_weighting, LOSS_WEIGHTINGS)
+    readable = c.loss_weighting != "velocity" or c.prediction != "eps"
+    fix = "without bound for diffusion.prediction=eps, which says least of the velocity at most noise; use x0 or v"
+    require(readable, "diffusion.loss_weighting", c.loss_weighting, fix)
     require(c.min_snr_gamma > 0, "diffusion.min_snr_gamma", c.min_snr_gamma, "use a number above 0 (the paper has 5)")
     two_ends = not c.zero_terminal_snr or c.num_steps > 1 or c.schedule == "rectified"
     require(two_ends, "diffusion.zero_terminal_snr", c.zero_terminal_snr, "diffusion.num_steps=1 is too few; use 2")

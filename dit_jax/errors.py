@@ -2,6 +2,7 @@
 
 import errno
 import signal
+import sys
 
 from absl import flags
 
@@ -28,3 +29,9 @@ def explain(error: BaseException) -> tuple[int, str | None]:
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT, "interrupted"
     return 1, None
+
+
+def tell_unraisable(told) -> None:
+    """Python's own, but for what TensorStore's threads meet when a save fails; that is raised elsewhere too."""
+    if "Event loop is closed" not in str(told.exc_value):
+        sys.__unraisablehook__(told)

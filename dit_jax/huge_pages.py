@@ -11,6 +11,7 @@ from pathlib import Path
 
 VARIABLE = "GLIBC_TUNABLES"
 SETTING = "glibc.malloc.hugetlb=1"  # malloc asks for huge pages (glibc 2.35 and later; others pass over it)
+STARTED = "DIT_JAX_STARTED_ANEW"  # the process that has been: where VARIABLE is taken away, it would have no end
 MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -19,11 +20,18 @@ def start_with_them() -> None:
 
     glibc reads its settings when a process begins and never again. A setting of the user's own stays as it is.
     """
-    if setting := wanted(os.environ):
-        os.environ |= setting
+    setting = wanted(os.environ)
+    if setting and can_start_anew():
+        os.environ |= setting | {STARTED: str(os.getpid())}
         sys.stdout.flush()
         with contextlib.suppress(OSError):  # then it goes on without
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def can_start_anew() -> bool:
+    """Whether Python's own command line says how: not if the program is another's guest or came from stdin."""
+    program = sys.argv[0] not in ("", "-") and sys.orig_argv[-len(sys.argv) :] == sys.argv
+    return program and bool(sys.executable) and os.environ.get(STARTED) != str(os.getpid())
 
 
 def wanted(environ: Mapping[str, str]) -> dict[str, str]:

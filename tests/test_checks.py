@@ -38,6 +38,7 @@ BAD = [
     ("diffusion.prediction=epsilon", "choose one of eps, x0, v, velocity"),
     ("diffusion.min_snr_gamma=0", "above 0"),
     ("diffusion.loss_weighting=snr", "choose one of uniform, min_snr, velocity"),
+    ("diffusion.loss_weighting=velocity", "use x0 or v"),
     ("diffusion.timestep_sampling=normal", "choose one of uniform, logit_normal"),
     ("diffusion.logit_std=0", "above 0"),
     ("diffusion.logit_mean=nan", "finite"),

@@ -51,7 +51,8 @@ def undisturbed(place, tmp_path_factory):
 
 
 def rows_of(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "loss" in row]  # others are of an evaluation
 
 
 def assert_same_run(workdir, undisturbed):
@@ -177,3 +178,18 @@ def test_two_processes_train_a_classifier_and_evaluate(place, undisturbed):
     found = json.loads((undisturbed / "evaluation.json").read_text())
     assert found["n"] == 20
     assert len((undisturbed / "evaluations.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_while_they_train(place, undisturbed, tmp_path):
+    """And train as if they did not."""
+    settings = [*SETTINGS, "classifier.steps=4", "classifier.width=8", "classifier.batch_size=8"]
+    settings += ["evaluate.every_steps=40", "evaluate.training_n=20", "evaluate.training_steps=3"]
+    for mode in ("train_classifier", "train"):
+        pair = process.start_pair(place[0], tmp_path, place[1], *settings, flags=[f"--mode={mode}"])
+        for code, told in map(process.finish, pair):
+            assert code == 0, told
+    found = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["n"]) for row in found] == [(40, 20), (80, 20)]
+    assert all(np.isfinite(row["fd_classifier"]) for row in found)
+    assert_same_run(tmp_path, undisturbed)

@@ -25,17 +25,17 @@ TIMESTEP_SAMPLING: dict[str, Callable[[jax.Array, float, float], jax.Array]] = {
     # Esser et al. 2024, section 3.1: sigmoid(N(mean, std^2)); mean > 0 asks for more noise
     "logit_normal": lambda u, mean, std: jax.nn.sigmoid(mean + std * jax.scipy.special.ndtri(u)),
 }
+SMALLEST_SIGMA = 0.05  # below it the velocity weighting grows no more (Li & He 2025)
 # name -> factor of the squared error at each timestep, of (alpha, sigma, determinant, gamma): float64 [T]
 LOSS_WEIGHTINGS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]] = {
     "uniform": lambda alpha, sigma, determinant, gamma: np.ones_like(alpha),
     # Hang et al. 2023: an error of x_0 counts min(SNR, gamma), and is sigma / determinant of the output's
     "min_snr": lambda alpha, sigma, determinant, gamma: np.minimum(alpha**2, gamma * sigma**2) / determinant**2,
-    # Li & He 2025 (JiT): an error of x_0 counts 1 / sigma^2, as the error of the velocity or v that it is
+    # Li & He 2025: an error of x_0 counts 1 / max(sigma, 0.05)^2, so the velocity's (rectified) or v's (others)
     "velocity": lambda alpha, sigma, determinant, gamma: np.square(
         sigma / np.maximum(sigma, SMALLEST_SIGMA) / determinant
     ),
 }
-SMALLEST_SIGMA = 0.05  # below it the velocity weighting grows no more (Li & He 2025)
 QUARTERS = 4  # the loss is also logged by quarters of the noise levels
 
 

@@ -94,8 +94,8 @@ def class_distances(reference: Summary, samples: Summary, class_names: Sequence[
     """Frechet distances of the kept images by class name; None without labels, or with a class of fewer than two."""
     if samples.labels_N is None or reference.labels_N is None:
         return None
-    counts = np.bincount(samples.labels_N, minlength=len(class_names))
-    if counts[np.unique(reference.labels_N)].min() < 2:
+    drawn, real = (np.bincount(labels, minlength=len(class_names)) for labels in (samples.labels_N, reference.labels_N))
+    if np.minimum(drawn, real)[real > 0].min() < 2:
         logger.warning("a class has fewer than 2 of the images: no distances by class")
         return None
     found = distances.class_frechet_distances(

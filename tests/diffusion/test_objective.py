@@ -91,7 +91,6 @@ def test_min_snr_weights_by_hand(prediction, expected):
     ("prediction", "expected"),
     [
         ("x0", [1 / 0.36, 1 / 0.64]),  # 1 / sigma^2
-        ("eps", [1 / 0.64, 1 / 0.36]),  # an error of eps is alpha / sigma of x_0's: 1 / alpha^2
         ("v", [1.0, 1.0]),  # alpha^2 + sigma^2 = 1 here, so v's own error
         ("velocity", [1 / 1.96, 1 / 1.96]),  # an error of the flow's velocity is (alpha + sigma) / sigma of x_0's
     ],
@@ -110,8 +109,9 @@ def test_velocity_weights_of_a_rectified_flow():
     np.testing.assert_allclose(loss_weights(rectified(100), "velocity", "velocity", 1.0)[4:], 1, rtol=1e-12)
 
 
-def test_min_snr_counts_one_error_alike_in_every_prediction(make_tables, any_case):
-    """Wrong by 0.1 in x_0, so by -0.1 alpha / sigma in eps: the weighted loss is min(SNR, 5) 0.01 in any words."""
+@pytest.mark.parametrize("weighting", ["min_snr", "velocity"])
+def test_one_error_counts_alike_in_every_prediction(make_tables, any_case, weighting):
+    """Wrong by 0.1 in x_0, so by -0.1 alpha / sigma in eps: 0.01 min(SNR, 5), or 0.01 / max(sigma, 0.05)^2."""
     name, prediction = any_case
     schedule = make_tables(name, 100)
     t = np.array([0, 10, 50, 90, 98])
@@ -119,17 +119,21 @@ def test_min_snr_counts_one_error_alike_in_every_prediction(make_tables, any_cas
     as_image = lambda values: jnp.asarray(values, jnp.float32).reshape(-1, 1, 1, 1)  # noqa: E731
     truth = target_of(schedule, prediction, as_image(0 * alpha), as_image(0 * alpha), t)
     guess = target_of(schedule, prediction, as_image(0 * alpha + 0.1), as_image(-0.1 * alpha / sigma), t)
-    weighted = loss_weights(schedule, prediction, "min_snr", 5.0)[t] * np.square(guess - truth).ravel()
-    np.testing.assert_allclose(weighted, np.minimum(alpha**2 / sigma**2, 5) * 0.01, rtol=1e-4)
+    weighted = loss_weights(schedule, prediction, weighting, 5.0)[t] * np.square(guess - truth).ravel()
+    expected = {"min_snr": np.minimum(alpha**2 / sigma**2, 5), "velocity": 1 / np.maximum(sigma, 0.05) ** 2}
+    np.testing.assert_allclose(weighted, expected[weighting] * 0.01, rtol=1e-4)
 
 
-def test_min_snr_is_finite_and_zero_at_pure_noise(make_tables):
+def test_weights_are_finite_and_min_snr_is_zero_at_pure_noise(make_tables):
     for name in ("rectified", "zero"):
         for prediction in ("x0", "v", "velocity"):
             weights = loss_weights(make_tables(name), prediction, "min_snr", 5.0)
             assert np.isfinite(weights).all()
             assert (weights[:-1] > 0).all()
             assert weights[-1] == 0
+            weights = loss_weights(make_tables(name), prediction, "velocity", 5.0)
+            assert (weights > 0).all()
+            assert (weights <= 400).all()
 
 
 def draw(T, sampling, mean=0.0, std=1.0, n=20_000):

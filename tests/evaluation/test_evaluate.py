@@ -68,7 +68,9 @@ def test_without_labels_what_needs_them_is_left_out():
     assert not {"accuracy_classifier", "fd_classifier_by_class"} & set(figures)
 
 
-def test_a_class_of_one_image_is_told(caplog):
-    figures = scores("classifier", summary(), summary(labels=(np.arange(60) == 0).astype(int)), NAMES)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_class_of_one_image_is_told_of_either_set(caplog, swapped):
+    sets = [summary(), summary(labels=(np.arange(60) == 0).astype(int))]
+    figures = scores("classifier", *(reversed(sets) if swapped else sets), NAMES)
     assert "fd_classifier_by_class" not in figures
     assert "fewer than 2" in caplog.text
