@@ -24,8 +24,6 @@ PIP := $(VENV) -m pip install -qq --disable-pip-version-check
 
 .PHONY: demo test test-slow bench lint format clean
 
-# Without a GPU each of two cores is a device of its own, half of the batch on each.
-demo: export JAX_NUM_CPU_DEVICES ?= 2
 demo: .venv/requirements$(if $(GPU),-gpu).stamp
 	$(VENV) main.py --config=configs/shapes.py --workdir=$(RUN) $(DEMO_FLAGS)
 	$(VENV) main.py --mode=sample --workdir=$(RUN)

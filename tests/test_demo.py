@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 def run(*arguments: str) -> str:
     """Runs Python with `arguments` in the checkout, as the Makefile's demo does, and returns its standard output."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_NUM_CPU_DEVICES": "2"}
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     return subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, env=environment, check=True, stdout=-1
     ).stdout.decode()

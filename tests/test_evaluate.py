@@ -1,6 +1,7 @@
 """The modes train_classifier and evaluate through main.py: what they leave, what a kill costs, one line a mistake."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from dit_jax import config as configs
 from dit_jax import evaluate_job, jobs
 from dit_jax.classifier_experiment import load_classifier
 from dit_jax.classifier_job import train_classifier
+from dit_jax.data import datasets
 from dit_jax.errors import UserError
 from dit_jax.evaluation.features import weights_hash
 from dit_jax.training.checkpoint import Checkpointer
@@ -52,6 +54,14 @@ def test_training_a_classifier(trained, tiny_data, capfd, caplog):
     refused = tiny.run_main(capfd, "--mode=train_classifier", "--workdir", trained, "--config.classifier.width=16")
     assert refused.code == 2
     assert "classifier.width: 8 -> 16" in refused.err[0]
+
+
+def test_images_predicted_have_losses_and_no_bound(tiny_data):
+    experiment = tiny.experiment(diffusion__prediction="x0")
+    run = SimpleNamespace(experiment=experiment, weights=experiment.init_state().params)
+    figures = evaluate_job.held_out_figures(run, datasets.open_split(experiment.source, "test"))
+    assert set(figures) == {"loss_by_noise"}
+    assert np.isfinite(figures["loss_by_noise"]["loss"]).all()
 
 
 def test_evaluating(trained, tiny_data, capfd, monkeypatch):
