@@ -21,7 +21,8 @@ def get_config() -> ConfigDict:
     config.diffusion.prediction = "x0"
     config.diffusion.loss_weighting = "velocity"
     config.diffusion.timestep_sampling = "logit_normal"
-    config.diffusion.logit_mean = 1.0
+    config.diffusion.logit_mean = 1.1
+    config.diffusion.logit_std = 0.9
     config.diffusion.stratified_timesteps = True
     config.optimizer.learning_rate = 3e-3
     config.optimizer.b2 = 0.95
