@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     config.optimizer.b2 = 0.95
     config.optimizer.warmup_steps = 100
     config.optimizer.schedule = "cosine"
-    config.train.steps = 3_600
+    config.train.steps = 3_400
     config.train.batch_size = 16
     config.train.steps_per_call = 25
     config.train.ema_half_life = 5_000.0
