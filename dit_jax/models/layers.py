@@ -10,6 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
+
+DENSE, KERNEL_GRADIENT = "rd,df->rf", "rd,rf->df"
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -31,12 +34,29 @@ def _product_backward(spec: str, dtype: jnp.dtype, operands: Any, gradient: jax.
     a, b = operands
     inputs, out = spec.split("->")
     axes_a, axes_b = inputs.split(",")
-    return product(f"{out},{axes_b}->{axes_a}", dtype, gradient, b), product(
-        f"{axes_a},{out}->{axes_b}", dtype, a, gradient
-    )
+    by_a = jnp.asarray(product(f"{out},{axes_b}->{axes_a}", dtype, gradient, b))
+    by_b = f"{axes_a},{out}->{axes_b}"
+    if by_b == KERNEL_GRADIENT and dtype == jnp.bfloat16:
+        plain = partial(jnp.einsum, KERNEL_GRADIENT, preferred_element_type=jnp.float32)
+        operands = a, gradient.astype(dtype)
+        return by_a, jax.lax.platform_dependent(*operands, cpu=_kernel_gradient_on_cpu, default=plain)
+    return by_a, jnp.asarray(product(by_b, dtype, a, gradient))
 
 
 product.defvjp(_product_forward, _product_backward)
+
+
+def _kernel_gradient_on_cpu(x_RD: jax.Array, gradient_RF: jax.Array) -> jax.Array:
+    """KERNEL_GRADIENT of bfloat16 operands, float32 [D, F].
+
+    Where the left operand is summed over its first axis, XLA multiplies in float32, four times as slowly. So the
+    narrower operand is transposed in memory. The barrier keeps XLA from undoing it, to end in an error.
+    """
+    multiply = partial(jnp.einsum, "ij,jk->ik", preferred_element_type=jnp.float32)
+    transposed = lambda array: with_layout_constraint(array.T, Layout(major_to_minor=(0, 1)))  # noqa: E731
+    if x_RD.shape[1] <= gradient_RF.shape[1]:
+        return multiply(transposed(x_RD), gradient_RF)
+    return jax.lax.optimization_barrier(multiply(transposed(gradient_RF), x_RD)).T
 
 
 class Dense(nn.Module):
@@ -51,7 +71,7 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         # Rows of one matrix: with two row axes XLA's backward pass on CPUs makes transposed copies, at half the speed.
-        rows = jnp.asarray(product("rd,df->rf", self.dtype, x.reshape(-1, x.shape[-1]), kernel))
+        rows = jnp.asarray(product(DENSE, self.dtype, x.reshape(-1, x.shape[-1]), kernel))
         return (rows + bias[None]).reshape(*x.shape[:-1], self.features)
 
 

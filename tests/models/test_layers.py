@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src import core as jaxpr_core
 
 from dit_jax.models.layers import ACTIVATIONS, Dense, layer_norm, product
 
@@ -88,24 +89,37 @@ def test_gradients_of_a_product_are_those_of_einsum(spec):
         np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("inputs", "features"), [(3, 5), (5, 3), (4, 4)])
+def test_the_kernels_gradient_sums_float32_products_of_bfloat16(inputs, features):
+    """Operands whose products float64 adds up exactly; the narrower one is laid out anew on CPUs."""
+    rng = np.random.default_rng(0)
+    x, gradient = rng.integers(-200, 200, (300, inputs)), rng.integers(-200, 200, (300, features))  # exact in bfloat16
+    _, back = jax.vjp(
+        lambda kernel: product("rd,df->rf", jnp.bfloat16, jnp.asarray(x, jnp.float32), kernel),
+        jnp.ones((inputs, features)),
+    )
+    found = jax.jit(back)(jnp.asarray(gradient, jnp.float32))[0]
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, x.T @ gradient)  # below 2^24: float32 holds every sum
+
+
 def products_of(jaxpr) -> list:
     """Every dot_general of a jaxpr and of those inside it."""
     found = [equation for equation in jaxpr.eqns if equation.primitive.name == "dot_general"]
     for equation in jaxpr.eqns:
-        for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)
-            found += products_of(inner) if hasattr(inner, "eqns") else []
+        for inner in jaxpr_core.jaxprs_in_params(equation.params):
+            found += products_of(inner)
     return found
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_backward_products_take_operands_of_one_dtype_and_one_row_axis(dtype):
+@pytest.mark.parametrize(("dtype", "count"), [(jnp.float32, 3), (jnp.bfloat16, 4)])  # 4: one has a form for CPUs
+def test_backward_products_take_operands_of_one_dtype_and_one_row_axis(dtype, count):
     """A product of mixed dtypes, or one summed over two axes, runs at a fraction of the speed."""
     dense = Dense(4, dtype)
     params = dense.init(jax.random.key(0), jnp.zeros((1, 1, 3)))
     loss = lambda params, x: jnp.square(dense.apply(params, x)).sum()  # noqa: E731
     dots = products_of(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(params, jnp.ones((2, 5, 3))).jaxpr)
-    assert len(dots) == 3
+    assert len(dots) == count
     for dot in dots:
         assert {operand.aval.dtype for operand in dot.invars} == {jnp.dtype(dtype)}
         assert dot.outvars[0].aval.dtype == jnp.float32
