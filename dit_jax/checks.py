@@ -25,6 +25,7 @@ TINY, HUGE = (float(limit) for limit in (np.finfo(np.float32).tiny, np.finfo(np.
 LARGEST = {"width": 2**16, "depth": 2**10, "mlp_ratio": 2**6, "class_table_width": 2**16}  # of a model; above is a slip
 LARGEST_WEIGHTS = 2**36  # depth x width^2, a tenth of the parameters or so: 2,000 times DiT-XL
 LARGEST_CALL = 10_000  # steps in one dispatch, whose epochs' orders are made at its start
+LARGEST_EVALUATION = 10_000_000  # images; above is a slip
 LARGEST_SAMPLES = 2**36  # bytes of uint8 pixels, which are kept until the file is written
 
 
@@ -127,6 +128,8 @@ def check_diffusion(c: ConfigDict) -> None:
     two_ends = not c.zero_terminal_snr or c.num_steps > 1 or c.schedule == "rectified"
     require(two_ends, "diffusion.zero_terminal_snr", c.zero_terminal_snr, "diffusion.num_steps=1 is too few; use 2")
     schedule = make_schedule(c.schedule, c.num_steps, c.beta_start, c.beta_end, c.zero_terminal_snr)
+    fix = "they leave no trace of the image long before the last timestep; lower diffusion.beta_end (DDPM has 0.02)"
+    require(bool(schedule.alpha[:-1].all()), "diffusion.beta_start", c.beta_start, fix)
     end = f"diffusion.schedule={c.schedule} with diffusion.zero_terminal_snr={c.zero_terminal_snr}"
     fix = f"it cannot tell the image from pure noise, which {end} reaches; use velocity or v"
     require(solvable(schedule, c.prediction), "diffusion.prediction", c.prediction, fix)
@@ -217,6 +220,8 @@ def check_evaluate(c: ConfigDict) -> None:
     few = f"use {LEAST_IMAGES} or more; the scores by neighbours and by splits need as many"
     for key in ("n", "training_n"):
         require(c[key] >= LEAST_IMAGES, f"evaluate.{key}", c[key], few)
+        most = f"use at most {LARGEST_EVALUATION:,}; FID has 50,000"
+        require(c[key] <= LARGEST_EVALUATION, f"evaluate.{key}", c[key], most)
     require(c.loss_n >= 0, "evaluate.loss_n", c.loss_n, "use 0 (none) or a number of test images")
     require(c.every_steps >= 0, "evaluate.every_steps", c.every_steps, "use 0 (never) or a number of steps")
     require(c.training_steps >= 1, "evaluate.training_steps", c.training_steps, "use a whole number of at least 1")

@@ -22,13 +22,18 @@ def explain(error: BaseException) -> tuple[int, str | None]:
     if isinstance(error, OSError) and error.errno in USERS_ERRNO:
         place = f": {error.filename}" if error.filename else ""
         return 2, f"error: {error.strerror}{place}; make room, or name another folder"
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
+    if is_out_of_memory(error):
         reason = " ".join(str(error).removeprefix("RESOURCE_EXHAUSTED: ").split())[:200]
         fix = "lower train.batch_size or sample.batch_size, or set model.remat=true"
         return 2, f"error: out of memory ({reason}); {fix}"
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT, "interrupted"
     return 1, None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this machine or its accelerator had no room for something."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error))
 
 
 def tell_unraisable(told) -> None:

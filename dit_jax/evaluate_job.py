@@ -29,7 +29,7 @@ from dit_jax.judging import load_features, sampling_settings
 from dit_jax.reporting.images import to_uint8
 from dit_jax.reporting.progress import Progress
 from dit_jax.together import all_true, first_before_others, is_first, whole
-from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir
+from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir, make_folder
 
 logger = logging.getLogger(__name__)
 CHUNK = 1_000  # images drawn between two saves, rounded up to whole batches
@@ -61,6 +61,8 @@ def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path |
         train, test = (datasets.open_split(experiment.source, split) for split in ("train", "test"))
     extractor = load_features(config, workdir, experiment)
     source = from_elsewhere(images, experiment) if images else from_run(config, workdir)
+    if is_first():
+        make_folder(workdir, "--workdir")
     samples = sum_up(extractor, source.images, "image")
     reference = sum_up(extractor, Images.stored(train), "training image")
     names = experiment.info.class_names
@@ -75,8 +77,8 @@ def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path |
     result |= {"floor": floor_of(extractor, reference, test.first(samples.count), names)}
     result |= {"seconds": round(time.perf_counter() - start, 1)}
     if is_first():
-        keep(result, workdir, "evaluation_images.json" if images else "evaluation.json")
         print(table(result, figures))
+        keep(result, workdir, "evaluation_images.json" if images else "evaluation.json")
 
 
 def floor_of(
@@ -189,10 +191,15 @@ def read_chunk(path: Path, count: int, shape: tuple[int, int, int]) -> np.ndarra
         images = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header raises whatever Python's tokenizer likes
         logger.warning("%s cannot be read (%s): these images are drawn again", path, error)
         return None
-    whole = images.dtype == np.uint8 and images.shape[1:] == shape and len(images) >= count
+    whole = (
+        isinstance(images, np.ndarray)
+        and images.dtype == np.uint8
+        and images.shape[1:] == shape
+        and len(images) >= count
+    )
     return images if whole else None
 
 

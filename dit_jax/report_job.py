@@ -50,6 +50,7 @@ def report(config: ConfigDict, workdir: Path, out: Path | None) -> None:
     out = out or workdir
     require(not out.exists() or out.is_dir(), "--out", out, "it is a file; name a folder")
     rows, notes = read_log(workdir)
+    make_folder(out, "--out")
     experiment, commands = Experiment(config), commands_of(config, workdir)
     evaluations = read_evaluations(workdir, notes)
     sessions = read_noting(workdir / environment.SESSIONS, notes)
@@ -75,7 +76,6 @@ def report(config: ConfigDict, workdir: Path, out: Path | None) -> None:
             notes=notes,
         )
     )
-    make_folder(out, "--out")
     with replacing(out / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
     logger.info("%s: %.1f MB, opens in any browser", out / "report.html", len(page) / 1e6)

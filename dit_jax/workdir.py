@@ -1,5 +1,6 @@
 """The folder of a run: whether a job may use it, and making it."""
 
+import tempfile
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -27,10 +28,12 @@ def check_workdir(workdir: Path, config: ConfigDict, free: tuple[str, ...] = con
 
 
 def make_folder(folder: Path, flag: str) -> None:
-    """Makes a folder and those above it; `flag` names it in the error."""
+    """Makes a folder and those above it, and a file in it for a moment; `flag` names it in the error."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise UserError(
-            f"{flag}={folder} cannot be made ({error.strerror}); name a folder that you may write"
+            f"{flag}={folder} cannot be written ({error.strerror}); name a folder that you may write"
         ) from None

@@ -79,6 +79,8 @@ BAD = [
     ("sample.n=1000000000", "at most 22,369,621"),  # 2^36 bytes / (32 x 32 x 3)
     ("sample.mask=here.png", "sample.task=generate reads none"),
     ("evaluate.n=9", "use 10 or more"),
+    ("evaluate.n=2000000000", "use at most 10,000,000"),
+    ("evaluate.training_n=2000000000", "use at most 10,000,000"),
     ("evaluate.features=vgg", "choose one of inception, classifier"),
     ("evaluate.every_steps=-1", "use 0 (never)"),
     ("evaluate.training_n=9", "use 10 or more"),
@@ -152,6 +154,10 @@ def test_a_bad_value_is_named_with_its_fix(assignment, fix):
         (("diffusion.num_steps=10",), "use 1 to 10"),
         (("diffusion.zero_terminal_snr=true", "diffusion.prediction=eps"), "diffusion.zero_terminal_snr=True reaches"),
         (("diffusion.zero_terminal_snr=true", "diffusion.num_steps=1"), "diffusion.num_steps=1 is too few"),
+        (
+            ("diffusion.prediction=v", "diffusion.beta_start=0.9", "diffusion.beta_end=0.95"),
+            "diffusion.beta_start=0.9: they leave no trace of the image",
+        ),
         (("sample.guidance_from=0.6", "sample.guidance_to=0.4"), "must be below sample.guidance_to=0.4"),
         (("sample.sampler=heun", "sample.eta=0.5"), "sample.sampler=heun has none"),
         (("sample.sampler=dpmpp_2m", "sample.eta=1"), "sample.sampler=dpmpp_2m has none"),

@@ -92,7 +92,7 @@ def test_evaluating(trained, tiny_data, capfd, monkeypatch):
     assert [np.load(chunk).shape[0] for chunk in chunks] == [4, 4, 4, 4]
 
     # As if killed while the third chunk was drawn: the first two are not drawn again, and every figure is the same.
-    chunks[2].write_bytes(chunks[2].read_bytes()[:100])
+    chunks[2].write_bytes(chunks[2].read_bytes().replace(b"(4, ", b"(4( "))  # a header that Python cannot take apart
     chunks[3].unlink()
     before, drawn = tiny.snapshot(trained), []
     real = evaluate_job.draw

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dit_jax.data.datasets import Records
-from dit_jax.data.pictures import FORMATS
+from dit_jax.data.pictures import FORMATS, turned
 from dit_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -78,9 +78,11 @@ def from_npz(path: Path, shape: tuple[int, int, int], num_classes: int, what: st
         kinds = ", ".join(FORMATS)
         raise UserError(f"{what}={path} cannot be read: it is no whole NPZ file, and no picture by its name ({kinds})")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             images, labels = file["images"], file.get("labels")
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        if not all(isinstance(array, np.ndarray | None) for array in (images, labels)):
+            raise ValueError("images or labels is no array")  # NumPy gives the bytes of a file that is none
+    except Exception as error:  # a damaged one raises whatever zlib, the zip's reader or the header's parser likes
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{what}={path} cannot be read ({reason}); give an NPZ file with images and labels") from None
     if images.dtype != np.uint8 or images.ndim != 4:
@@ -96,7 +98,8 @@ def from_npz(path: Path, shape: tuple[int, int, int], num_classes: int, what: st
 
 def from_folder(path: Path, shape: tuple[int, int, int], what: str, skip_broken: bool = False) -> Images:
     """The pictures of a folder; folders in it are not searched."""
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in FORMATS)
+    seen = (file for file in path.iterdir() if not file.name.startswith("."))  # Macs leave ._1.png beside 1.png
+    files = sorted(file for file in seen if file.suffix.lower() in FORMATS)
     if not files:
         raise UserError(f"{what}={path}: no picture in it ({', '.join(FORMATS)}); name another folder")
     if skip_broken:  # decodes all of them twice, as their number has to be known before the first is used
@@ -126,7 +129,8 @@ def decode(file: Path, shape: tuple[int, int, int], what: str) -> np.ndarray:
     try:
         with Image.open(file, formats=[FORMATS[file.suffix.lower()]]) as picture:
             refusal = not_plain(picture)
-            pixels = np.asarray(picture.convert("RGB" if shape[2] == 3 else "L")).reshape(*picture.size[::-1], shape[2])
+            upright = turned(picture).convert("RGB" if shape[2] == 3 else "L")
+            pixels = np.asarray(upright).reshape(*upright.size[::-1], shape[2])
     except Exception as error:  # a broken picture raises whatever the decoder that stumbles on it likes
         raise BrokenPictureError(f"{what}: {file} cannot be read ({error}); remove it or mend it") from error
     if refusal:
@@ -140,7 +144,8 @@ def not_plain(picture: Image.Image) -> str:
     frames = getattr(picture, "n_frames", 1)
     if frames > 1:
         return f"has {frames} frames; give one still picture each"
-    if picture.mode.startswith(("I", "F")):  # Pillow would cut values above 255
+    raw_modes = [str(tile.args) for tile in getattr(picture, "tile", [])]  # colours of 16 bits are read as RGB
+    if picture.mode.startswith(("I", "F")) or any(";16" in raw for raw in raw_modes):  # Pillow would cut them
         return f"has more than 8 bits a channel (mode {picture.mode}); convert it to 8 bits"
     if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
         return "is transparent in places; put it on a background"

@@ -196,8 +196,9 @@ def _score(logits_NK: np.ndarray) -> float:
     log_p = logits - highest
     log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))
     p = np.exp(log_p)
-    log_mean = np.log(p.mean(0, keepdims=True), where=p.any(0, keepdims=True), out=np.zeros((1, p.shape[1])))
-    terms = np.multiply(p, log_p - log_mean, where=p > 0, out=np.zeros_like(p))
+    mean = p.mean(0, keepdims=True)  # 0 also where the smallest of numbers has no share
+    log_mean = np.log(mean, where=mean > 0, out=np.zeros_like(mean))
+    terms = np.multiply(p, log_p - log_mean, where=(p > 0) & (mean > 0), out=np.zeros_like(p))
     return float(np.exp(terms.sum(1).mean()))
 
 

@@ -57,7 +57,7 @@ def parse(line: bytes) -> dict[str, Any] | None:
     """The row of a line; None if it is none."""
     try:
         row = json.loads(line)
-    except ValueError:  # covers bad JSON and bad UTF-8
+    except (ValueError, RecursionError):  # bad JSON, bad UTF-8, brackets without end
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 

@@ -1,5 +1,9 @@
 """Images of the user's own: what is read, and the line for what is not."""
 
+import struct
+import zipfile
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -35,6 +39,37 @@ def test_pictures_in_order_of_name(tmp_path):
     np.testing.assert_array_equal(read_images(tmp_path / "b.png", SHAPE, "k")[0], PIXELS[1:])
 
 
+def test_hidden_files_are_passed_over(tmp_path):
+    """Macs leave such a file beside each one that they copy."""
+    Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
+    (tmp_path / "._a.png").write_bytes(b"\0\5\x16\7")
+    np.testing.assert_array_equal(read_images(tmp_path, SHAPE, "k")[0], PIXELS[:1])
+
+
+def test_a_turned_picture_is_read_upright(tmp_path):
+    """EXIF's orientation 6: the stored picture is to be turned by 90 degrees clockwise."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(PIXELS[0])).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_images(tmp_path, SHAPE, "k")[0], PIXELS[:1])
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_any_flipped_bit_of_an_npz_is_found(save, tmp_path):
+    """Only the zip's own notes may change unseen: then the images are right."""
+    save(tmp_path / "whole.npz", images=PIXELS, labels=[2, 1])
+    whole = (tmp_path / "whole.npz").read_bytes()
+    for i in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[i] ^= 1 << i % 8
+        (tmp_path / "x.npz").write_bytes(flipped)
+        try:
+            images, _ = read_images(tmp_path / "x.npz", SHAPE, "k")
+        except UserError:
+            continue
+        np.testing.assert_array_equal(images, PIXELS)
+
+
 def test_a_mask_is_where_it_is_white(tmp_path):
     Image.fromarray(np.array([[0, 127, 128, 255]], np.uint8)).save(tmp_path / "m.png")
     assert read_mask(tmp_path / "m.png", 1, 4, "k")[:, :, 0].tolist() == [[False, False, True, True]]
@@ -55,6 +90,30 @@ def text(name):
     return lambda folder: (folder / name).write_text("no picture") and folder / name
 
 
+def no_array(name):
+    """A zip in which an array's place holds something else."""
+
+    def make(folder):
+        np.savez(folder / "x.npz", images=PIXELS)
+        with zipfile.ZipFile(folder / "y.npz", "w") as file:
+            if name != "images.npy":
+                file.writestr("images.npy", zipfile.ZipFile(folder / "x.npz").read("images.npy"))
+            file.writestr(name, b"words")
+        return folder / "y.npz"
+
+    return make
+
+
+def sixteen_bits(folder):
+    """A PNG with 16 bits of each colour, by the PNG specification's section 11; Pillow writes none."""
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))  # noqa: E731
+    rows = b"".join(b"\0" + b"\x12\xff" * 3 * SHAPE[1] for _ in range(SHAPE[0]))
+    header = struct.pack(">IIBBBBB", SHAPE[1], SHAPE[0], 16, 2, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    (folder / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    return folder / "x.png"
+
+
 MISTAKES = {
     "nothing there": (lambda folder: folder / "none.png", "there is nothing of that name"),
     "an empty folder": (lambda folder: folder, "no picture in it"),
@@ -62,11 +121,14 @@ MISTAKES = {
     "a broken npz": (text("broken.npz"), "cannot be read"),
     "another array": (npz(pictures=PIXELS), "cannot be read"),
     "objects": (npz(images=np.array([{}], object)), "cannot be read"),
+    "no array": (no_array("images.npy"), "no array"),
+    "labels that are no array": (no_array("labels.npy"), "no array"),
     "floats": (npz(images=PIXELS / 255), "float64"),
     "another size": (npz(images=PIXELS[:, :3]), "(3, 6, 3)"),
     "no image": (npz(images=PIXELS[:0]), "it has no image"),
     "no npz by any name": (text("x.bmp"), "no whole NPZ file, and no picture by its name (.png"),
     "16 bits": (picture("x.png", np.full(SHAPE[:2], 40_000, np.uint16)), "more than 8 bits a channel"),
+    "16 bits a colour": (sixteen_bits, "more than 8 bits a channel"),
     "see-through": (picture("x.png", SEE_THROUGH), "transparent in places"),
     "moving": (
         picture("x.png", PIXELS[0], save_all=True, append_images=[Image.fromarray(PIXELS[1])]),

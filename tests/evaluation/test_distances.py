@@ -172,6 +172,12 @@ def test_inception_score_of_equal_predictions_is_1():
     assert inception_score(np.tile([5.0, 1.0, -200.0], (20, 1)), splits=4) == (pytest.approx(1), pytest.approx(0))
 
 
+def test_inception_score_with_a_class_that_float64_can_hardly_hold():
+    """exp(-744.6) is the smallest of numbers, and a quarter of it is 0; what is left of the score is that of p = 1."""
+    logits = np.array([[0, -744.6], [0, -800], [0, -800], [0, -800]])
+    assert inception_score(logits, splits=1).mean == pytest.approx(1, rel=1e-12)
+
+
 def test_inception_score_by_hand():
     """p = (.9, .1) and (.1, .9), mean (.5, .5): KL = .9 log 1.8 + .1 log .2, of both. Logits may be shifted."""
     logits = np.log([[0.9, 0.1], [0.1, 0.9]]) + np.array([[700.0], [-700.0]])

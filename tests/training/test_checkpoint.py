@@ -1,5 +1,6 @@
 """Checkpoints hold exactly the state that was saved, on any mesh, and a damaged one costs no more than itself."""
 
+import errno
 import json
 import re
 import shutil
@@ -137,6 +138,24 @@ def test_all_damaged_is_the_users_to_mend(tmp_path, caplog):
     with pytest.raises(UserError, match=r"none of the checkpoints \[4, 2\] in .* can be read .*; restore"):
         restore(tmp_path)
     assert "passed over" not in caplog.text  # one line tells it all
+    assert tiny.snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "Too many open files")])
+def test_what_the_machine_lacks_is_no_damage(error, tmp_path, monkeypatch):
+    """Else a start without memory would set the newest checkpoint aside and lose the steps since the one before."""
+    save(tmp_path, 2, 4)
+    before = tiny.snapshot(tmp_path)
+    real = checksums.check
+
+    def check(folder):
+        if folder.name == "4":
+            raise error
+        real(folder)
+
+    monkeypatch.setattr(checksums, "check", check)
+    with pytest.raises(type(error)):
+        restore(tmp_path)
     assert tiny.snapshot(tmp_path) == before
 
 
