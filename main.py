@@ -15,7 +15,6 @@ processes make one run by --coordinator, --num_processes and --process_id, or un
 import logging
 import sys
 import traceback
-from pathlib import Path
 
 from absl import flags
 
@@ -29,6 +28,7 @@ from dit_jax import cluster, compilation, errors, modes, together
 from dit_jax import config as configs
 from dit_jax.errors import UserError
 from dit_jax.experiment import resolve
+from dit_jax.files import expanded
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("config", None, "The experiment: a Python file with get_config() (it is run), as FILE[:ARG].")
@@ -46,11 +46,11 @@ def run(assignments: list[str]) -> int:
     """Runs the mode that the flags ask for and returns the exit code."""
     if not FLAGS.workdir:
         raise UserError("--workdir is missing; name the run's folder, such as --workdir runs/shapes")
-    workdir = Path(FLAGS.workdir)
+    workdir = expanded(FLAGS.workdir)
     config = configs.load(FLAGS.config) if FLAGS.config else configs.read(workdir)
     configs.check_keys(config, default.get_config(), FLAGS.config or str(configs.path_of(workdir)))
     configs.override(config, assignments)
-    out, images = (Path(path) if path else None for path in (FLAGS.out, FLAGS.images))
+    out, images = (expanded(path) if path else None for path in (FLAGS.out, FLAGS.images))
     return modes.run(FLAGS.mode, resolve(config), workdir, out, images)
 
 
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.unraisablehook = errors.tell_unraisable
+    errors.quieten_threads()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("dit_jax").setLevel(logging.INFO)
     for library in ("absl", "asyncio"):  # Orbax tells its options there, and errors that it raises too

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.commands import guarded, write
-from dit_jax.data import datasets
 from dit_jax.data.images import open_images
 from dit_jax.environment import SESSIONS
 from dit_jax.errors import UserError
-from dit_jax.experiment import read_resolved
+from dit_jax.experiment import Experiment, read_resolved
 from dit_jax.reporting.images import about_png, label_grid, save_png
 from dit_jax.reporting.jsonl import read_objects, read_rows
 from dit_jax.reporting.plots import plot_loss
@@ -163,7 +162,7 @@ def main(argv: Sequence[str]) -> None:
     result["wall_seconds"] = flags.wall_seconds
     if flags.judge:
         result["judge"] = json.loads(flags.judge.read_text())
-    info = datasets.info(read_resolved(flags.run).data.name)
+    info = Experiment(read_resolved(flags.run)).info
     samples = flags.run / "samples"
     found = open_images(samples / "samples.npz", info.image_shape, len(info.class_names), "samples")
     images, labels = np.concatenate(list(found.chunks())), found.labels

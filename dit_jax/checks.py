@@ -249,10 +249,14 @@ def parse_labels(text: str, class_names: Sequence[str]) -> list[int]:
     Raises:
       UserError: a class that the data set does not have, with those it has.
     """
-    words = [word.strip(" '\"") for word in text.strip().strip("()[]").split(",")]
+    exact = {name: i for i, name in enumerate(class_names)}  # first: a class may be named 7, or Cat beside cat
+    text = text.strip()
+    if text in exact:  # it may hold a comma
+        return [exact[text]]
+    inner = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text
+    words = [word if (word := part.strip()) in exact else word.strip(" '\"") for part in inner.split(",")]
     if not words[-1]:  # nothing at all, or a comma behind the last: (2,)
         words.pop()
-    exact = {name: i for i, name in enumerate(class_names)}  # first: a class may be named 7, or Cat beside cat
     numbers = {name.lower(): i for i, name in enumerate(class_names)} | {str(i): i for i in range(len(class_names))}
     labels = [exact.get(word, numbers.get(word.lower())) for word in words]
     for word, label in zip(words, labels, strict=True):

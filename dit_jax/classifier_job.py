@@ -12,6 +12,7 @@ from dit_jax.checks import require
 from dit_jax.classifier_experiment import ClassifierExperiment, classifier_config, load_classifier
 from dit_jax.data import datasets
 from dit_jax.data.images import Images
+from dit_jax.errors import UserError
 from dit_jax.evaluation.evaluate import accuracy, summarize
 from dit_jax.files import replacing
 from dit_jax.together import is_first
@@ -43,10 +44,14 @@ def train_classifier(config: ConfigDict, workdir: Path, out: Path | None) -> int
 
 
 def report_accuracy(experiment: ClassifierExperiment, workdir: Path) -> None:
-    """Prints the accuracy on the test split and keeps it in WORKDIR/classifier/accuracy.json."""
+    """Prints the accuracy on the test split, if there is one, and keeps it in WORKDIR/classifier/accuracy.json."""
     config = experiment.config
     step, extractor = load_classifier(workdir, config)
-    test = Images.stored(datasets.open_split(experiment.source, "test"))
+    try:
+        test = Images.stored(datasets.open_split(experiment.source, "test"))
+    except UserError as error:  # pictures of one's own, one a class
+        logger.warning("the classifier is trained, but how good it is cannot be said: %s", error)
+        return
     summary = summarize(extractor.extract, test.chunks(), test.count, test.labels)
     result = {"accuracy": accuracy(summary), "n": summary.count, "data": config.data.name, "split": "test"}
     result |= {"step": step, "features_sha256": extractor.sha256}

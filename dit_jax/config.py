@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict  # pyright: ignore[reportAttributeAccessIssue]
 
 from dit_jax.errors import UserError
 from dit_jax.files import replacing
@@ -47,12 +47,12 @@ def load(spec: str) -> ConfigDict:
         config = module.get_config(*([argument] if argument else []))
     except UserError:
         raise
-    except Exception as error:  # the file is the user's: whatever it raises is theirs to mend
+    except (Exception, SystemExit) as error:  # the file is the user's: whatever it raises is theirs to mend
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--config={spec} cannot be loaded ({type(error).__name__}: {reason}); mend {path}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config={spec}: get_config() gave {config!r}, not a ConfigDict; see configs/default.py")
-    return config
+    return config.as_configdict() if isinstance(config, FrozenConfigDict) else config
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

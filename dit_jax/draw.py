@@ -16,7 +16,7 @@ from dit_jax import experiment as experiments
 from dit_jax.checks import require
 from dit_jax.data.images import open_images, read_mask
 from dit_jax.diffusion import editing, sampling, tasks
-from dit_jax.files import replacing
+from dit_jax.files import expanded, replacing
 from dit_jax.reporting.denoising import animation, frames_of, save_gif, strip
 from dit_jax.reporting.images import label_grid, save_png, to_uint8
 from dit_jax.reporting.progress import Progress
@@ -78,12 +78,12 @@ def read_given(config: ConfigDict, experiment: experiments.Experiment) -> tuple[
     c, shape = config.sample, experiment.info.image_shape
     if c.task in ("generate", "interpolate"):
         return ()
-    found = open_images(Path(c.images), shape, len(experiment.info.class_names), "sample.images")
+    found = open_images(expanded(c.images), shape, len(experiment.info.class_names), "sample.images")
     images, labels = np.concatenate(list(found.chunks()))[: c.n], found.labels
     if labels is None or c.labels:
         labels = np.resize(checks.parse_labels(c.labels, experiment.info.class_names), len(images)).astype(np.int32)
     labels = labels[: len(images)].astype(np.int32)
-    mask = (read_mask(Path(c.mask), *shape[:2], "sample.mask"),) if c.task == "inpaint" else ()
+    mask = (read_mask(expanded(c.mask), *shape[:2], "sample.mask"),) if c.task == "inpaint" else ()
     return images, labels, *mask
 
 

@@ -3,12 +3,16 @@
 import errno
 import signal
 import sys
+import threading
 
 from absl import flags
+from clu.asynclib import AsyncError
 
 # Full disks, folders that may not be written, files where folders should be: all else is a bug and keeps its traceback.
 USERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
                errno.ENOTDIR, errno.EISDIR, errno.ELOOP}  # fmt: skip
+
+MACHINES_ERRNO = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EACCES, errno.EPERM}
 
 
 class UserError(ValueError):
@@ -17,6 +21,8 @@ class UserError(ValueError):
 
 def explain(error: BaseException) -> tuple[int, str | None]:
     """(exit code, line for stderr) of what ended a process; no line for a bug."""
+    if isinstance(error, AsyncError) and error.__cause__:  # clu's, of what a thread of its raised
+        error = error.__cause__
     if isinstance(error, (UserError, flags.Error)):
         return 2, f"error: {' '.join(str(error).split())}"
     if isinstance(error, OSError) and error.errno in USERS_ERRNO:
@@ -31,12 +37,25 @@ def explain(error: BaseException) -> tuple[int, str | None]:
     return 1, None
 
 
+def is_the_machines(error: BaseException) -> bool:
+    """Whether the machine failed to read a file, which says nothing of the file."""
+    return is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in MACHINES_ERRNO)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this machine or its accelerator had no room for something."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error))
 
 
-def tell_unraisable(told) -> None:
-    """Python's own, but for what TensorStore's threads meet when a save fails; that is raised elsewhere too."""
-    if "Event loop is closed" not in str(told.exc_value):
-        sys.__unraisablehook__(told)
+def quieten_threads() -> None:
+    """No traceback from background threads of what is raised in the main one too: a full disk, a save that failed."""
+
+    def tell_unraisable(told) -> None:
+        if "Event loop is closed" not in str(told.exc_value):  # TensorStore's, when a save fails
+            sys.__unraisablehook__(told)
+
+    def tell_thread(told) -> None:
+        if getattr(told.exc_value, "errno", None) not in USERS_ERRNO:  # else TensorBoard's, when the disk is full
+            threading.__excepthook__(told)
+
+    sys.unraisablehook, threading.excepthook = tell_unraisable, tell_thread

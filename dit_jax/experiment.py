@@ -25,6 +25,7 @@ from dit_jax.diffusion.objective import loss_weights
 from dit_jax.diffusion.schedule import Schedule, make_schedule
 from dit_jax.diffusion.spacing import SPACINGS
 from dit_jax.errors import UserError
+from dit_jax.files import expanded
 from dit_jax.models.dit import DiT, apply_shares
 from dit_jax.resolving import folder_of, resolve
 from dit_jax.training import layout, optimizer, sharding
@@ -292,7 +293,7 @@ def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
     Raises:
       UserError: no workdir, no such checkpoint in it, or none that can be read.
     """
-    workdir = Path(workdir)
+    workdir = expanded(workdir)
     experiment = Experiment(config or read_resolved(workdir))
     missing = UserError(
         f"--workdir={workdir}: no checkpoint in it yet; train first with --config FILE --workdir {workdir}"

@@ -1,9 +1,19 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all; names as users type them."""
 
 import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from dit_jax.errors import UserError
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with a leading `~` as the home folder: shells leave it alone behind a `=`."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: {error}; write the whole path") from None
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from dit_jax.together import first_before_others, is_first, whole
 from dit_jax.training import loop
 from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.state import TrainState
-from dit_jax.workdir import check_workdir, make_folder
+from dit_jax.workdir import check_savable, check_workdir, make_folder
 
 logger = logging.getLogger(__name__)
 WATCH_PER_CLASS, WATCH_CLASSES, WATCH_STEPS = 4, 10, 25  # the grid drawn while training: DDIM, small and quick
@@ -50,12 +50,14 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
     """`train` of any experiment; `free` are the keys that a resumed one may change."""
     config, section = experiment.config, experiment.section
     check_workdir(workdir, config, free)
+    check_savable(workdir)
     batch_size, best = config.train.batch_size, partial(evaluations.best_step, workdir)
     experiment.check_devices()
     evaluation = training_evaluation.prepare(experiment, workdir)
     with first_before_others():  # it may be made first
         find_data(experiment, workdir)
         records = datasets.open_split(experiment.source, "train")
+        training_evaluation.check_sets(experiment, records.count)
     with contextlib.ExitStack() as stack:
         feed = stack.enter_context(contextlib.closing(experiment.feed(records)))
         if feed.streamed:

@@ -18,6 +18,7 @@ from clu.metric_writers import MetricWriter
 from ml_collections import ConfigDict
 
 from dit_jax import evaluations
+from dit_jax.checks import require
 from dit_jax.data import datasets
 from dit_jax.data.images import Images
 from dit_jax.data.pipeline import steps_per_epoch
@@ -144,6 +145,15 @@ def first_features(summary: Summary, count: int) -> Summary:
     """A summary with the first `count` feature vectors alone: the time of some scores grows with the product."""
     labels_N = None if summary.labels_N is None else summary.labels_N[:count]
     return dataclasses.replace(summary, features_ND=summary.features_ND[:count], labels_N=labels_N)
+
+
+def check_sets(experiment: Experiment, train_count: int) -> None:
+    """Raises UserError, before any training, if there are no test images, or too few others, to compare with."""
+    every = experiment.config.evaluate.every_steps
+    if every:
+        datasets.open_split(experiment.source, "test")
+        fix = f"{train_count} training images are too few to compare with, {LEAST_IMAGES} would do; use 0 (never)"
+        require(train_count >= LEAST_IMAGES, "evaluate.every_steps", every, fix)
 
 
 def prepare(experiment: Experiment, workdir: Path) -> Callable[[MetricWriter, Stop], TrainingEvaluation] | None:

@@ -27,6 +27,13 @@ def check_workdir(workdir: Path, config: ConfigDict, free: tuple[str, ...] = con
         raise UserError(f"--workdir={workdir} has checkpoints but no config.json; restore it, or use another workdir")
 
 
+def check_savable(workdir: Path) -> None:
+    """Refuses a workdir where Orbax, which takes its path for a pattern, writes checkpoints that nobody can read."""
+    whole = str(workdir.absolute())
+    fix = f"checkpoints cannot be kept below {whole}, for the [ or ** in it; use another folder"
+    require("[" not in whole and "**" not in whole, "--workdir", workdir, fix)
+
+
 def make_folder(folder: Path, flag: str) -> None:
     """Makes a folder and those above it, and a file in it for a moment; `flag` names it in the error."""
     try:

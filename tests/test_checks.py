@@ -223,6 +223,21 @@ def test_the_name_of_a_class_comes_before_its_number_and_its_like():
     assert checks.parse_labels("10,2,Cat,cat,CAT,0", ("10", "2", "Cat", "cat")) == [0, 1, 2, 3, 3, 0]
 
 
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("cat (1)", [0]),
+        ("dog,cat (1)", [1, 0]),
+        ("[dog, cat (1)]", [1, 0]),
+        ("[x]", [2]),
+        ("a,b", [3]),
+        ("rock 'n', dog", [4, 1]),
+    ],
+)
+def test_a_class_may_have_brackets_commas_and_quotes_in_its_name(text, labels):
+    assert checks.parse_labels(text, ("cat (1)", "dog", "[x]", "a,b", "rock 'n'")) == labels
+
+
 @pytest.mark.parametrize("text", ["3", "-1", "1.0", "whale", "cat dog", "cat,whale"])
 def test_labels_that_are_none(text):
     with pytest.raises(UserError, match=r"the classes are 0 airplane, 1 cat, 2 dog$"):

@@ -3,16 +3,18 @@
 import json
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
 import pytest
+from clu import asynclib
 from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from configs import default
 from dit_jax import config as configs
-from dit_jax import jobs, modes
+from dit_jax import errors, jobs, modes
 from dit_jax.data import shapes
 from dit_jax.experiment import Experiment
 from tests import tiny
@@ -171,6 +173,8 @@ TRAIN_MISTAKES = {
     "unknown mode": (["--mode=trian"], "--mode=trian"),
     "out while training": (["--out=x"], "--out=x: training writes to --workdir"),
     "workdir is a file": (["--workdir={tmp}/file"], "it is a file; name a folder"),
+    "workdir that Orbax cannot name": (["--workdir={tmp}/lr[1]"], "lr[1], for the [ or ** in it; use another folder"),
+    "nobody's home": (["--config.data.name=shapes", "--config.data.data_dir=~nosuch/x"], "write the whole path"),
     "workdir below a file": (["--workdir={tmp}/file/w"], "name a folder that you may write"),
     "checkpoints are a file": (["--workdir={tmp}/odd"], "checkpoints: it is a file; move it away"),
     "data_dir is a file": (["--config.data.name=shapes", "--config.data.data_dir={tmp}/file"], "must be a folder"),
@@ -205,6 +209,13 @@ def refuse(*_):
     raise OSError("no network here")
 
 
+def by_a_thread(error):
+    """The same error, as clu tells it of a thread of its own."""
+    wrapped = asynclib.AsyncError("occurred ASYNCHRONOUSLY")
+    wrapped.__cause__ = error
+    return wrapped
+
+
 def must_not_come_so_far(_):
     raise AssertionError("the first state was computed before the mistake was told")
 
@@ -217,6 +228,10 @@ def must_not_come_so_far(_):
             jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nwhile"),
             "out of memory (Out of memory while);",
         ),
+        (
+            by_a_thread(OSError(28, "No space left on device", "W/events")),
+            "No space left on device: W/events; make room",
+        ),
         (IsADirectoryError(21, "Is a directory", "W/loss.png"), "Is a directory: W/loss.png; make room, or name"),
     ],
 )
@@ -228,6 +243,24 @@ def test_what_the_machine_refuses_is_one_line(error, told, tiny_data, tmp_path, 
     done = tiny.run_main(capfd, *tiny.flags(), "--workdir", tmp_path)
     assert (done.code, len(done.err)) == (2, 1)
     assert done.err[0].startswith(f"error: {told}")
+
+
+def test_a_thread_is_silent_of_what_is_told_elsewhere(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", None)
+    monkeypatch.setattr(threading, "excepthook", None)
+    errors.quieten_threads()
+    for error in (OSError(28, "No space left on device"), ValueError("a bug")):
+        threading.excepthook(threading.ExceptHookArgs((type(error), error, None, None)))
+    told = capsys.readouterr().err
+    assert "No space left" not in told
+    assert "a bug" in told
+
+
+def test_home_is_found_behind_an_equals_sign(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = tiny.run_main(capfd, "--mode=sample", "--workdir=~/nothing")
+    assert done.code == 2
+    assert f"--workdir={tmp_path}/nothing: no such folder" in done.err[0]
 
 
 def test_a_bug_keeps_its_traceback(tiny_data, tmp_path, capfd, monkeypatch):

@@ -268,6 +268,7 @@ def test_a_preset_fills_what_is_unset_and_nothing_else(preset):
 FILES = {
     "syntax": ("def get_config(:", "SyntaxError"),
     "raises": ("def get_config():\n  raise RuntimeError('a\\nb')", "RuntimeError: a b"),
+    "ends Python": ("import sys\nsys.exit()", "SystemExit"),
     "imports": ("import nothing_of_this_name", "nothing_of_this_name"),
     "nothing": ("def get_config():\n  pass", "gave None"),
     "no function": ("x = 3", "defines no get_config"),
@@ -276,6 +277,15 @@ FILES = {
     "wrong type": ("from configs import default\ndef get_config():\n  c = default.get_config()\n"
                    "  c.train.steps = 'many'\n  return c", "steps"),
 }  # fmt: skip
+
+
+def test_a_frozen_config_thaws(tmp_path):
+    text = "from configs import default\nfrom ml_collections import FrozenConfigDict\n"
+    text += "def get_config():\n  return FrozenConfigDict(default.get_config())\n"
+    (tmp_path / "mine.py").write_text(text)
+    config = configs.load(str(tmp_path / "mine.py"))
+    configs.override(config, ["train.steps=3", "model.preset=demo"])
+    assert resolve(config).train.steps == 3
 
 
 @pytest.mark.parametrize("case", FILES)

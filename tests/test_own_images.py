@@ -122,6 +122,19 @@ def test_a_mistake_is_one_line_and_makes_no_workdir(mistake, root, tmp_path, cap
     assert not (tmp_path / "run").exists()
 
 
+def test_one_picture_a_class_is_trained_on_and_told_where_it_cannot_be_judged(tmp_path, capfd, caplog, monkeypatch):
+    tiny.on_devices(monkeypatch, 1)
+    for seed, name in enumerate(NAMES):
+        paint(tmp_path / "root", name, 1, seed)
+    size = {"train__batch_size": 2, "classifier__batch_size": 2}
+    ran(capfd, *flags(tmp_path, **size), "--mode=train_classifier")
+    assert "how good it is cannot be said: data.root: it has no test pictures" in caplog.text
+    before = tiny.snapshot(tmp_path)
+    more = {"evaluate__features": "classifier", "evaluate__every_steps": 1}
+    assert "it has no test pictures" in refused(capfd, *flags(tmp_path, **size | more))
+    assert tiny.snapshot(tmp_path) == before
+
+
 def test_a_broken_picture_is_told_by_the_command(root, tmp_path, capfd):
     (root / "train" / "bee" / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     done = tiny.run_main(capfd, *flags(tmp_path))

@@ -17,6 +17,7 @@ import gzip
 import hashlib
 import io
 import os
+import shlex
 import sys
 import tarfile
 import zlib
@@ -29,6 +30,7 @@ import requests
 import tensorflow_datasets as tfds
 from tensorflow_datasets.image_classification import cifar
 
+from dit_jax import errors
 from dit_jax.data import preparation
 from dit_jax.errors import UserError
 
@@ -191,7 +193,9 @@ def checksum_mismatch(archive: Path) -> str:
 
 def command(data_dir: str | os.PathLike, archive: str | os.PathLike = "cifar-10-binary.tar.gz") -> str:
     """The command line that prepares the data set in `data_dir`, as users type it."""
-    return f"python -m dit_jax.data.cifar10 --archive {os.fspath(archive)} --data_dir {os.fspath(data_dir)}"
+    return shlex.join(
+        ["python", "-m", "dit_jax.data.cifar10", "--archive", os.fspath(archive), "--data_dir", os.fspath(data_dir)]
+    )
 
 
 def check_checksum(archive: Path, data_dir: Path, allow_mismatch: bool) -> None:
@@ -239,9 +243,12 @@ def main(argv: list[str] | None = None) -> int:
         data_dir = preparation.check_data_dir(args.data_dir)
         there = preparation.is_prepared(data_dir / Cifar10.name / VERSION)
         directory = prepare(data_dir, args.archive, args.allow_checksum_mismatch)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (Exception, KeyboardInterrupt) as error:
+        code, line = errors.explain(error)
+        if line is None:
+            raise
+        print(line, file=sys.stderr)
+        return code
     print(f"cifar10 {'was already' if there else 'is'} prepared in {directory}")
     return 0
 

@@ -7,6 +7,7 @@ set is an entry here beside a `prepare` of its own.
 import io
 import json
 import math
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from dit_jax.data import cifar10, image_folder, preparation, shapes
-from dit_jax.errors import UserError
+from dit_jax.errors import UserError, is_the_machines
 
 SPLITS = ("train", "test")
 CHUNK = 1000  # records read in one call: one by one takes longer than decoding them
@@ -190,11 +191,12 @@ def _whole(directory: Path, facts: DatasetInfo) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # a damaged data set raises whatever the layer that stumbles on it likes
+        if is_the_machines(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         again = REMAKE[facts.name](directory.parent.parent)
-        raise UserError(
-            f"{directory} is damaged ({reason}): delete that folder (`rm -r {directory}`) and run {again}"
-        ) from error
+        delete = f"delete that folder (`{shlex.join(['rm', '-r', str(directory)])}`)"
+        raise UserError(f"{directory} is damaged ({reason}): {delete} and run {again}") from error
 
 
 def _check_features(directory: Path) -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from dit_jax.data.pictures import FORMATS
 from dit_jax.errors import UserError
+from dit_jax.files import expanded
 
 logger = logging.getLogger(__name__)
 TEST_FOLDERS = ("test", "val", "validation")
@@ -47,7 +48,7 @@ class Listing(NamedTuple):
 def check_root(root: str) -> Path:
     """The root with `~` expanded. Raises UserError if it is no folder."""
     layout = "name one with a folder of pictures for each class, ROOT/CLASS/PICTURE.png"
-    path = Path(root).expanduser()
+    path = expanded(root)
     if not path.exists():
         fix = "a run that is there already goes on without --config, from its prepared copy"
         raise UserError(f"data.root={root}: there is no such folder; {layout} ({fix})")

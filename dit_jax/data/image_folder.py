@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 
 from dit_jax.data import folders, pictures, preparation
 from dit_jax.errors import UserError
+from dit_jax.files import expanded
 from dit_jax.reporting.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def refresh(folder: Folder, data_dir: Path) -> Folder:
     """The folder with the content it has now; where the root is gone, as it was. Says so if it is not what it was."""
     directory = directory_of(folder, data_dir)
     kept = folder.content and preparation.is_prepared(directory)
-    if kept and not Path(folder.root).expanduser().is_dir():
+    if kept and not expanded(folder.root).is_dir():
         logger.info("data.root=%s is not there, but its copy %s is", folder.root, directory)
         return folder
     _, now = look(folder)
@@ -186,13 +187,15 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         if split == "train" and len(whole) < len(self._folder.class_names):
             lost = next(name for i, name in enumerate(self._folder.class_names) if i not in whole)
             raise UserError(f"data.root: every picture of the class {lost} is broken; put others there")
+        if not whole:
+            raise UserError(f"data.root: every {split} picture is broken; put others there")
 
     def _encode(self, picture: folders.Picture) -> tuple[bytes | None, bool]:
         """(PNG, or None for a broken one that is left out; whether it was enlarged), in any thread.
 
         Raises UserError: it is broken, and such are not left out.
         """
-        path = Path(self._folder.root).expanduser() / picture.path
+        path = expanded(self._folder.root) / picture.path
         try:
             image, enlarged = pictures.read_square(path, self._folder.image_size)
         except Exception as error:  # a broken picture raises whatever the decoder that stumbles on it likes

@@ -15,11 +15,12 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from dit_jax.errors import UserError
+from dit_jax.files import expanded
 
 
 def check_data_dir(data_dir: str | Path) -> Path:
     """`data_dir` with `~` expanded. Raises UserError if it, or a folder above it, is a file."""
-    path = Path(data_dir).expanduser()
+    path = expanded(data_dir)
     for folder in (path, *path.parents):
         if folder.exists() and not folder.is_dir():
             raise UserError(f"data_dir must be a folder, but {folder} is a file: remove it or name another data_dir")

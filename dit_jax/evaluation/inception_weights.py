@@ -11,6 +11,7 @@ import numpy as np
 
 from dit_jax.errors import UserError
 from dit_jax.evaluation.torch_file import read_tensors
+from dit_jax.files import expanded
 from dit_jax.models.inception import Inception
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -40,7 +41,7 @@ def find_weights(path: str | None, environment: Mapping[str, str]) -> Path:
     )
     if not named:
         raise UserError(f"fid needs the weights of Inception-v3, which are not part of this project: {advice}")
-    file = Path(named).expanduser()
+    file = expanded(named)
     if not file.is_file():
         raise UserError(f"no file of Inception weights at {named}: {advice}")
     return file

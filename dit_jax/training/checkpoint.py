@@ -6,7 +6,6 @@ the newest whole one is used. Nothing is ever unpickled.
 """
 
 import contextlib
-import errno
 import logging
 import os
 import re
@@ -21,12 +20,11 @@ import jax
 import orbax.checkpoint as ocp
 
 from dit_jax import together
-from dit_jax.errors import UserError, is_out_of_memory
+from dit_jax.errors import UserError, is_the_machines
 from dit_jax.training import checksums
 from dit_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
-NOT_DAMAGE = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE}  # the machine failed, not the file
 TIMEOUT = 7 * 24 * 3600  # seconds; Orbax reads the clock of the wall, and a jump of it must not end a save
 
 
@@ -149,10 +147,10 @@ class Checkpointer:
             items, reason_here = None, ""
             try:
                 items = self._read(step, like)
-            except (PermissionError, UserError):
+            except UserError:
                 raise
             except Exception as error:  # Damaged; what Orbax raises of its own files: ValueError, KeyError, Exception
-                if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in NOT_DAMAGE):
+                if is_the_machines(error):
                     raise
                 reason_here = str(error).strip().split("\n")[0][:200] or type(error).__name__
             if together.all_true(items is not None):

@@ -7,6 +7,7 @@ bytes, each plane row by row; six files and the class names lie in one folder.
 import gzip
 import hashlib
 import io
+import shlex
 import signal
 import subprocess
 import sys
@@ -290,6 +291,15 @@ def test_no_archive(run, tmp_path, content):
 def test_data_dir_is_a_file(archive, capsys):
     assert cifar10.main(["--archive", str(archive), "--data_dir", str(archive)]) == 2
     assert capsys.readouterr().err.startswith("error: data_dir must be a folder")
+
+
+def test_a_data_dir_that_cannot_be_named(capsys):
+    assert cifar10.main(["--data_dir", "x" * 300]) == 2
+    assert capsys.readouterr().err.startswith("error: File name too long")
+
+
+def test_the_command_can_be_copied():
+    assert shlex.split(cifar10.command("my data", "a b.tar.gz"))[-3:] == ["a b.tar.gz", "--data_dir", "my data"]
 
 
 def test_load_without_data_set_or_network_says_how_to_make_it(tmp_path, monkeypatch):

@@ -151,6 +151,16 @@ def test_damaged_data_set(prepared, pattern, damage):
     assert f"delete that folder (`rm -r {directory}`) and run the same command again" in message
 
 
+@pytest.mark.parametrize("error", [MemoryError(), OSError(24, "Too many open files")])
+def test_what_the_machine_lacks_is_no_damage(prepared, error, monkeypatch):
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(datasets.tfds, "builder_from_directory", refuse)
+    with pytest.raises(type(error)):
+        datasets.load("shapes", prepared)
+
+
 def test_folder_without_a_data_set(prepared):
     directory = prepared / "shapes" / shapes.VERSION
     (directory / "dataset_info.json").unlink()

@@ -215,6 +215,15 @@ def test_broken_pictures_may_be_left_out(root, tmp_path, caplog):
         read(source(root, tmp_path / "data", skip_broken=True))
 
 
+def test_a_split_without_a_whole_picture_is_told(tmp_path):
+    fill(tmp_path / "root" / "train", {"cat": 2, "dog": 2})
+    fill(tmp_path / "root" / "test", {"cat": 1, "dog": 1})
+    for name in ("cat", "dog"):
+        (tmp_path / "root" / "test" / name / "0.png").write_bytes(b"")
+    with pytest.raises(UserError, match="every test picture is broken"):
+        read(source(tmp_path / "root", tmp_path / "data", skip_broken=True))
+
+
 def copies(data_dir):
     return sorted(path.parent.name for path in (data_dir / "image_folder").glob("*/1.0.0"))
 
