@@ -115,12 +115,21 @@ def figures(row: dict[str, Any]) -> dict[str, Any]:
     return scores(row) | about | at | {"real": scores(row.get("floor", {}))}
 
 
+def judged(judge: dict[str, Any]) -> str:
+    """An outside judge's figures; if it has `samples` and `real_test`, the one beside the other, of the same n."""
+    samples, real = judge.get("samples", judge), judge.get("real_test", {})
+    real = real.get("by_n", {}).get(str(samples.get("n")), real)
+    beside = lambda name: f" (real images {real[name]:.3g})" if name in real else ""  # noqa: E731
+    return ", ".join(f"{name} {value:.3g}{beside(name)}" for name, value in samples.items() if isinstance(value, float))
+
+
 def headline(result: dict[str, Any]) -> str:
     """A sentence for README: an outside judge's figures, the last evaluation's, else the loss."""
     found = []
     if result.get("judge"):
-        pairs = [f"{k} {v:.3g}" for k, v in result["judge"].items() if isinstance(v, float)]
-        found.append(f"outside classifier: {', '.join(pairs)}")
+        found.append(f"outside classifier: {judged(result['judge'])}")
+        if not result["figures"]:
+            found.append("n = {n:,}, {sampler} {steps} steps, guidance {guidance:g}".format(**result["samples"]))
     if result["figures"]:
         last = result["figures"][-1]
         names = [name for name in last if name.partition("_")[0] in ("fid", "fd", "accuracy") and name in last["real"]]

@@ -9,7 +9,8 @@ at 2e-4, 200 epochs at batch 256. Ours beside it: averaged weights, label dropou
 an average over the last twentieth of the run. Patches of 2 pixels; `--config.model.patch_size=4` is four times as fast.
 Chosen from papers and not measured: no GPU has run it yet.
 
-`cpu`: for two CPU cores and about an hour: 4 M parameters, patches of 4, x_0 predicted. Not measured yet.
+`cpu`: for two CPU cores and a bit more than an hour: 4 M parameters, patches of 4, x_0 predicted. Measured:
+results/cifar10_cpu, 2,000 samples of which a classifier that we did not train recognises 68% (93.8% of real images).
 
 The classifier whose features judge what they draw (an hour or so of two CPU cores; not measured):
 
