@@ -185,7 +185,8 @@ class Experiment:
         if resident == "true" or (resident == "auto" and records.nbytes <= RESIDENT_BYTES):
             return Resident(records, self.mesh)
         order_key, _ = data_keys(self.keys[1])
-        return Stream(records, order_key, t.batch_size, t.steps_per_call, t.steps, self.mesh)
+        most = min(t.steps_per_call, t.log_every, t.checkpoint_every)  # steps that a call ever has: all are sent
+        return Stream(records, order_key, t.batch_size, most, t.steps, self.mesh)
 
     def labels(self) -> np.ndarray:
         """The class of each image to sample, int32 [sample.n]: the asked ones in turn."""
