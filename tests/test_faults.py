@@ -236,17 +236,17 @@ def test_a_disk_that_is_full_is_one_line_and_the_older_checkpoint_stays(place, t
 
 
 def test_a_folder_that_may_not_be_written_is_one_line(tiny_data, tmp_path, capfd, monkeypatch):
-    """Root may write anywhere, so the refusal is put in by hand: it comes with the lock, the first file made."""
+    """Root may write anywhere, so the refusal is put in by hand: it comes with the first file made."""
 
     def refuse(path, *_):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("dit_jax.lock.os.open", refuse)
+    monkeypatch.setattr("os.open", refuse)
     done = tiny.run_main(capfd, *tiny.flags(), "--workdir", tmp_path)
     monkeypatch.undo()
     assert (done.code, done.err) == (
         2,
-        [f"error: Permission denied: {tmp_path}/.lock; make room, or name another folder"],
+        [f"error: --workdir={tmp_path} cannot be written (Permission denied); name a folder that you may write"],
     )
 
 
