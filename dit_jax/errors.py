@@ -11,7 +11,7 @@ from clu.asynclib import AsyncError
 # Full disks, folders that may not be written, files where folders should be: all else is a bug and keeps its traceback.
 USERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
                errno.ENOTDIR, errno.EISDIR, errno.ELOOP}  # fmt: skip
-
+# What keeps a file from being read though it may be whole.
 MACHINES_ERRNO = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EACCES, errno.EPERM}
 
 
