@@ -6,10 +6,9 @@
     python main.py --workdir runs/shapes --mode=evaluate
     python main.py --workdir runs/shapes --mode=report
 
-`--config FILE[:ARG]` names the experiment; without it, the config is the workdir's. `--config.KEY=VALUE` overrides a
-key of either. The exit code is 0; 2 after a user's error, with one line that tells it; or, when training ended early
-and was saved, so that the same command goes on, 143 (SIGTERM), 130 (Ctrl-C) or 75 (train.max_seconds). Several
-processes make one run by --coordinator, --num_processes and --process_id, or under Slurm and its like: docs/cluster.md.
+`--config FILE[:ARG]` names the experiment, else the workdir does; `--config.KEY=VALUE` overrides a key of it. The exit
+code is 0; 2 after a user's error, told in one line; or, when training ended early and was saved, so that the same
+command goes on, 143 (SIGTERM), 130 (Ctrl-C) or 75 (train.max_seconds). Several processes: docs/cluster.md.
 """
 
 import logging
@@ -61,7 +60,8 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         assignments = configs.parse_flags(FLAGS, argv)
-        cluster.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.cluster == "auto")
+        place = FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.cluster == "auto"
+        cluster.join(*place, modes.trained_folder(FLAGS.mode, FLAGS.workdir))
         return together.end(run(assignments))
     except (Exception, KeyboardInterrupt) as error:
         code, line = errors.explain(error)

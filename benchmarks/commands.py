@@ -89,14 +89,16 @@ def contestants(task: str, made: Experiment, config: str, assignments: list[str]
     shape = {"image_shape": made.info.image_shape, "num_classes": len(made.info.class_names), "batch_size": batch}
     spec = {"task": task, "dtype": c.dtype, "config": config, "assignments": assignments, **shape}
     names = [name for name in peers.split(",") if name]
-    env = huge_pages.wanted(os.environ) | (share() if names else {})  # the first is main.py's own
+    card = machine.only_cards(1)  # PyTorch's processes drive one
+    env = huge_pages.wanted(os.environ) | card | (share() if names else {})  # the first is main.py's own
     ours = Contestant(contest.OURS, "benchmarks.ours", spec, env, multiple=at_once(task, made))
     if names and c.conditioning != "token":
         print(f"no peers: theirs has model.conditioning=token, this is {c.conditioning}", file=sys.stderr)
         names = []
     keys = ("patch_size", "width", "depth", "num_heads", "num_kv_heads", "mlp_ratio", "class_table_width")
     spec |= {key: c[key] for key in keys} | {"sampler_steps": s.steps, "guidance": s.guidance}
-    return [ours, *(peer for name in names if (peer := make_peer(name, spec)))]
+    peers_here = (peer for name in names if (peer := make_peer(name, spec)))
+    return [ours, *(contest.with_env(peer, card) for peer in peers_here)]
 
 
 def share() -> dict[str, str]:

@@ -22,7 +22,7 @@ mkdir -p "$out" "$state"
 
 if compgen -G 'carry/wheels/*.whl' >/dev/null && [[ -z $dry && ! -e $state/site.done ]]; then
   "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$state/site" \
-    carry/wheels/*.whl
+    carry/wheels/*.whl 2>&1 | tee "$out/log.txt"
   touch "$state/site.done"
 fi
 [[ -d $state/site ]] && export PYTHONPATH="$state/site${PYTHONPATH:+:$PYTHONPATH}"

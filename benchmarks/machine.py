@@ -42,6 +42,15 @@ def gpus() -> list[str]:
         return []
 
 
+def only_cards(count: int) -> dict[str, str]:
+    """Environment in which a process sees the first `count` GPUs of those seen here; empty without any."""
+    found = len(gpus())
+    if not found:
+        return {}
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(found))))
+    return {"CUDA_VISIBLE_DEVICES": ",".join(seen.split(",")[:count])}
+
+
 def commit() -> str:
     """The checkout's commit, with a word if the working tree differs from it; "unknown" without git."""
     try:

@@ -87,7 +87,7 @@ def gather(run: Path) -> dict[str, Any]:
         "batch_size": batch,
         "images_seen": step * batch,
         "loss_mean_of_last_tenth_of_the_log": float(np.mean(losses[-max(1, len(losses) // 10) :])) if losses else None,
-        "figures": [figures(row) for row in evaluations],
+        "figures": [figures(row) for row in evaluations if isinstance(row.get("step"), int)],  # not of --images
     }
 
 

@@ -20,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks import commands, contest, flops, machine
+from dit_jax.errors import UserError
 from dit_jax.files import replacing
 
 BASE = {"train.batch_size": 16, "model.width": 128, "model.depth": 4, "model.patch_size": 4, "train.steps_per_call": 4}
@@ -73,7 +74,7 @@ def measure(point: Point, config: str, repeats: int, seconds: float) -> dict[str
     """Time of a step, in a process of its own."""
     made = commands.experiment(config, point.assignments)
     (ours,) = commands.contestants("train", made, config, point.assignments, peers="")
-    env = {} if machine.gpus() else {"JAX_NUM_CPU_DEVICES": str(point.devices)}
+    env = machine.only_cards(point.devices) or {"JAX_NUM_CPU_DEVICES": str(point.devices)}
     with contest.running([contest.with_env(ours, env)]) as (process,):
         units = contest.units_for(process, seconds)
         times = [1000 * process.run(units)["seconds"] / units for _ in range(repeats)]
@@ -123,11 +124,11 @@ def draw_axis(panel: Axes, axis: str, rows: Sequence[dict[str, Any]]) -> None:
         panel.spines[side].set_visible(False)
 
 
-def kept(out: Path, measured: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of an earlier call's other axes, if it measured the same commit and base."""
+def kept(out: Path, measured: Sequence[str], about: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of an earlier call's other axes, if it measured the same commit and base on the same machine."""
     path = out / "scaling.json"
     before = json.loads(path.read_text()) if path.exists() else {}
-    if before.get("commit") != machine.commit() or before.get("base") != BASE:
+    if any(before.get(key) != about[key] for key in ("commit", "processor", "gpus", "config", "base")):
         return []
     return [row for row in before["rows"] if row["axis"] not in measured]
 
@@ -148,16 +149,20 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Measures, predicts, draws."""
     flags = parser().parse_args(argv)
+    unknown = [name for name in flags.axes.split(",") if name not in AXES]
+    if unknown:
+        raise UserError(f"--axes={flags.axes}: {unknown[0]!r} is not known; choose of {', '.join(AXES)}")
     axes = {name: AXES[name] for name in flags.axes.split(",")}
+    about = {**machine.describe(), "config": flags.config, "base": BASE}
     rows = []
     for point in points(BASE, axes, flags.config):
         if point.devices > (len(machine.gpus()) or os.cpu_count() or 1):
             continue
         rows.append(measure(point, flags.config, flags.repeats, flags.seconds))
         print("{axis} {x}: {0:.1f} ms".format(rows[-1]["step_ms"]["median"], **rows[-1]), flush=True)
-    rows = [*kept(flags.out, [*axes]), *rows]
+    rows = [*kept(flags.out, [*axes], about), *rows]
     predict(rows, cost(Point("base", 0, BASE, 1), flags.config))
-    result = {**machine.describe(), "config": flags.config, "base": BASE, "rows": rows}
+    result = {**about, "rows": rows}
     commands.write(result, flags.out / "scaling.json")
     base = "width {model.width}, depth {model.depth}, batch {train.batch_size}, patch {model.patch_size}"
     for key, value in BASE.items():

@@ -29,4 +29,5 @@ def get_config() -> ConfigDict:
     config.sample.clip_x_0 = False
     config.evaluate.n = 2_000
     config.evaluate.features = "classifier"
+    config.classifier.steps = 4_000
     return config

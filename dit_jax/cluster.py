@@ -7,15 +7,17 @@ itself is left alone: one task of Slurm, a shell in an allocation, a pod that is
 import importlib.util
 import os
 import re
+import socket
 import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 
-from dit_jax import together
+from dit_jax import lock, together
 from dit_jax.errors import UserError
 
 PATIENCE = 300  # seconds that a process waits for the others to start
@@ -114,15 +116,46 @@ def devices_of(here: int, mine: int, environ: Mapping[str, str]) -> tuple[int, .
     return (mine,)
 
 
-def join(coordinator: str | None, num_processes: int | None, process_id: int | None, detect: bool) -> None:
+def check_port(coordinator: str) -> None:
+    """Refuses a port that another program of this machine, that of process 0, listens at.
+
+    JAX's service would share it with another run's, whose processes then abort.
+    """
+    port = int(coordinator.rpartition(":")[2])
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended are no hindrance
+        try:
+            probe.bind(("", port))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(
+                f"--coordinator={coordinator}: port {port} cannot be used on this machine, that of process 0 ({reason})"
+                "; each run needs a free one of its own"
+            ) from None
+
+
+def join(
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    detect: bool,
+    trained: Path | None = None,
+) -> None:
     """Finds this process's place, and waits for the others if there are any; comes before anything touches a device.
 
+    `trained` is the folder that will be trained in, if one is: where a run is under way in it, this process must not
+    meet that run's others, whom it would end.
+
     Raises:
-      UserError: as `find`; or the others could not be reached.
+      UserError: as `find`; the folder or the port is another run's; or the others could not be reached.
     """
     place = find(coordinator, num_processes, process_id, detect, os.environ)
     if place is None:
         return
+    if trained is not None:
+        lock.check_free(trained)
+    if place.coordinator and place.process_id == 0:
+        check_port(place.coordinator)
     # JAX's own handler would take SIGTERM away from stop.py, and before the first step from Python.
     jax.config.update("jax_enable_preemption_service", False)
     # JAX, when it has waited long enough, ends the process from C++ with a trace of its stack.

@@ -1,6 +1,5 @@
 """On what a run was made: machine, versions, commit and command, kept in the workdir for whoever reads its figures."""
 
-import json
 import os
 import platform
 import shlex
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+
+from dit_jax.reporting.jsonl import append
 
 SESSIONS = "sessions.jsonl"
 PACKAGES = ("dit-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -38,8 +39,7 @@ def record(workdir: Path, step: int) -> None:
     if jax.process_index() == 0:
         command = shlex.join(["python", *sys.argv])
         about = {"step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "command": command}
-        with (workdir / SESSIONS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(about | facts()) + "\n")
+        append(workdir / SESSIONS, about | facts())
 
 
 def processor() -> str:

@@ -1,6 +1,5 @@
 """evaluations.jsonl: every evaluation of a run, one a line, and which of those made in training was the best."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from dit_jax.checks import require
 from dit_jax.evaluation.evaluate import NAMES
 from dit_jax.files import replacing
+from dit_jax.reporting.jsonl import append as append_line
 from dit_jax.reporting.jsonl import parse, read_rows
 
 NAME = "evaluations.jsonl"
@@ -18,11 +18,8 @@ SETTINGS = ("n", "seed", "sampler", "steps", "spacing", "variance", "eta", "guid
 
 
 def append(workdir: Path, row: Mapping[str, Any]) -> None:
-    """Adds a line; half a line that a killed process left stays one of its own."""
-    path = workdir / NAME
-    torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-    with path.open("a", encoding="utf-8") as file:
-        file.write("\n" * torn + json.dumps(row) + "\n")
+    """Adds a line."""
+    append_line(workdir / NAME, row)
 
 
 def of_training(workdir: Path) -> list[dict[str, Any]]:

@@ -20,10 +20,11 @@ def expanded(path: str | Path) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which takes its place when the block ends without an exception.
 
-    A reader sees the old file or the new one, never a part; an exception leaves the old one. Folders are made.
+    A reader sees the old file or the new one, never a part; an exception leaves the old one. Folders are made. Of two
+    processes the later one's file stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import logging
+import zlib
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,13 +25,14 @@ from dit_jax.reporting.images import label_grid, to_uint8
 from dit_jax.reporting.progress import Progress
 from dit_jax.reporting.writer import MetricWriter, create_writer
 from dit_jax.stop import Stop
-from dit_jax.together import first_before_others, is_first, whole
+from dit_jax.together import check_alike, first_before_others, is_first, whole
 from dit_jax.training import loop
 from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.state import TrainState
 from dit_jax.workdir import check_savable, check_workdir, make_folder
 
 logger = logging.getLogger(__name__)
+PROBED = 64  # examples by which processes see that they have the same data
 WATCH_PER_CLASS, WATCH_CLASSES, WATCH_STEPS = 4, 10, 25  # the grid drawn while training: DDIM, small and quick
 
 
@@ -49,6 +52,7 @@ def train(config: ConfigDict, workdir: Path, out: Path | None) -> int:
 def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = configs.FREE_KEYS) -> int:
     """`train` of any experiment; `free` are the keys that a resumed one may change."""
     config, section = experiment.config, experiment.section
+    stop = Stop(config.train.max_seconds)  # the time of preparing data counts
     check_workdir(workdir, config, free)
     check_savable(workdir)
     batch_size, best = config.train.batch_size, partial(evaluations.best_step, workdir)
@@ -58,13 +62,14 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
         find_data(experiment, workdir)
         records = datasets.open_split(experiment.source, "train")
         training_evaluation.check_sets(experiment, records.count)
+    check_alike("data", probe_of(records), "each data.data_dir must hold the same")
     with contextlib.ExitStack() as stack:
         feed = stack.enter_context(contextlib.closing(experiment.feed(records)))
         if feed.streamed:
             logger.info("the data, %.1f GiB decoded, are read from the disk step by step", records.nbytes / 2**30)
         if is_first():
             make_folder(workdir, "--workdir")
-        stop = stack.enter_context(Stop(config.train.max_seconds))
+        stack.enter_context(stop)
         stack.enter_context(only_trainer(workdir))
         check_workdir(workdir, config, free)  # again: only now nobody else can write there
         checkpointer = stack.enter_context(Checkpointer(workdir, config.train.keep_checkpoints, best=best))
@@ -101,6 +106,12 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
     return 0
 
 
+def probe_of(records: datasets.Records) -> list[Any]:
+    """What tells a split from another without reading all of it: how many, and some of them."""
+    some = records.read(np.unique(np.linspace(0, records.count - 1, PROBED).astype(int)))
+    return [records.count, zlib.crc32(some.images.tobytes()), some.labels.tolist()]
+
+
 def find_data(experiment: Experiment, workdir: Path) -> None:
     """Notes in the config which copy of a folder of pictures is used, and says so if a resumed run had another.
 
@@ -119,7 +130,9 @@ def find_data(experiment: Experiment, workdir: Path) -> None:
 def finished(workdir: Path, step: int, section: str) -> None:
     """Says that there is nothing left to train; `section` of the config has the number of steps."""
     logger.info("%s has all of its %d steps; set --config.%s.steps higher to go on", workdir, step, section)
-    if not (workdir / "loss.png").exists():  # the run was killed between its last save and this picture
+    picture, rows = workdir / "loss.png", workdir / "metrics.jsonl"
+    missing = not picture.exists() or (rows.exists() and picture.stat().st_mtime < rows.stat().st_mtime)
+    if missing:  # the run was killed between its last save and this picture
         draw_loss(workdir)
 
 

@@ -36,14 +36,29 @@ def only_trainer(workdir: Path) -> Iterator[None]:
     try:
         file = _open_locked(path)
     except BlockingIOError:
-        raise UserError(
-            f"--workdir={workdir}: another training run has it ({_holder(path)}); stop that one, or use another workdir"
-        ) from None
+        raise _held(path) from None
     together.sync()
     try:
         yield
     finally:
         path.unlink(missing_ok=True)  # while it is still held: who opened it before sees that it is gone
+        os.close(file)
+
+
+def check_free(workdir: Path) -> None:
+    """The same UserError if another process holds the lock now; takes and makes nothing."""
+    path = workdir / ".lock"
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _held(path) from None
+    except OSError:  # no locks here, as `only_trainer` says
+        pass
+    finally:
         os.close(file)
 
 
@@ -75,6 +90,12 @@ def _open_locked(path: Path) -> int:
             os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
             return file
         os.close(file)  # its holder ended in between and took the file away
+
+
+def _held(path: Path) -> UserError:
+    return UserError(
+        f"--workdir={path.parent}: another training run has it ({_holder(path)}); stop that one, or use another workdir"
+    )
 
 
 def _holder(path: Path) -> str:

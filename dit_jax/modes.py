@@ -6,9 +6,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from dit_jax import config as configs
 from dit_jax.checks import require
-from dit_jax.together import several
+from dit_jax.files import expanded
+from dit_jax.together import check_alike, several
 
+# Keys in which the processes of a run may differ: where their machine has the data.
+PLACES = ("data.data_dir", "data.root", "data.content")
 MODES = ("train", "sample", "train_classifier", "evaluate", "report")
 
 
@@ -30,6 +34,12 @@ def job_of(mode: str) -> Callable[..., Any]:
     return job
 
 
+def trained_folder(mode: str, workdir: str | None) -> Path | None:
+    """The folder that a mode trains in, None if it does not train or the folder was not named."""
+    below = {"train": "", "train_classifier": "classifier"}
+    return expanded(workdir) / below[mode] if workdir and mode in below else None
+
+
 def run(mode: str, config: ConfigDict, workdir: Path, out: Path | None, images: Path | None) -> int:
     """Runs a mode and returns the exit code. `images` is for `evaluate` alone.
 
@@ -39,4 +49,6 @@ def run(mode: str, config: ConfigDict, workdir: Path, out: Path | None, images: 
     evaluates = mode == "evaluate"
     require(images is None or evaluates, "--images", images, f"--mode={mode} reads none; leave --images away")
     require(mode != "report" or not several(), "--mode", mode, "it reads files: start one process (--cluster=none)")
+    check_alike("config", [mode, *(leaf for leaf in configs.leaves(config) if leaf[0] not in PLACES)],
+                "start them with the same flags")  # fmt: skip
     return job_of(mode)(config, workdir, out, *([images] if evaluates else [])) or 0

@@ -26,7 +26,7 @@ from dit_jax.experiment import Experiment
 from dit_jax.files import replacing
 from dit_jax.models.dit import PRESETS
 from dit_jax.report_nearest import features_at_hand, memorisation_of
-from dit_jax.reporting.images import about_png
+from dit_jax.reporting.images import BROKEN_PNG, about_png
 from dit_jax.reporting.jsonl import read_objects
 from dit_jax.reporting.markup import Html, missing
 from dit_jax.reporting.report import Report, draw_page
@@ -207,5 +207,7 @@ def read_denoising(path: Path, how: str) -> Html:
         with Image.open(path, formats=["PNG"]) as strip:
             strip.load()
             return denoising_section(strip, about_png(path))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        return missing(f"{path.name} is too large for a page; see the file itself.")
+    except BROKEN_PNG as error:
         return missing(f"{path.name} cannot be read ({error}). This draws it again:", how)

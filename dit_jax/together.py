@@ -7,11 +7,13 @@ stuck; the agreements of training go through the devices, in step with it.
 
 import contextlib
 import itertools
+import json
 import logging
 import os
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TextIO
 
@@ -21,6 +23,8 @@ from jax._src.distributed import global_state  # JAX shows no other way to it; O
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from dit_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 ENDED, LEAVING = "dit_jax/ended", "dit_jax/leaving"
@@ -87,6 +91,18 @@ def from_first(numbers: Sequence[int]) -> list[int]:
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(numbers))))
     mine = np.resize(np.asarray(numbers, np.int32), size) if numbers else np.zeros(size, np.int32)
     return multihost_utils.broadcast_one_to_all(mine).tolist()
+
+
+def check_alike(what: str, mine: Any, fix: str) -> None:
+    """Refuses that a process has another value, which JSON can hold, than the first one.
+
+    Raises:
+      UserError: in all of them.
+    """
+    if several():
+        number = zlib.crc32(json.dumps(mine).encode()) >> 1
+        if not all_true(from_first([number]) == [number]):
+            raise UserError(f"the {jax.process_count()} processes have not the same {what}; {fix}")
 
 
 def whole(array: jax.Array) -> np.ndarray:

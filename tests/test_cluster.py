@@ -1,12 +1,15 @@
 """Which place a process has: by flags, by a scheduler's variables, or none. The variables are those that they set."""
 
+import socket
 import subprocess
 import sys
 
 import pytest
 
+from dit_jax import cluster, lock
 from dit_jax.cluster import Place, detected, find
 from dit_jax.errors import UserError
+from tests.test_lock import HOLDER
 
 # `srun --nodes=2 --ntasks-per-node=4`, the second task on the second node.
 SLURM = {
@@ -110,3 +113,43 @@ def test_a_process_that_nobody_meets_ends_in_one_line():
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: process 1 waited 1 seconds for the others, by --coordinator=127.0.0.1:9: start")
+
+
+def join_first(port, trained=None):
+    cluster.join(f"127.0.0.1:{port}", 2, 0, False, trained)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_port_that_another_listens_at_is_refused(shared):
+    """Also where that one would share it, as JAX's service does."""
+    with socket.socket() as other:
+        if shared:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"--coordinator=127.0.0.1:{port}: port {port} cannot be used on this mach"):
+            join_first(port)
+    with pytest.raises(UserError, match="port 99999 cannot be used"):
+        join_first(99999)
+
+
+def test_a_port_whose_connections_have_ended_is_free():
+    """They linger for a minute, in which a run may be started again."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        port = server.getsockname()[1]
+        server.accept()[0].close()  # first, so that it is this side's that lingers
+        assert client.recv(1) == b""
+    cluster.check_port(f"127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("process_id", [0, 1])
+def test_a_run_under_way_is_not_met(process_id, tmp_path):
+    """Its other processes would end."""
+    with subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"another training run has it .process {holder.pid} on"):
+            cluster.join("127.0.0.1:9", 2, process_id, False, tmp_path)
+        holder.kill()
+    lock.check_free(tmp_path)  # though the file is left
+    lock.check_free(tmp_path / "none")

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dit_jax.files import replacing
-from dit_jax.reporting.images import BACKGROUND, INK, MARGIN, PADDING, tile, to_font_size
+from dit_jax.reporting.images import BACKGROUND, INK, MARGIN, PADDING, fitting, tile, to_font_size
 
 MOMENTS = 48  # of an animation, at most
 COLUMNS = 8  # moments in a line of the strip
@@ -41,11 +41,12 @@ def strip(x_t: np.ndarray, x_0: np.ndarray, t: Sequence[int], names: Sequence[st
         x_0: The same.
         t: The timestep of each moment, falling; the last one's is not used.
         names: What stands beside each row.
-        scale: Whole factor by which images are enlarged.
+        scale: Whole factor by which images are enlarged, less where the picture would be too large.
 
     Returns:
         uint8 [height, width, 3].
     """
+    scale = fitting(2 * 2 * COLUMNS * len(names), x_t.shape[2:4], scale)
     moments = np.asarray(t[:-1])
     last = len(moments)
     even = np.unique([np.abs(moments - goal).argmin() for goal in np.linspace(moments[0], moments[-1], COLUMNS - 1)])

@@ -19,6 +19,9 @@ MIN_FONT, MAX_FONT = 12, 28  # pixels; smaller is not legible, larger is shoutin
 MAX_NAME_EMS = 9  # width of the longest name in font sizes; longer ones end in an ellipsis
 BACKGROUND, INK = (255, 255, 255), (40, 40, 40)
 ABOUT = "dit-jax"  # the text of a PNG that says how it was made
+MOST_PIXELS = 80_000_000  # of an enlarged picture; Pillow warns of more than 89 million, and opens none of 179 million
+# What Pillow raises for files that are broken, or too large to be opened, and JSON for texts in them.
+BROKEN_PNG = (OSError, ValueError, TypeError, SyntaxError, RecursionError, Image.DecompressionBombError)
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:
@@ -44,7 +47,7 @@ def label_grid(
         labels: int [n] in [0, len(class_names)).
         class_names: The name of each class.
         columns: Most images of one class, the first ones; 10 if None.
-        scale: Whole factor by which images are enlarged.
+        scale: Whole factor by which images are enlarged, less where the picture would be too large.
 
     Returns:
         uint8 [height, width, 3].
@@ -53,7 +56,9 @@ def label_grid(
         ValueError: images or labels are none of the above.
     """
     _check(images, labels, class_names)
-    groups = [(class_names[int(k)], images[labels == k][: columns or COLUMNS]) for k in np.unique(labels)]
+    classes, counts = np.unique(labels, return_counts=True)
+    scale = fitting(len(classes) * min(counts.max(), columns or COLUMNS), images.shape[1:3], scale)
+    groups = [(class_names[int(k)], images[labels == k][: columns or COLUMNS]) for k in classes]
     row_height = max(images.shape[1] * scale + 2 * PADDING, MIN_FONT + 2)
     cell_width = images.shape[2] * scale + 2 * PADDING
     font = ImageFont.load_default(size=to_font_size(row_height))
@@ -92,7 +97,7 @@ def about_png(path: Path) -> dict[str, Any]:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             about = json.loads(image.info.get(ABOUT, "{}"))
-    except (OSError, ValueError, TypeError, SyntaxError):  # Pillow raises SyntaxError for some that are broken
+    except BROKEN_PNG:
         return {}
     return about if isinstance(about, dict) else {}
 
@@ -104,6 +109,12 @@ def _check(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -
         raise ValueError(f"labels have shape {labels.shape} for {len(images)} images; expected one a piece")
     if labels.min() < 0 or labels.max() >= len(class_names):
         raise ValueError(f"labels are {labels.min()}..{labels.max()}; there are {len(class_names)} class names")
+
+
+def fitting(cells: int, shape: tuple[int, int], scale: int) -> int:
+    """The greatest factor, `scale` at most and 1 at least, by which `cells` images of (H, W) keep to MOST_PIXELS."""
+    each = lambda factor: (shape[0] * factor + 2 * PADDING) * (shape[1] * factor + 2 * PADDING)  # noqa: E731
+    return next((factor for factor in range(scale, 1, -1) if cells * each(factor) <= MOST_PIXELS), 1)
 
 
 def to_font_size(row_height: int) -> int:

@@ -39,6 +39,13 @@ def read_objects(path: Path) -> tuple[list[dict[str, Any]], int]:
     return objects, damaged
 
 
+def append(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds a line; half a line that a killed process left stays one of its own."""
+    torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * torn + json.dumps(row) + "\n")
+
+
 def drop_rows_after(path: Path, step: int) -> None:
     """Removes, atomically, the rows beyond `step` and any broken line, so that a resumed run writes no row twice."""
     lines = _lines(path)

@@ -11,7 +11,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethod
 
 from dit_jax.files import replacing
 from dit_jax.reporting.jsonl import read_rows
-from dit_jax.reporting.smoothing import running_mean as _running_mean
+from dit_jax.reporting.smoothing import running_mean
 from dit_jax.reporting.smoothing import window as _window
 
 QUARTILES = ("loss_q1", "loss_q2", "loss_q3", "loss_q4")  # by noise level, q1 the least noise
@@ -61,11 +61,11 @@ def _draw_loss(axes: Axes, images: np.ndarray, loss: np.ndarray, quartiles: dict
     present = [name for name in QUARTILES if np.isfinite(quartiles[name]).any()]
     for name, color, label in zip(QUARTILES, QUARTILE_COLORS, QUARTILE_LABELS, strict=True):
         if name in present:
-            axes.plot(images, _running_mean(quartiles[name]), color=color, lw=1.3, label=label, marker=_marker(loss))
+            axes.plot(images, running_mean(quartiles[name]), color=color, lw=1.3, label=label, marker=_marker(loss))
     if present:
         axes.legend(frameon=False, fontsize=9, loc="upper right")
     last = np.flatnonzero(np.isfinite(loss))[-1]
-    title = f"training loss: {_running_mean(loss)[last]:.4f} at {EngFormatter(sep='')(float(images[last]))} images"
+    title = f"training loss: {running_mean(loss)[last]:.4f} at {EngFormatter(sep='')(float(images[last]))} images"
     axes.set_title(title, fontsize=11, loc="left")
     _style(axes, "loss", np.concatenate([loss, *(quartiles[name] for name in present)]))
 
@@ -74,7 +74,7 @@ def _draw_curve(axes: Axes, images: np.ndarray, values: np.ndarray, color: str, 
     """Draws the values, faint behind their running mean if there are many."""
     if _window(values) > 1:
         axes.plot(images, values, color=color, alpha=0.2, lw=0.8)
-    axes.plot(images, _running_mean(values), color=color, lw=1.8, label=label, marker=_marker(values), zorder=3)
+    axes.plot(images, running_mean(values), color=color, lw=1.8, label=label, marker=_marker(values), zorder=3)
 
 
 def _style(axes: Axes, label: str, values: np.ndarray) -> None:

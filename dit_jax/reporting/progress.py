@@ -1,5 +1,6 @@
 """The one living line of a long job: how far, the loss, how fast, how long still."""
 
+import contextlib
 import shutil
 import time
 from collections import deque
@@ -118,8 +119,9 @@ class Progress:
         self._write(line if self._terminal else line + "\n")
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        with contextlib.suppress(OSError):  # a reader that is gone, a log's full disk: no reason to end the job
+            self._stream.write(text)
+            self._stream.flush()
 
 
 def _rate(images_per_second: float) -> str:

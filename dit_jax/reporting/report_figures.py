@@ -12,7 +12,7 @@ from dit_jax.reporting.plots import QUARTILE_LABELS, QUARTILES
 from dit_jax.reporting.smoothing import running_mean, window
 
 Row = Mapping[str, Any]
-MOST = 1e300  # beyond it a figure is none, and cannot be drawn
+MOST = 1e100  # a figure beyond it, or but 0 below its inverse, is none, and cannot be drawn
 MOST_ROWS = 200  # of a table
 MOST_CURVES = 6  # of a chart: more cannot be told apart
 PERCENT = "accuracy"  # names of figures that are shares begin so
@@ -21,6 +21,9 @@ SETTINGS = (
     "sampler",
     "steps",
     "spacing",
+    "eta",
+    "variance",
+    "seed",
     "guidance",
     "guidance_from",
     "guidance_to",
@@ -29,6 +32,8 @@ SETTINGS = (
     "features_sha256",
     "during",
 )  # figures of others differ
+# Beginnings of the names of figures; a feature's name follows.
+FIGURES = ("fid", "inception_score", "fd_", "kid", "precision", "recall", "density", "coverage", PERCENT)
 HEADS = {"fid": "FID", "inception_score": "IS"}
 
 
@@ -47,7 +52,7 @@ def number(value: Any) -> float | None:
     """A finite number, or None for whatever else a file may hold."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= MOST:
         return None
-    return float(value)
+    return float(value) if abs(value) >= 1 / MOST else 0.0
 
 
 def column(rows: Iterable[Row], name: str) -> np.ndarray:
@@ -124,8 +129,8 @@ def progress_table(rows: Sequence[Row], clock: Clock) -> Html:
     names = figure_names(rows)
     head = ["epoch", "images", "step", *(HEADS.get(k, k) for k in names), "n", "sampler", "steps", "guidance"]
     lines = [progress_line(row, names, clock) for row in rows[-MOST_ROWS:]]
-    floors = {json.dumps(row["floor"]): row["floor"] for row in rows if isinstance(row.get("floor"), dict)}
-    for floor in list(floors.values())[-1:]:
+    floors = [row["floor"] for row in rows if isinstance(row.get("floor"), dict)]
+    for floor in floors[-1:]:
         figures = [shown(k, floor.get(k)) for k in names]
         lines.append(["real", "", "", *figures, shown("n", floor.get("n")), "", "", ""])
     weights = sorted({str(row["weights"]) for row in rows if "weights" in row})
@@ -199,8 +204,8 @@ def evaluation_section(row: Row | None) -> Html:
     if row is None or not isinstance(row.get("floor"), dict):
         return missing("There is no evaluation with real images beside it yet.")
     floor = row["floor"]
-    names = [name for name, value in floor.items() if isinstance(value, float)]
-    lines = [[name, shown(name, row.get(name)), shown(name, floor[name])] for name in names]
+    names = [name for name, value in (row | floor).items() if name.startswith(FIGURES) and isinstance(value, float)]
+    lines = [[name, shown(name, row.get(name)), shown(name, floor.get(name))] for name in names]
     against = f"the {row.get('reference_split', '')} split ({shown('n', row.get('reference_n'))} images)"
     caption = (
         f"Step {shown('step', row.get('step'))}, {name_of(row)}, seed {shown('seed', row.get('seed'))}, against "

@@ -17,9 +17,10 @@ def running_mean(values: np.ndarray) -> np.ndarray:
     """
     finite, rows = np.isfinite(values), np.arange(1, len(values) + 1)
     first = rows - np.minimum(window(values), rows // 10 + 1)
-    sums = np.concatenate([[0], np.cumsum(np.where(finite, values, 0))])
-    counts = np.concatenate([[0], np.cumsum(finite)])
-    return np.where(finite, (sums[rows] - sums[first]) / np.maximum(counts[rows] - counts[first], 1), np.nan)
+    spans = np.stack([first, rows], 1).ravel()  # of each row; what lies between two of them is left out
+    # Each is summed by itself: in differences of sums of all, a loss of 1e20 would wipe out those after it.
+    sums, counts = (np.add.reduceat(np.append(x, 0), spans)[::2] for x in (np.where(finite, values, 0.0), finite))
+    return np.where(finite, sums / np.maximum(counts, 1), np.nan)
 
 
 def thinned(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks import commands, contest, train
+from benchmarks import commands, contest, machine, train
 from benchmarks.contest import Contestant
 from dit_jax.errors import UserError
 
@@ -135,3 +135,18 @@ def test_the_whole_command(module, tmp_path):
     assert row["images_per_s"]["min"] <= row["images_per_s"]["median"] <= row["images_per_s"]["max"]
     assert row["compile_cold_s"] > 0
     assert row["peak_bytes"] > 1e8
+
+
+@pytest.mark.parametrize(
+    ("seen", "cards", "count", "told"),
+    [(None, 4, 1, "0"), (None, 4, 2, "0,1"), ("2,3", 4, 1, "2"), ("", 4, 1, ""), (None, 0, 1, None)],
+)
+def test_all_contestants_have_the_same_cards(seen, cards, count, told, monkeypatch):
+    monkeypatch.setattr(machine, "gpus", lambda: ["card"] * cards)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if seen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    assert machine.only_cards(count) == ({} if told is None else {"CUDA_VISIBLE_DEVICES": told})
+    made = commands.experiment("configs/cifar10.py:report", [])
+    ours, *_ = commands.contestants("train", made, "configs/cifar10.py:report", [], peers="")
+    assert ours.env.get("CUDA_VISIBLE_DEVICES") == (None if told is None else told.split(",")[0])

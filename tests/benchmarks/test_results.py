@@ -82,7 +82,8 @@ def test_a_runs_files(tmp_path, monkeypatch, capfd):
     evaluated = {"step": 4, "weights": "ema", "n": 100, "features": "classifier", "sampler": "ddim", "steps": 7,
                  "guidance": 1.5, "fd_classifier": 3.25, "accuracy_classifier": 0.5, "floor": {"fd_classifier": 0.5},
                  "fd_classifier_by_class": {"red": 1.0}}  # fmt: skip
-    (run / "evaluations.jsonl").write_text(json.dumps(evaluated) + "\n")
+    theirs = {"images": "theirs.npz", "n": 100, "fd_classifier": 9.0, "floor": {"fd_classifier": 0.5}}
+    (run / "evaluations.jsonl").write_text(json.dumps(evaluated) + "\n" + json.dumps(theirs) + "\n")
     judge = tmp_path / "judge.json"
     judge.write_text(json.dumps({"accuracy": 0.25, "n": 9}))
     results.main([str(run), "--name=mine", f"--out={tmp_path}", "--per_class=2", f"--judge={judge}"])

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks import scaling
+from dit_jax.errors import UserError
 
 CONFIG = "configs/cifar10.py:report"
 
@@ -48,11 +49,16 @@ def test_a_picture_is_drawn(tmp_path):
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_axes_measured_before_stay_unless_the_code_is_another(tmp_path, monkeypatch):
+def test_axes_measured_before_stay_unless_something_is_another(tmp_path):
     rows = [{"axis": "batch", "x": 1}, {"axis": "depth", "x": 2}]
-    (tmp_path / "scaling.json").write_text(json.dumps({"commit": "c", "base": scaling.BASE, "rows": rows}))
-    monkeypatch.setattr(scaling.machine, "commit", lambda: "c")
-    assert scaling.kept(tmp_path, ["depth"]) == rows[:1]
-    assert scaling.kept(tmp_path / "none", ["depth"]) == []
-    monkeypatch.setattr(scaling.machine, "commit", lambda: "d")
-    assert scaling.kept(tmp_path, ["depth"]) == []
+    about = {"commit": "c", "base": scaling.BASE, "config": CONFIG, "processor": "p", "gpus": []}
+    (tmp_path / "scaling.json").write_text(json.dumps({**about, "rows": rows}))
+    assert scaling.kept(tmp_path, ["depth"], about) == rows[:1]
+    assert scaling.kept(tmp_path / "none", ["depth"], about) == []
+    for other in about:
+        assert scaling.kept(tmp_path, ["depth"], about | {other: "x"}) == []
+
+
+def test_an_axis_that_is_none_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="--axes=batch,batches: 'batches' is not known; choose of batch, tokens"):
+        scaling.main(["--axes=batch,batches", f"--out={tmp_path}"])

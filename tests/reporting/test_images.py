@@ -5,8 +5,10 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from dit_jax.reporting.images import label_grid, save_png, to_uint8
+from dit_jax.reporting import images as reporting
+from dit_jax.reporting.images import about_png, label_grid, save_png, to_uint8
 
 WHITE = 255
 
@@ -132,3 +134,26 @@ def test_save_png_leaves_the_old_picture_when_it_fails(tmp_path):
         save_png(path, np.zeros((2, 2, 5), np.uint8))
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_a_grid_that_would_be_too_large_is_not_enlarged(monkeypatch):
+    """Twelve cells of 8 + 4 and 16 + 4 pixels: 1,728 and 4,800 in all."""
+    images, labels = flat(12, 8, 8, (255, 0, 0)), np.repeat(np.arange(2), 6)
+    for most, size in ((4800, 16), (4799, 8), (1, 8)):
+        monkeypatch.setattr(reporting, "MOST_PIXELS", most)
+        assert {box[3] for box in boxes(label_grid(images, labels, ("a", "b")), (255, 0, 0))} == {size}
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "3"])
+def test_a_png_whose_text_is_none_of_ours_says_nothing(text, tmp_path):
+    about = PngInfo()
+    about.add_text("dit-jax", text)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=about)
+    assert about_png(tmp_path / "a.png") == {}
+
+
+def test_a_png_too_large_to_be_opened_says_nothing(tmp_path, monkeypatch):
+    save_png(tmp_path / "a.png", flat(1, 40, 40, (1, 2, 3))[0], {"step": 3})
+    assert about_png(tmp_path / "a.png") == {"step": 3}
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 40 // 2 - 1)
+    assert about_png(tmp_path / "a.png") == {}

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dit_jax.reporting import plots
+from dit_jax.reporting.smoothing import running_mean
 
 
 def write(path: Path, rows: list[dict]) -> Path:
@@ -89,10 +90,18 @@ def test_running_mean_by_hand():
     # 100 rows: a window of 2, but only from row 10 on (a tenth of the rows so far, plus one)
     values = np.arange(100.0)
     values[50] = np.nan
-    mean = plots._running_mean(values)
+    mean = running_mean(values)
     np.testing.assert_array_equal(mean[:9], values[:9])
     np.testing.assert_array_equal(mean[[9, 10, 49, 51, 52, 99]], [8.5, 9.5, 48.5, 51.0, 51.5, 98.5])
     assert np.isnan(mean[50])
+
+
+def test_a_huge_value_leaves_those_after_it():
+    few = np.array([1, 1e20, 0.5, np.nan, 0.25])
+    np.testing.assert_array_equal(running_mean(few), few)
+    many = np.full(400, 0.5)
+    many[100] = 1e20
+    np.testing.assert_array_equal(running_mean(many)[120:], 0.5)
 
 
 def test_no_global_plotting_state(tmp_path):

@@ -1,6 +1,7 @@
 """The living line against a clock that the test turns."""
 
 import io
+import os
 
 import pytest
 
@@ -133,3 +134,12 @@ def test_nothing_left_to_do(initial):
     log = io.StringIO()
     Progress(initial, initial=initial, stream=log, clock=Clock()).close()
     assert log.getvalue().splitlines()[-1] == f"step {initial}/{initial}  done in 0:00:00"
+
+
+def test_nobody_who_reads_is_no_reason_to_end(tmp_path):
+    """As behind `| head`, and on the full disk of a log."""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w", buffering=1) as gone, Progress(10, stream=gone) as progress:
+        progress.update(10)
+        os.dup2(os.open(tmp_path / "log", os.O_CREAT | os.O_WRONLY), write)  # or closing it would raise

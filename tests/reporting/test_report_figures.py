@@ -95,6 +95,32 @@ def test_only_like_is_joined_by_a_curve():
     assert wide.count("<svg") == 1
 
 
+@pytest.mark.parametrize("other", [{"eta": 1.0}, {"seed": 1}, {"variance": "small"}])
+def test_other_draws_are_another_curve(other):
+    rows = [{"step": 1, "fid": 3.0, **DRAWN}, {"step": 1, "fid": 4.0, **DRAWN} | other]
+    wide = progress_charts(rows, CLOCK).split('class="narrow"')[0]
+    assert [len(re.findall(f'class="dot s{i}"', wide)) for i in range(2)] == [1, 1]
+
+
+def test_real_images_are_those_of_the_newest_row():
+    """Which may be those of an earlier one as well."""
+    floors = [{"fid": 3.0, "n": 10}, {"fid": 2.0, "n": 20}, {"fid": 3.0, "n": 10}]
+    rows = [{"step": i, "fid": 9.0, "floor": floor} for i, floor in enumerate(floors)]
+    assert tables(progress_section(rows, CLOCK, HOW))[0][-1][3:5] == ["3", "10"]
+
+
+def test_without_figures_of_real_images_the_samples_are_shown():
+    """As an evaluation with fewer than ten test images leaves it."""
+    row = {"step": 5, "fd_classifier": 0.75, "precision_classifier": 0.5, "guidance": 2.0, "floor": {"n": 4}}
+    (figures,) = tables(evaluation_section(row))
+    assert figures[1:] == [["fd_classifier", "0.75", "-"], ["precision_classifier", "0.5", "-"]]
+
+
+def test_a_loss_of_any_size_is_drawn():
+    rows = [{"step": i, "loss": loss} for i, loss in enumerate((1.0, 1e300, 1e-310, 1e99, 1e-99))]
+    assert "<svg" in loss_section(rows, CLOCK)
+
+
 def test_without_epochs():
     (table,) = tables(progress_section([{"step": 10, "fid": 1.0}], Clock(4, None), HOW))
     assert table[1][:3] == ["-", "40", "10"]
@@ -127,7 +153,7 @@ def test_evaluation_beside_its_floor():
     row = {"step": 5, "fd_classifier": 0.75, "kid_classifier": 0.01, "floor": {"fd_classifier": 0.25, "n": 20},
            "fd_classifier_by_class": {"cat": 1.5}, "warning": "too few", "features": "classifier", **DRAWN}  # fmt: skip
     figures, by_class = tables(evaluation_section(row))
-    assert figures == [["figure", "samples", "real images"], ["fd_classifier", "0.75", "0.25"]]
+    assert figures[1:] == [["fd_classifier", "0.75", "0.25"], ["kid_classifier", "0.01", "-"]]
     assert by_class[1] == ["cat", "1.5", "-"]
     assert "Warning: too few" in evaluation_section(row)
 

@@ -11,7 +11,7 @@ from dit_jax.diffusion.schedule import make_schedule
 from dit_jax.models.classifier import ClassifierOutput
 from dit_jax.training.classifier import batch_loss
 
-B, K, T = 400, 5, 20
+B, K, T = 1600, 5, 20
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +31,18 @@ def seen():
     return SimpleNamespace(**noted, loss=loss, quarters=quarters)
 
 
-def test_half_of_the_images_are_clean_and_have_t_0(seen):
+def test_three_quarters_of_the_images_are_clean_and_have_t_0(seen):
     clean = np.all(seen.x_t == 0.5, axis=(1, 2, 3))
-    assert 160 <= clean.sum() <= 240  # 200 +- 10 is one standard deviation of a binomial
+    assert 1130 <= clean.sum() <= 1270  # 1200 +- 17 is one standard deviation of a binomial
     assert np.all(seen.t[clean] == 0)
-    assert set(seen.t[~clean].tolist()) == set(range(T))
+
+
+def test_of_the_noisy_images_half_are_in_the_first_quarter_of_the_noise(seen):
+    """And sqrt(b) - sqrt(a) of them between any a and b; of 400, 0.1 is four standard deviations of a half."""
+    t = seen.t[np.any(seen.x_t != 0.5, axis=(1, 2, 3))]
+    assert set(t.tolist()) == set(range(T))
+    shares = np.histogram(t, [0, 5, 10, 15, 20])[0] / len(t)
+    np.testing.assert_allclose(shares, np.diff(np.sqrt([0, 0.25, 0.5, 0.75, 1])), atol=0.1)
 
 
 def test_noise_is_as_loud_as_t_says(seen):
