@@ -27,10 +27,10 @@ def start(data_dir, workdir, cache, *settings, flags=(), environ=None, **options
     return subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True, **options)
 
 
-def start_pair(*arguments, slurm=False, flags=(), first=None):
+def start_pair(*arguments, slurm=False, flags=(), first=None, second=()):
     """Two processes of two devices each that are one run, found by flags or as two tasks of Slurm's.
 
-    `first` are options of the first process alone.
+    `first` are options of the first process alone, `second` flags of the other.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -44,7 +44,8 @@ def start_pair(*arguments, slurm=False, flags=(), first=None):
         else:
             more = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}"]
         options = {"stdout": subprocess.DEVNULL} | (first or {} if i == 0 else {})  # C++ tells there who met whom
-        pair.append(start(*arguments, flags=[*more, *flags], environ=environ, **options))
+        flags_here = [*more, *flags, *(second if i else ())]
+        pair.append(start(*arguments, flags=flags_here, environ=environ, **options))
     return pair
 
 

@@ -110,6 +110,21 @@ def test_an_error_of_one_process_is_told_once_and_ends_both(place, tmp_path):
     assert time.monotonic() - start < 120
 
 
+def test_a_process_with_another_config_or_other_data_is_told_once(place, tmp_path):
+    """Where the data are may differ; then they must be the same. Nothing is written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "NUM_EXAMPLES", {"train": 60, "test": 10})
+        shapes.prepare(tmp_path / "other")
+    for flag, what in (("train.log_every=4", "config"), (f"data.data_dir={tmp_path / 'other'}", "data")):
+        workdir = tmp_path / what
+        pair = process.start_pair(place[0], workdir, place[1], *SETTINGS, second=[f"--config.{flag}"])
+        (code, told), (code_1, told_1) = map(process.finish, pair)
+        assert (code, code_1) == (2, 2), (told, told_1)
+        (line,) = [line for line in told + told_1 if "error" in line]
+        assert line.startswith(f"error: the 2 processes have not the same {what}; ")
+        assert not workdir.exists()
+
+
 @pytest.mark.slow
 def test_two_processes_draw_what_one_draws(place, undisturbed, tmp_path):
     drawing = ["sample.n=5", "sample.batch_size=3", "sample.steps=3"]
