@@ -44,6 +44,7 @@ def parser(about: str) -> argparse.ArgumentParser:
     made.add_argument("--peers", default=",".join(DEFAULT_PEERS), help=f"of {known}; empty is none")
     made.add_argument("--repeats", type=int, default=5, help="timings of each contestant, in turns")
     made.add_argument("--seconds", type=float, default=3.0, help="length of one timing")
+    made.add_argument("--apart", action="store_true", help="start each anew for each turn, alone on the machine")
     made.add_argument("--out", type=Path, help="JSON file to write")
     return made
 
@@ -136,9 +137,9 @@ def run(
     for dtype, batch in cells(flags):
         more = [*assignments, f"model.dtype={dtype}", f"{batch_key}={batch}"]
         made = experiment(flags.config, more)
-        found = contest.compare(
-            contestants(task, made, flags.config, more, flags.peers), batch, flops(made), flags.repeats, flags.seconds
-        )
+        those = contestants(task, made, flags.config, more, flags.peers)
+        measure = contest.apart if flags.apart else contest.together
+        found = contest.compare(those, batch, flops(made), flags.repeats, flags.seconds, measure)
         cell = {"dtype": dtype, "batch": batch, "flops_per_image": flops(made), "config": flags.config}
         result["cells"].append(cell | {"assignments": more} | found)
         peak = found["matmul_peak_flops"] / 1e9

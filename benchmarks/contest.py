@@ -1,4 +1,4 @@
-"""Runs contestants side by side, a process each, in turns (A B A B ...), and compares them."""
+"""Runs contestants, a process each, in turns (A B A B ...), and compares them."""
 
 import dataclasses
 import importlib.util
@@ -93,26 +93,55 @@ def cold_and_cached(ours: Contestant) -> tuple[Contestant, dict[str, Any]]:
         return ours, {"start_cold_s": process.told["start_s"], "compile_cold_s": process.told["compile_s"]}
 
 
+@dataclass
+class Timed:
+    """The answers of a contestant, each to so many `units`; `process` is that of the first."""
+
+    process: Process
+    units: int
+    answers: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+def together(contestants: Sequence[Contestant], repeats: int, seconds: float) -> list[Timed]:
+    """Timings in turns of processes that all stay: those that wait keep their memory."""
+    with running(contestants) as processes:
+        timed = [Timed(process, units_for(process, seconds)) for process in processes]
+        for _ in range(repeats):
+            for one in timed:
+                one.answers.append(one.process.run(one.units))
+    return timed
+
+
+def apart(contestants: Sequence[Contestant], repeats: int, seconds: float) -> list[Timed]:
+    """Timings in turns of processes that start for each turn and have the machine to themselves, as a run has."""
+    timed: dict[str, Timed] = {}
+    for _ in range(repeats):
+        for contestant in contestants:
+            with running([contestant]) as processes:
+                for process in processes:  # none, if it could not start
+                    units = units_for(process, seconds)
+                    one = timed.setdefault(contestant.name, Timed(process, units))
+                    one.answers.append(process.run(one.units))
+    return [*timed.values()]
+
+
 def compare(
-    contestants: Sequence[Contestant], images_per_unit: int, flops_per_image: int, repeats: int, seconds: float
+    contestants: Sequence[Contestant],
+    images_per_unit: int,
+    flops_per_image: int,
+    repeats: int,
+    seconds: float,
+    measure: Callable[[Sequence[Contestant], int, float], list[Timed]] = together,
 ) -> dict[str, Any]:
     """Rows, one a contestant, and the machine's peak: the best matrix product that any of them saw."""
     ours, cold = cold_and_cached(contestants[0])
     cache = Path(ours.env["JAX_COMPILATION_CACHE_DIR"])
     try:
-        with running([ours, *contestants[1:]]) as processes:
-            units = [units_for(process, seconds) for process in processes]
-            answers: list[list[dict[str, Any]]] = [[] for _ in processes]
-            for _ in range(repeats):
-                for process, count, found in zip(processes, units, answers, strict=True):
-                    found.append(process.run(count))
-            peak = max(process.told["matmul_flops"] for process in processes)
-            rows = [
-                row_of(process, count, found, images_per_unit, flops_per_image, peak)
-                for process, count, found in zip(processes, units, answers, strict=True)
-            ]
+        timed = measure([ours, *contestants[1:]], repeats, seconds)
     finally:
         shutil.rmtree(cache, ignore_errors=True)
+    peak = max(one.process.told["matmul_flops"] for one in timed)
+    rows = [row_of(one.process, one.units, one.answers, images_per_unit, flops_per_image, peak) for one in timed]
     rows[0] |= cold
     for row in rows:
         row["ours_over_this"] = rows[0]["images_per_s"]["median"] / row["images_per_s"]["median"]

@@ -60,6 +60,9 @@ def test_contestants_take_turns_and_the_peak_is_the_best_that_any_saw(monkeypatc
             pass
 
     monkeypatch.setattr(contest, "running", Running)
+    timed = contest.apart([ours.contestant], repeats=3, seconds=1.0)
+    assert [(one.units, len(one.answers)) for one in timed] == [(10, 3)]
+    assert log[-2:] == [(contest.OURS, 1), (contest.OURS, 10)]  # warmed up again
     found = contest.compare([ours.contestant, peer.contestant], 10, 100, repeats=2, seconds=1.0)
     assert log[-4:] == [(contest.OURS, 10), ("peer", 5), (contest.OURS, 10), ("peer", 5)]
     assert found["matmul_peak_flops"] == 4.0
