@@ -26,8 +26,8 @@ from configs import default
 from dit_jax import cluster, compilation, errors, modes, together
 from dit_jax import config as configs
 from dit_jax.errors import UserError
-from dit_jax.experiment import resolve
 from dit_jax.files import expanded
+from dit_jax.resolving import resolve
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("config", None, "The experiment: a Python file with get_config() (it is run), as FILE[:ARG].")

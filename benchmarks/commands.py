@@ -14,8 +14,9 @@ from benchmarks.contest import Contestant
 from dit_jax import config as configs
 from dit_jax import huge_pages
 from dit_jax.errors import UserError
-from dit_jax.experiment import Experiment, resolve
+from dit_jax.experiment import Experiment
 from dit_jax.files import replacing
+from dit_jax.resolving import resolve
 
 # name: (network of torch_dit.py, compiled, tuned)
 PEERS = {

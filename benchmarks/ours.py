@@ -12,7 +12,8 @@ MARK = time.perf_counter()  # before JAX is imported, which `start_s` counts
 def make_experiment(spec: dict[str, Any]) -> Any:
     """The experiment of a config file and assignments."""
     from dit_jax import config as configs
-    from dit_jax.experiment import Experiment, resolve
+    from dit_jax.experiment import Experiment
+    from dit_jax.resolving import resolve
 
     config = configs.load(spec["config"])
     configs.override(config, spec["assignments"])

@@ -20,7 +20,8 @@ from benchmarks.commands import guarded, write
 from dit_jax.data.images import open_images
 from dit_jax.environment import SESSIONS
 from dit_jax.errors import UserError
-from dit_jax.experiment import Experiment, read_resolved
+from dit_jax.experiment import Experiment
+from dit_jax.loading import read_resolved
 from dit_jax.reporting.images import about_png, label_grid, save_png
 from dit_jax.reporting.jsonl import read_objects, read_rows
 from dit_jax.reporting.plots import plot_loss

@@ -266,7 +266,8 @@ def parse_labels(text: str, class_names: Sequence[str]) -> list[int]:
 
 
 def label_range(labels: np.ndarray, class_names: Sequence[str]) -> None:
-    """Refuses labels outside 0..num_classes (num_classes is "no class")."""
+    """Refuses labels outside 0..num_classes (num_classes is "no class"), and none at all."""
+    require(labels.size > 0, "labels", "[]", f"give at least one; {known_classes(class_names)}")
     wrong = labels[(labels < 0) | (labels > len(class_names))]
     if wrong.size:
         raise UserError(f"label {wrong[0]} is out of range; {known_classes(class_names)}")

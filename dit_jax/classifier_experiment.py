@@ -13,7 +13,8 @@ from dit_jax import config as configs
 from dit_jax.checks import require
 from dit_jax.errors import UserError
 from dit_jax.evaluation.features import Extractor, classifier_features
-from dit_jax.experiment import Experiment, read_resolved
+from dit_jax.experiment import Experiment
+from dit_jax.loading import read_resolved
 from dit_jax.models.classifier import Classifier, ClassifierOutput
 from dit_jax.training import classifier as training
 from dit_jax.training.checkpoint import Checkpointer

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import checks
+from dit_jax import checks, loading
 from dit_jax import experiment as experiments
 from dit_jax.checks import require
 from dit_jax.data.images import open_images, read_mask
@@ -46,7 +46,7 @@ def sample(config: ConfigDict, workdir: Path, out: Path | None) -> None:
     out = out or workdir / "samples"
     require(not out.exists() or out.is_dir(), "--out", out, "it is a file; name a folder")
     given = read_given(config, experiments.Experiment(config))
-    run = experiments.load(workdir, config)
+    run = loading.load(workdir, config)
     if is_first():
         make_folder(out, "--out")
     arrays: dict[str, np.ndarray] = {}
@@ -92,12 +92,12 @@ def to_float(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / 127.5 - 1
 
 
-def generate(run: experiments.Run) -> Task:
+def generate(run: loading.Run) -> Task:
     """`sample.n` images from noise."""
     return Task(run.experiment.labels(), run.sample)
 
 
-def interpolate(run: experiments.Run) -> Task:
+def interpolate(run: loading.Run) -> Task:
     """A row a label: `sample.n` images in all, in even steps from one noise to another along the arc between them."""
     c = run.experiment.config.sample
     chosen = checks.parse_labels(c.labels, run.experiment.info.class_names)
@@ -115,14 +115,14 @@ def interpolate(run: experiments.Run) -> Task:
     return Task(labels, run.task(tasks.from_noise), (noise,), columns)
 
 
-def image_to_image(run: experiments.Run, images: np.ndarray, labels: np.ndarray) -> Task:
+def image_to_image(run: loading.Run, images: np.ndarray, labels: np.ndarray) -> Task:
     """Given images, noised up to `sample.strength` of the steps and drawn again as their labels."""
     strength = run.experiment.config.sample.strength
     timesteps = editing.last_steps(run.experiment.timesteps(), strength)
     return Task(labels, run.task(tasks.image_to_image(strength), timesteps), (to_float(images),))
 
 
-def inpaint(run: experiments.Run, images: np.ndarray, labels: np.ndarray, mask: np.ndarray) -> Task:
+def inpaint(run: loading.Run, images: np.ndarray, labels: np.ndarray, mask: np.ndarray) -> Task:
     """Given images, drawn anew where the mask is white."""
     known = np.broadcast_to(~mask, (len(images), *mask.shape))
     return Task(labels, run.task(tasks.inpaint), (to_float(images), known))
@@ -136,7 +136,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 }
 
 
-def invert(run: experiments.Run, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def invert(run: loading.Run, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The noise float32 [n, H, W, C] that DDIM draws the images from."""
     experiment, c = run.experiment, run.experiment.config.sample
     plan = editing.ddim_inverse(experiment.schedule, experiment.timesteps())
@@ -150,12 +150,12 @@ def psnr(images: np.ndarray, reference: np.ndarray) -> float:
     return float("inf") if error == 0 else 10 * np.log10(255**2 / error)
 
 
-def settings_of(run: experiments.Run) -> dict[str, Any]:
+def settings_of(run: loading.Run) -> dict[str, Any]:
     """The checkpoint, and every key of `sample.*`: what the images depend on."""
     return {"step": run.step, "weights": "ema"} | dict(run.experiment.config.sample.items())
 
 
-def picture_denoising(run: experiments.Run, labels: np.ndarray, out: Path, about: dict[str, Any]) -> None:
+def picture_denoising(run: loading.Run, labels: np.ndarray, out: Path, about: dict[str, Any]) -> None:
     """`denoising.png` and `denoising.gif`: how the first images came about, one a class, ten at most."""
     count = min(PICTURED, len(np.unique(labels)))
     plan = run.experiment.plan(run.experiment.timesteps())
@@ -173,7 +173,7 @@ def picture_denoising(run: experiments.Run, labels: np.ndarray, out: Path, about
 
 
 def draw_all(
-    run: experiments.Run,
+    run: loading.Run,
     labels: np.ndarray,
     batch_size: int,
     seed: int,

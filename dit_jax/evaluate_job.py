@@ -13,8 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import evaluations
-from dit_jax import experiment as experiments
+from dit_jax import evaluations, loading
 from dit_jax.checks import require
 from dit_jax.data import datasets
 from dit_jax.data.images import Images, open_images
@@ -41,7 +40,7 @@ class Source:
 
     images: Images
     about: dict[str, Any]
-    run: experiments.Run | None = None
+    run: loading.Run | None = None
 
 
 def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path | None = None) -> None:
@@ -119,7 +118,7 @@ def from_elsewhere(path: Path, experiment: Experiment) -> Source:
 
 def from_run(config: ConfigDict, workdir: Path) -> Source:
     """The run's samples, all classes in turn; what was drawn of them before is on the disk."""
-    run = experiments.load(workdir, config)
+    run = loading.load(workdir, config)
     batch_size = min(config.sample.batch_size, config.evaluate.n)
     labels = np.resize(np.arange(len(run.experiment.info.class_names), dtype=np.int32), config.evaluate.n)
     about = {"step": run.step, "dtype": config.model.dtype} | sampling_settings(config)
@@ -131,13 +130,13 @@ def from_run(config: ConfigDict, workdir: Path) -> Source:
     return Source(Images(len(labels), labels, chunks), about, run)
 
 
-def progress_of(run: experiments.Run, num_examples: int) -> dict[str, Any]:
+def progress_of(run: loading.Run, num_examples: int) -> dict[str, Any]:
     """Images and epochs that the checkpoint has seen."""
     batch_size = run.experiment.config.train.batch_size
     return {"images": run.step * batch_size, "epoch": run.step / steps_per_epoch(num_examples, batch_size)}
 
 
-def held_out_figures(run: experiments.Run, test: datasets.Records) -> dict[str, Any]:
+def held_out_figures(run: loading.Run, test: datasets.Records) -> dict[str, Any]:
     """Of the first `evaluate.loss_n` test images `loss_by_noise`, and `bits_per_dim` with its parts.
 
     Not the latter where x_0 is predicted: the bound counts its error by the SNR, a million where there is least noise.
@@ -161,7 +160,7 @@ def held_out_figures(run: experiments.Run, test: datasets.Records) -> dict[str, 
     return {"loss_by_noise": losses, "bits_per_dim": bits, "bits_per_dim_parts": parts}
 
 
-def drawn(run: experiments.Run, n: int, batch_size: int, seed: int, folder: Path) -> Iterator[np.ndarray]:
+def drawn(run: loading.Run, n: int, batch_size: int, seed: int, folder: Path) -> Iterator[np.ndarray]:
     """The first n images, uint8, in chunks; each is on the disk before it is given, and read from there next time.
 
     Batches begin where they would if nobody had stopped them, so the images are the same to the bit.
@@ -179,7 +178,7 @@ def drawn(run: experiments.Run, n: int, batch_size: int, seed: int, folder: Path
         yield images[:count]
 
 
-def draw(run: experiments.Run, first: int, batch_size: int, seed: int) -> np.ndarray:
+def draw(run: loading.Run, first: int, batch_size: int, seed: int) -> np.ndarray:
     """Images number `first` and on, uint8 [batch_size, H, W, C]."""
     labels = np.arange(first, first + batch_size) % len(run.experiment.info.class_names)
     return to_uint8(whole(run.sample(run.weights, jax.random.key(seed), labels, first)))

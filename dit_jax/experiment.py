@@ -6,30 +6,27 @@ config -> resolve (resolving.py) -> Experiment -> the jobs of modes.py
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dit_jax import checks, evaluations
-from dit_jax import config as configs
+from dit_jax import checks
 from dit_jax.checks import require
 from dit_jax.data import datasets
 from dit_jax.diffusion import guidance, sampling, tasks
 from dit_jax.diffusion.objective import loss_weights
 from dit_jax.diffusion.schedule import Schedule, make_schedule
 from dit_jax.diffusion.spacing import SPACINGS
-from dit_jax.errors import UserError
-from dit_jax.files import expanded
 from dit_jax.models.dit import DiT, apply_shares
-from dit_jax.resolving import folder_of, resolve
+from dit_jax.resolving import folder_of
 from dit_jax.training import layout, optimizer, sharding
-from dit_jax.training.checkpoint import Checkpointer, abstract
+from dit_jax.training.checkpoint import abstract
 from dit_jax.training.feed import Resident, Stream
 from dit_jax.training.state import Params, TrainState, create
 from dit_jax.training.step import CallResult, Recipe, data_keys, make_train_call
@@ -241,10 +238,12 @@ def make_sample(experiment: Experiment, plan: sampling.Plan, draw: tasks.Draw = 
     def sample(
         params: Params, key: jax.Array, labels: np.ndarray | jax.Array, first: int = 0, inputs: Sequence[Any] = ()
     ) -> jax.Array:
-        labels = np.asarray(labels, np.int32)
-        checks.label_range(labels, experiment.info.class_names)
-        index = np.arange(first, first + len(labels), dtype=np.int32)
-        fill = lambda x: np.resize(x, (len(x) + -len(x) % (size * mesh.size), *x.shape[1:]))  # noqa: E731
+        traced = isinstance(labels, Tracer)  # then what they are is not known yet
+        if not traced:
+            labels = np.asarray(labels, np.int32)
+            checks.label_range(labels, experiment.info.class_names)
+        index, resize = first + np.arange(len(labels), dtype=np.int32), jnp.resize if traced else np.resize
+        fill = lambda x: resize(x, (len(x) + -len(x) % (size * mesh.size), *x.shape[1:]))  # noqa: E731
         return mapped(params, key, fill(labels), fill(index), tuple(map(fill, inputs)))[: len(labels)]
 
     return sample
@@ -254,60 +253,3 @@ def pass_size(batch_size: int, mesh: Mesh) -> int:
     """Images that a device passes through the network at a time: `CPU_PASS`, elsewhere its share of a whole batch."""
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return CPU_PASS if on_cpu else -(-batch_size // mesh.size)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A trained run: `run.sample(run.ema_params, jax.random.key(0), [3, 3, 5])` draws three images.
-
-    `weights` are those that `sample.weights` names: `ema_params`, or the raw ones.
-    """
-
-    experiment: Experiment
-    step: int
-    ema_params: Params
-    sample: Sample
-    weights: Params
-
-    def task(self, draw: tasks.Draw, timesteps: np.ndarray | None = None) -> Sample:
-        """The config's sampler for another task, over all of its timesteps or those given."""
-        plan = self.experiment.plan(self.experiment.timesteps() if timesteps is None else timesteps)
-        return make_sample(self.experiment, plan, draw)
-
-
-def read_resolved(workdir: Path) -> ConfigDict:
-    """The config of a workdir, resolved.
-
-    Raises:
-      UserError: there is none, or it is of another version.
-    """
-    try:
-        return resolve(configs.read(workdir))
-    except (AttributeError, KeyError, TypeError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{configs.path_of(workdir)} is not of this version of dit-jax ({reason}); mend it") from None
-
-
-def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
-    """The checkpoint of a workdir that `sample.checkpoint` names, and its sampler; `config` replaces the workdir's own.
-
-    Raises:
-      UserError: no workdir, no such checkpoint in it, or none that can be read.
-    """
-    workdir = expanded(workdir)
-    experiment = Experiment(config or read_resolved(workdir))
-    missing = UserError(
-        f"--workdir={workdir}: no checkpoint in it yet; train first with --config FILE --workdir {workdir}"
-    )
-    if not (workdir / "checkpoints").is_dir():
-        raise missing
-    with Checkpointer(workdir, keep=experiment.config.train.keep_checkpoints, read_only=True) as checkpointer:
-        state = checkpointer.restore(
-            experiment.abstract_state(), evaluations.wanted_step(workdir, experiment.config.sample.checkpoint)
-        )
-    if state is None:
-        raise missing
-    replicate = partial(jax.device_put, device=sharding.replicated(experiment.mesh))
-    ema_params = replicate(state.ema_params)
-    weights = replicate(state.params) if experiment.config.sample.weights == "raw" else ema_params
-    return Run(experiment, int(state.step), ema_params, experiment.sampler(), weights)

@@ -7,7 +7,7 @@ from configs import default
 from dit_jax import checks
 from dit_jax import config as configs
 from dit_jax.errors import UserError
-from dit_jax.experiment import resolve
+from dit_jax.resolving import resolve
 
 CLASSES = ("airplane", "cat", "dog")
 

@@ -12,9 +12,10 @@ from configs import default
 from dit_jax import config as configs
 from dit_jax.classifier_job import ClassifierExperiment, classifier_config
 from dit_jax.errors import UserError
-from dit_jax.experiment import Experiment, resolve
+from dit_jax.experiment import Experiment
 from dit_jax.jobs import pace_of
 from dit_jax.models.dit import PRESETS
+from dit_jax.resolving import resolve
 from dit_jax.training.state import ema_decay
 from dit_jax.training.step import zero_sums
 from dit_jax.training_evaluation import TrainingEvaluation

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from dit_jax import draw
-from dit_jax.experiment import load
+from dit_jax.loading import load
 from tests import tiny
 
 DDIM = {"sample__sampler": "ddim", "sample__steps": 20, "sample__clip_x_0": False}

@@ -17,9 +17,9 @@ from configs import default
 from dit_jax import config as configs
 from dit_jax import report_job
 from dit_jax.data import datasets
-from dit_jax.experiment import resolve
 from dit_jax.report_job import overrides
 from dit_jax.reporting import report_images
+from dit_jax.resolving import resolve
 from tests import tiny
 
 SECTIONS = ["training-loss", "progress", "newest-evaluation", "loss-by-noise-level", "samples-by-class", "denoising",

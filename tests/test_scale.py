@@ -8,7 +8,7 @@ import pytest
 
 from dit_jax import jobs
 from dit_jax.errors import UserError
-from dit_jax.experiment import load
+from dit_jax.loading import load
 from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.optimizer import clip_by_norm
 from dit_jax.training.step import zero_sums

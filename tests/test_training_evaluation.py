@@ -12,11 +12,12 @@ import pytest
 from dit_jax import evaluations, jobs, training_evaluation
 from dit_jax.classifier_job import train_classifier
 from dit_jax.errors import UserError
-from dit_jax.experiment import load
+from dit_jax.loading import load
 from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training_evaluation import TrainingEvaluation, first_features
 from tests import process, tiny
 from tests.evaluation.test_evaluate import summary
+from tests.reporting.test_writer import scalars
 
 EVERY_2 = {"evaluate__every_steps": 2, "train__keep_checkpoints": 1, "train__checkpoint_every": 3}
 
@@ -83,9 +84,9 @@ def test_rows_say_what_they_depend_on_and_the_run_is_as_without(make, undisturbe
     assert {"accuracy_classifier", "kid_classifier", "recall_classifier", "features_sha256"} <= set(found[0])
     assert (found[0]["floor"]["split"], found[0]["floor"]["n"]) == ("test", 12)
     assert len({row["fd_classifier"] for row in found}) == 3
-    by_step = {row["step"]: row["fd_classifier"] for row in metrics(undisturbed) if "fd_classifier" in row}
-    assert by_step == {row["step"]: row["fd_classifier"] for row in found}
-    assert [row for row in metrics(undisturbed) if "loss" in row] == metrics(plain)
+    drawn = scalars(undisturbed, "fd_classifier")
+    assert drawn == [(row["step"], pytest.approx(row["fd_classifier"], rel=1e-6)) for row in found]
+    assert metrics(undisturbed) == metrics(plain)
     with pytest.raises(UserError, match=r"sample\.checkpoint=best: no evaluation was made in training"):
         load(plain, tiny.config(sample__checkpoint="best"))
 

@@ -15,7 +15,8 @@ from dit_jax import config as configs
 from dit_jax import draw, evaluate_job, jobs
 from dit_jax.classifier_job import ClassifierExperiment, classifier_config
 from dit_jax.data import datasets
-from dit_jax.experiment import Experiment, resolve
+from dit_jax.experiment import Experiment
+from dit_jax.resolving import resolve
 from dit_jax.training import sharding
 from dit_jax.training.checkpoint import Checkpointer
 

@@ -90,7 +90,17 @@ SCHEDULES: dict[str, Callable[[int, float, float], Schedule]] = {
 def make_schedule(
     name: str, num_steps: int, beta_start: float, beta_end: float, zero_terminal_snr: bool = False
 ) -> Schedule:
-    """The tables by name; those that end at pure noise already are left as they are by `zero_terminal_snr`."""
+    """The tables by name; those that end at pure noise already are left as they are by `zero_terminal_snr`.
+
+    Raises:
+      ValueError: an unknown name, T below 1, or betas of `linear` outside (0, 1).
+    """
+    if name not in SCHEDULES:
+        raise ValueError(f"schedule {name!r} is not known; use {', '.join(SCHEDULES)}")
+    if num_steps < 1:
+        raise ValueError(f"{num_steps} steps; use at least 1")
+    if name == "linear" and not (0 < beta_start < 1 and 0 < beta_end < 1):
+        raise ValueError(f"betas from {beta_start} to {beta_end}; use numbers between 0 and 1")
     schedule = SCHEDULES[name](num_steps, beta_start, beta_end)
     return to_zero_terminal_snr(schedule) if zero_terminal_snr and schedule.alpha[-1] > 0 else schedule
 

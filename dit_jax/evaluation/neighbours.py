@@ -11,6 +11,7 @@ from dit_jax.errors import UserError
 from dit_jax.evaluation.distances import blocks, widened
 
 TILE = 2_000  # a tile of pairwise distances is 32 MB in float64
+UNSEEN = float(np.finfo(np.float32).eps) ** 2  # of the squared lengths; so much rounding could make of two copies
 
 
 class NeighbourScores(NamedTuple):
@@ -86,25 +87,33 @@ def _check_counts(reference_count: int, sample_count: int, k: int) -> None:
 
 
 def squared_distances(a_ND: np.ndarray, b_MD: np.ndarray) -> np.ndarray:
-    """float64 [N, M] of all pairs, by |a|^2 + |b|^2 - 2 a.b."""
+    """float64 [N, M] of all pairs, by |a|^2 + |b|^2 - 2 a.b; 0 where it is less than float32 features can tell."""
     a, b = widened(a_ND), widened(b_MD)
+    lengths = np.square(a).sum(1)[:, None] + np.square(b).sum(1)[None]
     squared = a @ b.T
     squared *= -2
-    squared += np.square(a).sum(1)[:, None]
-    squared += np.square(b).sum(1)[None]
-    return squared.clip(0, out=squared)
+    squared += lengths
+    lengths *= UNSEEN
+    squared[squared <= lengths] = 0
+    return squared
 
 
 def _squared_radii(features_ND: np.ndarray, ks: tuple[int, ...]) -> np.ndarray:
     """Squared distance of every row to its k-th nearest other row, for every k: float64 [len(ks), N]."""
     count, most = len(features_ND), max(ks)
-    radii = np.empty((len(ks), count))
+    nearest = np.full((count, most), np.inf)
     for rows in blocks(count, TILE):
-        nearest = np.full((rows.stop - rows.start, most), np.inf)
-        for columns in blocks(count, TILE):
+        for columns in blocks(rows.stop, TILE):  # a pair's distance is that of both: half of the tiles will do
             squared = squared_distances(features_ND[rows], features_ND[columns])
             if rows == columns:
                 np.fill_diagonal(squared, np.inf)  # a row is no neighbour of its own
-            nearest = np.partition(np.concatenate([nearest, squared], axis=1), most - 1, axis=1)[:, :most]
-        radii[:, rows] = np.sort(nearest, axis=1)[:, [k - 1 for k in ks]].T
-    return radii
+            else:
+                nearest[columns] = _smallest(nearest[columns], squared.T)
+            nearest[rows] = _smallest(nearest[rows], squared)
+    return np.sort(nearest, axis=1)[:, [k - 1 for k in ks]].T
+
+
+def _smallest(found: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """Of every row of both the smallest values, as many as `found` has: [N, count], [N, M] -> [N, count]."""
+    count = found.shape[1]
+    return np.partition(np.concatenate([found, more], axis=1), count - 1, axis=1)[:, :count]

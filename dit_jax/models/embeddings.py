@@ -12,7 +12,12 @@ TIME_FREQUENCIES = 256  # width of sinusoid(t), as in the DiT code
 
 
 def patchify(x_BHWC: jax.Array, patch_size: int) -> jax.Array:
-    """Cuts images [B, H, W, C] into rows of patches [B, N, P * P * C], pixels in (row, column, channel) order."""
+    """Cuts images [B, H, W, C] into rows of patches [B, N, P * P * C], pixels in (row, column, channel) order.
+
+    Raises ValueError if the patch size does not divide H and W.
+    """
+    if x_BHWC.shape[1] % patch_size or x_BHWC.shape[2] % patch_size:
+        raise ValueError(f"patches of {patch_size} do not divide images of {x_BHWC.shape[1]} x {x_BHWC.shape[2]}")
     return rearrange(x_BHWC, "b (h p) (w q) c -> b (h w) (p q c)", p=patch_size, q=patch_size)
 
 
@@ -25,8 +30,11 @@ def unpatchify(patches: jax.Array, patch_size: int, image_shape: tuple[int, int,
 def sinusoid(t_B: jax.Array, width: int = TIME_FREQUENCIES, max_period: float = 10_000.0) -> jax.Array:
     """Embeds timesteps [B] as [cos(t w_i), sin(t w_i)], w_i = max_period^(-2i / width): float32 [B, width].
 
+    Raises ValueError for an odd width.
     Source: DDPM (Ho et al. 2020), appendix B, in the order of the DiT code.
     """
+    if width % 2:
+        raise ValueError(f"an embedding of width {width}; use an even one")
     half = width // 2
     frequencies = jnp.asarray(np.exp(-np.log(max_period) * np.arange(half) / half), jnp.float32)
     angles = t_B.astype(jnp.float32)[:, None] * frequencies[None]

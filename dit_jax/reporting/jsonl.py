@@ -72,7 +72,8 @@ def parse(line: bytes) -> dict[str, Any] | None:
 class JsonlWriter(MetricWriter):
     """Appends a line for each `write_scalars`; on return the line is with the operating system, so a kill keeps it.
 
-    Pictures, texts and the rest have no place in the file and are ignored.
+    Scalars without a `loss` are an evaluation's, which has a file of its own: no row is without one. Pictures, texts
+    and the rest have no place in the file and are ignored.
     """
 
     def __init__(self, path: Path):
@@ -80,6 +81,8 @@ class JsonlWriter(MetricWriter):
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Appends `{"step": step, **scalars}`; NaN and infinities, which JSON lacks, become null."""
+        if "loss" not in scalars:
+            return
         row = {"step": int(step)} | {name: _number(value) for name, value in scalars.items()}
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
 

@@ -35,7 +35,7 @@ def ema_decay(step: jax.Array, batch_size: int, half_life: float, ramp: float) -
     Early on the half-life is at most `ramp` times the images seen, so that the start is forgotten in time.
     Source: Karras et al. 2022, its training code (half-life 500,000 images and ramp 0.05 on CIFAR-10).
     """
-    images = (step + 1).astype(jnp.float32) * batch_size
+    images = step.astype(jnp.float32) * batch_size
     return 0.5 ** (batch_size / jnp.maximum(jnp.minimum(half_life, ramp * images), 1e-6))
 
 

@@ -134,3 +134,18 @@ def test_q_sample_by_hand():
     eps = jnp.array([-4.0, 5.0]).reshape(2, 1, 1, 1)
     out = jax.jit(lambda t: q_sample(rectified(4), x_0, eps, t))(jnp.array([0, 3]))
     np.testing.assert_array_equal(out.ravel(), [2.0, 5.0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("lineal", 10, 1e-4, 0.02), "schedule 'lineal' is not known; use linear, "),
+        (("linear", 0, 1e-4, 0.02), "0 steps; use at least 1"),
+        (("linear", 10, 0.5, 1.5), "betas from 0.5 to 1.5; use numbers between"),
+        (("linear", 10, 0.0, 0.5), "betas from 0.0 to 0.5"),
+        (("linear", 10, float("nan"), 0.5), "betas from nan"),
+    ],
+)
+def test_what_makes_no_tables_is_refused(arguments, told):
+    with pytest.raises(ValueError, match=told):
+        make_schedule(*arguments)

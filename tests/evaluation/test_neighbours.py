@@ -41,6 +41,15 @@ def test_copies_of_one_image_are_precise_without_recall():
     assert scores.recall == 1 / 50
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rounding_does_not_part_copies(dtype):
+    """All samples are one image of the reference: it alone lies in their balls, whose radii are 0."""
+    for seed in range(30):
+        reference = np.random.default_rng(seed).normal(size=(20, 64)).astype(dtype)
+        scores = neighbour_scores(reference, np.repeat(reference[:1], 10, 0))
+        assert (scores.precision, scores.recall) == (1, 1 / 20)
+
+
 def test_equal_distributions_score_about_1():
     """A ball stays empty if the k nearest of n - 1 reference images and n samples are all reference: about 2^-k.
 

@@ -109,3 +109,10 @@ def test_class_table_has_a_last_row_for_no_class():
     (table,) = jax.tree.leaves(params)
     assert table.shape == (11, 16)
     np.testing.assert_array_equal(layer.apply(params, labels), table[np.array([0, 9, 10])])
+
+
+def test_what_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="patches of 3 do not divide images of 6 x 8"):
+        patchify(jnp.zeros((1, 6, 8, 3)), 3)
+    with pytest.raises(ValueError, match="width 5; use an even one"):
+        sinusoid(jnp.arange(3), 5)

@@ -22,12 +22,12 @@ def test_half_of_the_weight_is_gone_after_half_life_images(batch_size):
 
 def test_ramp_bounds_the_half_life_by_the_images_seen():
     # After 1,000 images of batch 10 the half-life is 0.05 x 1,000 = 50 images: a step keeps 0.5^(10 / 50).
-    assert ema_decay(jnp.asarray(99), 10, 1e6, 0.05) == pytest.approx(0.5**0.2, rel=1e-5)
+    assert ema_decay(jnp.asarray(100), 10, 1e6, 0.05) == pytest.approx(0.5**0.2, rel=1e-5)
     # From 2,000 images on, a half-life of 100 is the smaller of the two.
-    assert ema_decay(jnp.asarray(199), 10, 100.0, 0.05) == pytest.approx(0.5**0.1, rel=1e-5)
-    assert ema_decay(jnp.asarray(399), 10, 100.0, 0.05) == pytest.approx(0.5**0.1, rel=1e-5)
-    # The first step: half-life 0.5 images, so that the fresh weights are forgotten at once.
-    assert weight_of_the_old(3, 10, 1e6, 0.05) < 1e-10
+    assert ema_decay(jnp.asarray(200), 10, 100.0, 0.05) == pytest.approx(0.5**0.1, rel=1e-5)
+    assert ema_decay(jnp.asarray(400), 10, 100.0, 0.05) == pytest.approx(0.5**0.1, rel=1e-5)
+    # At the first step none are seen: the fresh weights are forgotten at once.
+    assert ema_decay(jnp.asarray(0), 10, 1e6, 0.05) == 0
 
 
 def test_half_life_zero_is_no_average():
