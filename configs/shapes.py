@@ -27,11 +27,11 @@ def get_config() -> ConfigDict:
     config.optimizer.b2 = 0.95
     config.optimizer.warmup_steps = 100
     config.optimizer.schedule = "cosine"
-    config.train.steps = 3_600
+    config.train.steps = 11_000
     config.train.batch_size = 16
     config.train.steps_per_call = 25
     config.train.ema_half_life = 5_000.0
-    config.train.checkpoint_every = 1_000
+    config.train.checkpoint_every = 2_000
     config.train.log_every = 100
     config.train.sample_every = 0
     config.sample.sampler = "dpmpp_2m"

@@ -30,7 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
     # The demo's: 1.2 M parameters.
     "demo": dict(
-        patch_size=4, width=128, depth=4, num_heads=4, num_kv_heads=2, conditioning="adaln_zero", positions="grid"
+        patch_size=8, width=128, depth=4, num_heads=4, num_kv_heads=2, conditioning="adaln_zero", positions="grid"
     ),
     **{
         f"DiT-{size}/{patch}": dict(
