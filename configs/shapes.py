@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     config.sample.sampler = "dpmpp_2m"
     config.sample.spacing = "trailing"
     config.sample.steps = 20
-    config.sample.guidance = 3.0
+    config.sample.guidance = 2.0
     config.sample.clip_x_0 = False
     config.evaluate.n = 500
     config.evaluate.loss_n = 200

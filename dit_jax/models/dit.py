@@ -28,7 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "report": dict(
         patch_size=4, width=384, depth=12, num_heads=8, num_kv_heads=2, conditioning="token", positions="mae"
     ),
-    # The demo's: 1.2 M parameters.
+    # The demo's: 1.25 M parameters.
     "demo": dict(
         patch_size=8, width=128, depth=4, num_heads=4, num_kv_heads=2, conditioning="adaln_zero", positions="grid"
     ),
