@@ -84,15 +84,20 @@ def experiment(config: str, assignments: Sequence[str]) -> Experiment:
     return Experiment(resolve(made))
 
 
-def contestants(task: str, made: Experiment, config: str, assignments: list[str], peers: str) -> list[Contestant]:
-    """Ours, and the peers that can run here: PyTorch must be installed, the condition be a token."""
+def contestants(
+    task: str, made: Experiment, config: str, assignments: list[str], peers: str, apart: bool = False
+) -> list[Contestant]:
+    """Ours, and the peers that can run here: PyTorch must be installed, the condition be a token.
+
+    `apart`: they never are on the machine together.
+    """
     c, s = made.config.model, made.config.sample
     batch = made.config.train.batch_size if task == "train" else s.batch_size
     shape = {"image_shape": made.info.image_shape, "num_classes": len(made.info.class_names), "batch_size": batch}
     spec = {"task": task, "dtype": c.dtype, "config": config, "assignments": assignments, **shape}
     names = [name for name in peers.split(",") if name]
     card = machine.only_cards(1)  # PyTorch's processes drive one
-    env = huge_pages.wanted(os.environ) | card | (share() if names else {})  # the first is main.py's own
+    env = huge_pages.wanted(os.environ) | card | (share() if names and not apart else {})  # the first is main.py's own
     ours = Contestant(contest.OURS, "benchmarks.ours", spec, env, multiple=at_once(task, made))
     if names and c.conditioning != "token":
         print(f"no peers: theirs has model.conditioning=token, this is {c.conditioning}", file=sys.stderr)
@@ -138,7 +143,7 @@ def run(
     for dtype, batch in cells(flags):
         more = [*assignments, f"model.dtype={dtype}", f"{batch_key}={batch}"]
         made = experiment(flags.config, more)
-        those = contestants(task, made, flags.config, more, flags.peers)
+        those = contestants(task, made, flags.config, more, flags.peers, flags.apart)
         measure = contest.apart if flags.apart else contest.together
         found = contest.compare(those, batch, flops(made), flags.repeats, flags.seconds, measure)
         cell = {"dtype": dtype, "batch": batch, "flops_per_image": flops(made), "config": flags.config}

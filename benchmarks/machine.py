@@ -42,13 +42,16 @@ def gpus() -> list[str]:
         return []
 
 
+def visible_cards() -> list[str]:
+    """What CUDA calls the GPUs that a process started here sees."""
+    default = ",".join(str(i) for i in range(len(gpus())))
+    return [card for card in os.environ.get("CUDA_VISIBLE_DEVICES", default).split(",") if card] if default else []
+
+
 def only_cards(count: int) -> dict[str, str]:
-    """Environment in which a process sees the first `count` GPUs of those seen here; empty without any."""
-    found = len(gpus())
-    if not found:
-        return {}
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(found))))
-    return {"CUDA_VISIBLE_DEVICES": ",".join(seen.split(",")[:count])}
+    """Environment in which a process sees the first `count` of them; empty without any."""
+    cards = visible_cards()[:count]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(cards)} if cards else {}
 
 
 def commit() -> str:

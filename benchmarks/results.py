@@ -128,7 +128,8 @@ def headline(result: dict[str, Any]) -> str:
     """A sentence for README: an outside judge's figures, the last evaluation's, else the loss."""
     found = []
     if result.get("judge"):
-        found.append(f"outside classifier: {judged(result['judge'])}")
+        n = result["judge"].get("samples", result["judge"]).get("n")
+        found.append(f"outside classifier: {judged(result['judge'])}" + (f" (n = {n:,})" if n else ""))
         if not result["figures"]:
             found.append("n = {n:,}, {sampler} {steps} steps, guidance {guidance:g}".format(**result["samples"]))
     if result["figures"]:

@@ -156,7 +156,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     about = {**machine.describe(), "config": flags.config, "base": BASE}
     rows = []
     for point in points(BASE, axes, flags.config):
-        if point.devices > (len(machine.gpus()) or os.cpu_count() or 1):
+        if point.devices > (len(machine.visible_cards()) or os.cpu_count() or 1):
             continue
         rows.append(measure(point, flags.config, flags.repeats, flags.seconds))
         print("{axis} {x}: {0:.1f} ms".format(rows[-1]["step_ms"]["median"], **rows[-1]), flush=True)

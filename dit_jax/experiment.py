@@ -238,12 +238,15 @@ def make_sample(experiment: Experiment, plan: sampling.Plan, draw: tasks.Draw = 
     def sample(
         params: Params, key: jax.Array, labels: np.ndarray | jax.Array, first: int = 0, inputs: Sequence[Any] = ()
     ) -> jax.Array:
-        traced = isinstance(labels, Tracer)  # then what they are is not known yet
-        if not traced:
+        if not isinstance(labels, Tracer):  # else what they are is not known yet
             labels = np.asarray(labels, np.int32)
             checks.label_range(labels, experiment.info.class_names)
-        index, resize = first + np.arange(len(labels), dtype=np.int32), jnp.resize if traced else np.resize
-        fill = lambda x: resize(x, (len(x) + -len(x) % (size * mesh.size), *x.shape[1:]))  # noqa: E731
+        index = first + np.arange(len(labels), dtype=np.int32)
+
+        def fill(x: Any) -> Any:
+            resize = jnp.resize if isinstance(x, Tracer) else np.resize
+            return resize(x, (len(x) + -len(x) % (size * mesh.size), *x.shape[1:]))
+
         return mapped(params, key, fill(labels), fill(index), tuple(map(fill, inputs)))[: len(labels)]
 
     return sample

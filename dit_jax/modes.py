@@ -11,8 +11,8 @@ from dit_jax.checks import require
 from dit_jax.files import expanded
 from dit_jax.together import check_alike, several
 
-# Keys in which the processes of a run may differ: where their machine has the data.
-PLACES = ("data.data_dir", "data.root", "data.content")
+# Keys in which the processes of a run may differ: where their machine has something.
+PLACES = ("data.data_dir", "data.root", "data.content", "evaluate.inception_path", "sample.images", "sample.mask")
 MODES = ("train", "sample", "train_classifier", "evaluate", "report")
 
 

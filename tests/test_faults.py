@@ -97,6 +97,7 @@ def test_twenty_kills_cost_no_bit(place, tmp_path):
     assert killed_and_resumed(place, tmp_path, kills=20, steps=6000) >= 3
 
 
+@pytest.mark.long
 def test_a_streamed_run_that_is_killed_and_asked_to_end_is_the_resident_one(place, tmp_path):
     """SIGKILL with batches being read, then SIGTERM, which ends the threads, then the rest."""
     settings = [*SETTINGS, "train.steps=1000"]

@@ -52,6 +52,7 @@ def refused(capfd, *arguments):
     return done.err[0]
 
 
+@pytest.mark.long
 def test_train_sample_evaluate_and_go_on_without_the_folder(root, tmp_path, capfd, monkeypatch):
     tiny.on_devices(monkeypatch, 1)
     ran(capfd, *flags(tmp_path))

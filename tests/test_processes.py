@@ -72,6 +72,7 @@ def assert_same_run(workdir, undisturbed):
         np.testing.assert_allclose(*predictions, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 def test_ended_killed_and_resumed_by_one_process_it_is_the_same_run(place, undisturbed, tmp_path):
     pair = process.start_pair(place[0], tmp_path, place[1], *SETTINGS, slurm=True)
     process.wait_for(lambda: process.last_row(tmp_path) >= 6, pair[0])

@@ -68,6 +68,7 @@ def test_microbatches_with_shares_bfloat16_and_remat():
     assert norm_of_parts == pytest.approx(norm, rel=2e-2)
 
 
+@pytest.mark.long
 def test_memory_falls_with_the_devices():
     """Six blocks, one token an image: nearly all of the memory is the network's."""
     memory = {}

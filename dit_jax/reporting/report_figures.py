@@ -161,7 +161,11 @@ def progress_charts(rows: Sequence[Row], clock: Clock) -> Html:
         label = f"{HEADS.get(name, name)}{' (%)' if name.startswith(PERCENT) else ''}"
         axes = Axes(label, "images seen", clock.images_per_epoch, floor_of(rows, name))
         parts.append(element("div", small_chart(curves_of(newest, name, clock), axes, f"{label} against images seen")))
-    named = [Curve(name_of(group[-1]), np.empty(0), np.empty(0), f"s{i}") for i, group in enumerate(newest)]
+    names = [name_of(group[-1]) for group in newest]
+    words = [
+        draw_of(group[-1], name) if names.count(name) > 1 else name for group, name in zip(newest, names, strict=True)
+    ]
+    named = [Curve(word, np.empty(0), np.empty(0), f"s{i}") for i, word in enumerate(words)]
     named.append(Curve("real images, as the newest evaluation has them", np.empty(0), np.empty(0), "ink", "dashed"))
     return joined([element("div", *parts, class_="pair"), legend_of(named)])
 
@@ -199,12 +203,18 @@ def name_of(row: Row) -> str:
     return ", ".join(words)
 
 
+def draw_of(row: Row, name: str) -> str:
+    """A name with what tells draws of one sampler apart."""
+    return ", ".join([name, *(f"{key} {row[key]}" for key in ("seed", "eta", "variance") if key in row)])
+
+
 def evaluation_section(row: Row | None) -> Html:
     """Every figure of the newest evaluation beside the same one of real images."""
     if row is None or not isinstance(row.get("floor"), dict):
         return missing("There is no evaluation with real images beside it yet.")
     floor = row["floor"]
-    names = [name for name, value in (row | floor).items() if name.startswith(FIGURES) and isinstance(value, float)]
+    both = [*row.items(), *floor.items()]
+    names = dict.fromkeys(name for name, value in both if name.startswith(FIGURES) and isinstance(value, float))
     lines = [[name, shown(name, row.get(name)), shown(name, floor.get(name))] for name in names]
     against = f"the {row.get('reference_split', '')} split ({shown('n', row.get('reference_n'))} images)"
     caption = (

@@ -142,7 +142,7 @@ def test_the_whole_command(module, tmp_path):
 
 @pytest.mark.parametrize(
     ("seen", "cards", "count", "told"),
-    [(None, 4, 1, "0"), (None, 4, 2, "0,1"), ("2,3", 4, 1, "2"), ("", 4, 1, ""), (None, 0, 1, None)],
+    [(None, 4, 1, "0"), (None, 4, 2, "0,1"), ("2,3", 4, 1, "2"), ("", 4, 1, None), (None, 0, 1, None)],
 )
 def test_all_contestants_have_the_same_cards(seen, cards, count, told, monkeypatch):
     monkeypatch.setattr(machine, "gpus", lambda: ["card"] * cards)
@@ -152,4 +152,5 @@ def test_all_contestants_have_the_same_cards(seen, cards, count, told, monkeypat
     assert machine.only_cards(count) == ({} if told is None else {"CUDA_VISIBLE_DEVICES": told})
     made = commands.experiment("configs/cifar10.py:report", [])
     ours, *_ = commands.contestants("train", made, "configs/cifar10.py:report", [], peers="")
+    assert machine.only_cards(9) == ({} if told is None else {"CUDA_VISIBLE_DEVICES": seen or "0,1,2,3"})
     assert ours.env.get("CUDA_VISIBLE_DEVICES") == (None if told is None else told.split(",")[0])

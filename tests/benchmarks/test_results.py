@@ -43,7 +43,7 @@ def test_a_judge_that_saw_real_images_has_them_beside():
     assert results.judged({"samples": told, "real_test": real}) == "accuracy 0.5 (real images 0.75), fd 2"
     drawn = {"n": 2000, "sampler": "ddim", "steps": 7, "guidance": 1.5}
     line = results.headline({"judge": {"samples": told, "real_test": {}}, "figures": [], "samples": drawn})
-    assert line == "outside classifier: accuracy 0.5, fd 2; n = 2,000, ddim 7 steps, guidance 1.5"
+    assert line == "outside classifier: accuracy 0.5, fd 2 (n = 20); n = 2,000, ddim 7 steps, guidance 1.5"
 
 
 def test_tiles_are_the_first_of_each_class_in_order():

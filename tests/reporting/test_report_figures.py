@@ -100,6 +100,7 @@ def test_other_draws_are_another_curve(other):
     rows = [{"step": 1, "fid": 3.0, **DRAWN}, {"step": 1, "fid": 4.0, **DRAWN} | other]
     wide = progress_charts(rows, CLOCK).split('class="narrow"')[0]
     assert [len(re.findall(f'class="dot s{i}"', wide)) for i in range(2)] == [1, 1]
+    assert f", guidance 1, {next(iter(other))} {next(iter(other.values()))}<" in progress_charts(rows, CLOCK)
 
 
 def test_real_images_are_those_of_the_newest_row():

@@ -46,6 +46,7 @@ def test_a_streamed_run_has_the_weights_of_a_resident_one(devices, tmp_path, mon
     assert not reading_threads()
 
 
+@pytest.mark.long
 def test_a_streamed_run_that_is_resumed_reads_on_where_it_was(tmp_path, monkeypatch):
     """Seven steps, then, in calls of another length, the rest; and once the rest is resident."""
     whole = train(tmp_path / "whole", "false", 2, monkeypatch, **LONG)
