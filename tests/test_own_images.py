@@ -78,6 +78,7 @@ def test_train_sample_evaluate_and_go_on_without_the_folder(root, tmp_path, capf
     assert "goes on without --config" in line
 
 
+@pytest.mark.long
 def test_what_changes_between_two_starts(root, tmp_path, capfd, caplog, monkeypatch):
     tiny.on_devices(monkeypatch, 1)
     ran(capfd, *flags(tmp_path, train__steps=2))
@@ -123,6 +124,7 @@ def test_a_mistake_is_one_line_and_makes_no_workdir(mistake, root, tmp_path, cap
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_one_picture_a_class_is_trained_on_and_told_where_it_cannot_be_judged(tmp_path, capfd, caplog, monkeypatch):
     tiny.on_devices(monkeypatch, 1)
     for seed, name in enumerate(NAMES):

@@ -59,6 +59,7 @@ def test_fifty_steps_are_the_same(devices, optimizer, shard, reference):
         )
 
 
+@pytest.mark.long
 def test_microbatches_with_shares_bfloat16_and_remat():
     """Beside one device, whole and in float32: apart by no more than bfloat16 rounds (0.4% a number)."""
     loss, norm, _ = steps(1, "sgd", 3)
@@ -91,6 +92,7 @@ def test_memory_falls_with_the_devices():
     assert memory[8].temp_size_in_bytes < params
 
 
+@pytest.mark.long
 def test_a_split_run_is_watched_saved_resumed_whole_and_loaded(tmp_path, monkeypatch):
     tiny.install(monkeypatch)
     for folder, devices, shard in (("whole", 1, False), ("split", 8, True)):
