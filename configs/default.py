@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 2e-4  # peak (the report)
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
-    config.optimizer.weight_decay = 1e-4  # on matrices alone (the report)
+    config.optimizer.weight_decay = 1e-4  # the report's, on matrices alone (its code decays all)
     config.optimizer.warmup_steps = 0
     config.optimizer.schedule = "constant"  # constant | cosine (to 0 at train.steps)
     config.optimizer.clip_norm = 1.0  # global gradient norm; 0 is no clipping (DDPM's code: 1)

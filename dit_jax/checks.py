@@ -265,10 +265,10 @@ def parse_labels(text: str, class_names: Sequence[str]) -> list[int]:
     return [label for label in labels if label is not None] or list(range(len(class_names)))
 
 
-def label_range(labels: np.ndarray, class_names: Sequence[str]) -> None:
-    """Refuses labels outside 0..num_classes (num_classes is "no class"), and none at all."""
+def label_range(labels: np.ndarray, class_names: Sequence[str], unlabelled: bool = True) -> None:
+    """Refuses none at all, and labels outside 0..num_classes; num_classes, "no class", too unless `unlabelled`."""
     require(labels.size > 0, "labels", "[]", f"give at least one; {known_classes(class_names)}")
-    wrong = labels[(labels < 0) | (labels > len(class_names))]
+    wrong = labels[(labels < 0) | (labels >= len(class_names) + unlabelled)]
     if wrong.size:
         raise UserError(f"label {wrong[0]} is out of range; {known_classes(class_names)}")
 

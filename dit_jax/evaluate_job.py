@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from dit_jax.data.images import Images, open_images
 from dit_jax.data.pipeline import steps_per_epoch
 from dit_jax.evaluation import held_out
 from dit_jax.evaluation.distances import bias_warning
-from dit_jax.evaluation.evaluate import LEAST_IMAGES, NAMES, Summary, scores, summarize
+from dit_jax.evaluation.evaluate import FEW_TO_SCORE, LEAST_IMAGES, NAMES, Summary, scores, summarize
 from dit_jax.evaluation.features import Extractor, weights_hash
 from dit_jax.experiment import Experiment
 from dit_jax.files import replacing
@@ -68,6 +69,9 @@ def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path |
     warning = bias_warning(reference.moments, samples.moments)
     if warning:
         logger.warning("%s: %s", NAMES[extractor.name]["frechet"], warning)
+    if extractor.name == "inception" and samples.count < FEW_TO_SCORE:
+        few = "inception_score: %d images in ten splits score low, at most %d; compare only with figures of as many"
+        logger.warning(few, samples.count, math.ceil(samples.count / 10))
     figures = scores(extractor.name, reference, samples, names)
     result = figures | source.about
     result |= {"n": samples.count, "features": extractor.name, "features_sha256": extractor.sha256}

@@ -240,7 +240,8 @@ def make_sample(experiment: Experiment, plan: sampling.Plan, draw: tasks.Draw = 
     ) -> jax.Array:
         if not isinstance(labels, Tracer):  # else what they are is not known yet
             labels = np.asarray(labels, np.int32)
-            checks.label_range(labels, experiment.info.class_names)
+            learnt_without = experiment.config.train.label_dropout > 0
+            checks.label_range(labels, experiment.info.class_names, learnt_without)
         index = first + np.arange(len(labels), dtype=np.int32)
 
         def fill(x: Any) -> Any:

@@ -1,5 +1,6 @@
 """The modes of main.py by name."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,11 @@ from ml_collections import ConfigDict
 
 from dit_jax import config as configs
 from dit_jax.checks import require
+from dit_jax.doubts import doubts
 from dit_jax.files import expanded
-from dit_jax.together import check_alike, several
+from dit_jax.together import check_alike, is_first, several
+
+logger = logging.getLogger(__name__)
 
 # Keys in which the processes of a run may differ: where their machine has something.
 PLACES = ("data.data_dir", "data.root", "data.content", "evaluate.inception_path", "sample.images", "sample.mask")
@@ -51,4 +55,7 @@ def run(mode: str, config: ConfigDict, workdir: Path, out: Path | None, images: 
     require(mode != "report" or not several(), "--mode", mode, "it reads files: start one process (--cluster=none)")
     check_alike("config", [mode, *(leaf for leaf in configs.leaves(config) if leaf[0] not in PLACES)],
                 "start them with the same flags")  # fmt: skip
+    if is_first() and images is None:
+        for line in doubts(config, mode):
+            logger.warning("warning: %s", line)
     return job_of(mode)(config, workdir, out, *([images] if evaluates else [])) or 0

@@ -246,6 +246,8 @@ def test_labels_that_are_none(text):
 
 def test_label_range():
     checks.label_range(np.array([0, 2, 3]), CLASSES)  # 3 is "no class"
+    with pytest.raises(UserError, match="label 3 is out of range"):
+        checks.label_range(np.array([0, 2, 3]), CLASSES, unlabelled=False)
     for wrong in (-1, 4):
         with pytest.raises(UserError, match=f"label {wrong} is out of range; the classes are 0 airplane"):
             checks.label_range(np.array([0, wrong]), CLASSES)

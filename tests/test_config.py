@@ -16,7 +16,7 @@ from dit_jax.experiment import Experiment
 from dit_jax.jobs import pace_of
 from dit_jax.models.dit import PRESETS
 from dit_jax.resolving import resolve
-from dit_jax.training.state import ema_decay
+from dit_jax.training.state import ema_rate
 from dit_jax.training.step import zero_sums
 from dit_jax.training_evaluation import TrainingEvaluation
 
@@ -130,7 +130,7 @@ def test_the_average_of_our_recipes_follows_the_length_of_the_run(recipe):
     """Half of the average's weight is on the last twentieth of the images, at any step (the ramp of Karras et al.)."""
     train = configs.load(f"configs/cifar10.py:{recipe}").train
     for step in (100, 1_000, 10_000):
-        decay = float(ema_decay(np.int32(step), train.batch_size, train.ema_half_life, train.ema_ramp))
+        decay = 1 - float(ema_rate(np.int32(step), train.batch_size, train.ema_half_life, train.ema_ramp))
         assert decay ** (step / 20) == pytest.approx(0.5, rel=1e-3)
 
 

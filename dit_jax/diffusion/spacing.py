@@ -1,4 +1,4 @@
-"""Which timesteps a sampler visits: int [steps], falling, none twice.
+"""Which timesteps a sampler visits: int [steps], falling, none twice; ValueError for more steps than there are.
 
 Papers count timesteps 1 .. T and we 0 .. T-1, so each is theirs minus one.
 """
@@ -12,12 +12,20 @@ from dit_jax.diffusion.schedule import Schedule
 RHO, MAX_NOISE = 7.0, 80.0  # Karras et al. 2022, table 1
 
 
+def _check(num_steps: int, steps: int) -> None:
+    if not 1 <= steps <= num_steps:
+        raise ValueError(f"{steps} steps over {num_steps} timesteps: none is visited twice, so use 1 to {num_steps}")
+
+
 def linspace(num_steps: int, steps: int) -> np.ndarray:
     """Evenly from T-1 to 0, both ends visited; one step is T-1.
 
-    Source: improved DDPM (Nichol & Dhariwal 2021), section 4; "linspace" of Lin et al. 2023, table 2.
+    Halves are rounded as diffusers does, which counts upwards; improved DDPM's code, which adds strides up, may differ
+    by one there. Source: Nichol & Dhariwal 2021, section 4; "linspace" of Lin et al. 2023, table 2.
     """
-    return np.round(np.linspace(num_steps - 1, 0, steps)).astype(np.int64)
+    _check(num_steps, steps)
+    upwards = np.linspace(0, num_steps - 1, steps) if steps > 1 else np.array([num_steps - 1])
+    return np.round(upwards[::-1]).astype(np.int64)
 
 
 def leading(num_steps: int, steps: int) -> np.ndarray:
@@ -25,6 +33,7 @@ def leading(num_steps: int, steps: int) -> np.ndarray:
 
     Source: DDIM's code (Song et al. 2021); "leading" of Lin et al. 2023, table 2, cut to `steps`.
     """
+    _check(num_steps, steps)
     return np.arange(steps)[::-1] * (num_steps // steps)
 
 
@@ -33,6 +42,7 @@ def trailing(num_steps: int, steps: int) -> np.ndarray:
 
     Source: Lin et al. 2023, table 2 and section 3.3.
     """
+    _check(num_steps, steps)
     return np.round(num_steps - np.arange(steps) * (num_steps / steps)).astype(np.int64) - 1
 
 
@@ -51,6 +61,7 @@ def even_in(level: np.ndarray, steps: int) -> np.ndarray:
 
     Where two values share a timestep, the later one moves down, and all keep room for those that follow.
     """
+    _check(len(level), steps)
     targets = np.linspace(level[-1], level[0], steps)
     nearest = np.round(np.interp(targets, level, np.arange(len(level)))).astype(np.int64)
     i = np.arange(steps)

@@ -13,6 +13,7 @@ from dit_jax.evaluation.neighbours import neighbour_scores
 
 logger = logging.getLogger(__name__)
 LEAST_IMAGES = 10  # one for each split of the Inception Score
+FEW_TO_SCORE = 1_000  # images below which the Inception Score, which a split's count bounds, says little
 KEPT = 10_000  # feature vectors that are kept of a set, for the metrics that need them one by one
 # feature -> its name of each metric: figures of different features never share one
 NAMES = {

@@ -19,6 +19,7 @@ class NeighbourScores(NamedTuple):
 
     precision: share of samples within the reference's manifold; recall: share of the reference within the samples'.
     density: reference balls that a sample lies in, over k; coverage: share of reference balls that hold a sample.
+    A rim belongs to the ball for precision and recall and not for density and coverage, as in their authors' codes.
     """
 
     precision: float
@@ -57,7 +58,7 @@ def neighbour_scores(
     for rows in blocks(len(reference_ND), TILE):
         for columns in blocks(len(samples_ND), TILE):
             squared = squared_distances(reference_ND[rows], samples_ND[columns])
-            within = squared <= reference_radii[1, rows, None]
+            within = squared < reference_radii[1, rows, None]  # without the rim
             hits[columns] += within.sum(0)
             covered[rows] |= within.any(1)
             precise[columns] |= (squared <= reference_radii[0, rows, None]).any(0)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 Params = Any  # a tree of float32 arrays
@@ -29,16 +30,17 @@ def create(init_params: Callable[[], Params], optimizer: optax.GradientTransform
     return TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params))
 
 
-def ema_decay(step: jax.Array, batch_size: int, half_life: float, ramp: float) -> jax.Array:
-    """Decay of the average at `step` steps done: 0.5^(batch / half-life), the half-life in images.
+def ema_rate(step: jax.Array, batch_size: int, half_life: float, ramp: float) -> jax.Array:
+    """How far the average moves at `step` steps done: 1 - 0.5^(batch / half-life), 0..1; the half-life in images.
 
     Early on the half-life is at most `ramp` times the images seen, so that the start is forgotten in time.
     Source: Karras et al. 2022, its training code (half-life 500,000 images and ramp 0.05 on CIFAR-10).
     """
     images = step.astype(jnp.float32) * batch_size
-    return 0.5 ** (batch_size / jnp.maximum(jnp.minimum(half_life, ramp * images), 1e-6))
+    half_lives = batch_size / jnp.maximum(jnp.minimum(half_life, ramp * images), 1e-6)
+    return -jnp.expm1(-np.log(2).astype(np.float32) * half_lives)  # 1 - 0.5^... would lose the digits of a slow average
 
 
-def update_ema(ema_params: Params, params: Params, decay: jax.Array) -> Params:
-    """decay * ema + (1 - decay) * params, leaf by leaf."""
-    return jax.tree.map(lambda ema, p: ema + (1 - decay) * (p - ema), ema_params, params)
+def update_ema(ema_params: Params, params: Params, rate: jax.Array) -> Params:
+    """(1 - rate) * ema + rate * params, leaf by leaf."""
+    return jax.tree.map(lambda ema, p: ema + rate * (p - ema), ema_params, params)

@@ -20,7 +20,7 @@ from dit_jax.diffusion import objective
 from dit_jax.diffusion.schedule import Schedule
 from dit_jax.training import guard, layout, sharding
 from dit_jax.training.layout import Axes
-from dit_jax.training.state import Params, TrainState, ema_decay, update_ema
+from dit_jax.training.state import Params, TrainState, ema_rate, update_ema
 
 Sums = dict[str, jax.Array]  # metrics summed over steps, on the devices until a log point
 CallResult = tuple[TrainState, Sums, jax.Array]
@@ -156,8 +156,8 @@ def update(
     optimizer = optax.with_extra_args_support(optimizer)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params, grad_norm=grad_norm)
     params = optax.apply_updates(state.params, updates)
-    decay = ema_decay(state.step, recipe.batch_size, recipe.ema_half_life, recipe.ema_ramp)
-    return TrainState(state.step + 1, params, update_ema(state.ema_params, params, decay), opt_state)
+    rate = ema_rate(state.step, recipe.batch_size, recipe.ema_half_life, recipe.ema_ramp)
+    return TrainState(state.step + 1, params, update_ema(state.ema_params, params, rate), opt_state)
 
 
 def data_keys(key: jax.Array) -> tuple[jax.Array, jax.Array]:

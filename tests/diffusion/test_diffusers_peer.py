@@ -69,7 +69,7 @@ def test_tables(schedule, settings):
 
 
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
-@pytest.mark.parametrize("steps", [1, 2, 7, 10, 33, 50, 999, 1000])
+@pytest.mark.parametrize("steps", [1, 2, 7, 10, 27, 31, 33, 47, 50, 999, 1000])
 def test_timesteps(spacing, steps):
     scheduler = diffusers.DDIMScheduler(**BETAS, timestep_spacing=spacing)
     scheduler.set_timesteps(steps)

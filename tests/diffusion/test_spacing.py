@@ -91,3 +91,10 @@ def test_linspace_is_even():
         for steps in range(2, T + 1):
             exact = [(T - 1) * (1 - i / (steps - 1)) for i in range(steps)]
             assert np.abs(linspace(T, steps) - exact).max() <= 0.5 + 1e-9
+
+
+@pytest.mark.parametrize("name", SPACINGS)
+@pytest.mark.parametrize("steps", [0, 6])
+def test_more_steps_than_timesteps(name, steps):
+    with pytest.raises(ValueError, match=f"{steps} steps over 5 timesteps: .* use 1 to 5"):
+        SPACINGS[name](rectified(5), steps)

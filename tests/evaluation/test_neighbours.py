@@ -26,11 +26,17 @@ def test_scores_by_hand(monkeypatch, tile):
 def test_the_two_ks_are_not_mixed_up():
     """k = 2 for precision: all samples lie in balls. Samples' radii are 19.5, 15, 15, 16 ... as 20 to 5 is 15.
 
-    So recall: 0, 1, 3, 7 yes; 50 is 29 from 21 and 30 from 20: no. Density, k = 1: 0.5 in 2 balls, 5 in 2: 4 of 4.
-    Coverage, k = 1: the balls of 0, 1, 3, 7.
+    So recall: 0, 1, 3, 7 yes; 50 is 29 from 21 and 30 from 20: no. Density, k = 1: 0.5 in 2 balls, 5 in that of 7
+    (on the rim of 3's is outside): 3 of 4. Coverage, k = 1: the balls of 0, 1, 7.
     """
     scores = neighbour_scores(REFERENCE, SAMPLES, precision_k=2, density_k=1)
-    assert scores == pytest.approx((1, 4 / 6, 1, 4 / 6, 6, 4))
+    assert scores == pytest.approx((1, 4 / 6, 3 / 4, 3 / 6, 6, 4))
+
+
+def test_a_set_against_itself():
+    """An image lies in its own ball and in those of others: in k on average, as its k-th neighbour is on the rim."""
+    reference = np.random.default_rng(0).normal(size=(200, 4))
+    assert neighbour_scores(reference, reference)[:4] == pytest.approx((1, 1, 1, 1))
 
 
 def test_copies_of_one_image_are_precise_without_recall():

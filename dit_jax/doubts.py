@@ -1,0 +1,52 @@
+"""Settings that could be meant and mostly are not: unlike those that checks.py refuses, they are warned of."""
+
+from ml_collections import ConfigDict
+
+from dit_jax.checks import TASKS_WITH_IMAGES
+from dit_jax.diffusion.guidance import guidance_interval
+from dit_jax.diffusion.schedule import Schedule, make_schedule
+from dit_jax.diffusion.spacing import SPACINGS
+
+SIGNAL = 0.1  # share of the image (alpha) at the timestep where pure noise is taken for x_t: above it, samples suffer
+
+
+def doubts(config: ConfigDict, mode: str) -> list[str]:
+    """A line for each doubtful setting of a resolved config that a mode of main.py reads."""
+    d = config.diffusion
+    schedule = make_schedule(d.schedule, d.num_steps, d.beta_start, d.beta_end, d.zero_terminal_snr)
+    if mode == "train":
+        return [*about_schedule(schedule), *about_rate(config)]
+    return about_sampling(config, schedule) if mode in ("sample", "evaluate") else []
+
+
+def about_schedule(schedule: Schedule) -> list[str]:
+    """Whether the last timestep is near enough to the pure noise that sampling starts from."""
+    T, left = schedule.num_steps, schedule.alpha[-1]
+    if left <= SIGNAL:
+        return []
+    fix = "raise the betas (as 1000 / T, of which DDPM's are for 1000), or set diffusion.zero_terminal_snr=true"
+    return [f"diffusion.num_steps={T}: {left:.0%} of the image is left at the last timestep, but sampling starts from "
+            f"pure noise; {fix}"]  # fmt: skip
+
+
+def about_rate(config: ConfigDict) -> list[str]:
+    """Whether the learning rate ever reaches its peak."""
+    warmup, steps = config.optimizer.warmup_steps, config.train.steps
+    never = "the learning rate never reaches its peak; use fewer"
+    return [f"optimizer.warmup_steps={warmup} is above train.steps={steps}: {never}"] if warmup > steps else []
+
+
+def about_sampling(config: ConfigDict, schedule: Schedule) -> list[str]:
+    """Whether sampling starts where the noise is, and whether guidance is ever on."""
+    c, found = config.sample, []
+    timesteps = SPACINGS[c.spacing](schedule, c.steps)
+    start, last = timesteps[0], schedule.num_steps - 1
+    if c.task not in TASKS_WITH_IMAGES and schedule.alpha[start] > SIGNAL:
+        where = f"sample.spacing={c.spacing} with sample.steps={c.steps} begins with pure noise at timestep {start} of "
+        fix = "use sample.spacing=trailing" if start < last else "the process never reaches noise"
+        found.append(f"{where}0..{last}, where {schedule.alpha[start]:.0%} of the image is expected; {fix}")
+    interval = guidance_interval(schedule.num_steps, c.guidance_from, c.guidance_to)
+    if c.guidance != 1 and not interval[timesteps].any():
+        between = f"sample.guidance_from={c.guidance_from} and sample.guidance_to={c.guidance_to}"
+        found.append(f"sample.guidance={c.guidance} has no effect: no timestep that is visited lies between {between}")
+    return found
