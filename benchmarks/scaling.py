@@ -3,7 +3,8 @@
     python -m benchmarks.scaling --out=results/scaling_cpu        # about five minutes on two cores: a small base model
 
 One value is changed at a time, the others are the base's. The prediction is the base's time times the ratio of the
-products' FLOPs (flops.py): it assumes that everything costs what a product costs, and that devices halve it.
+products' FLOPs (flops.py): it assumes that everything costs what a product costs, and that two GPUs halve it (CPU
+devices share the same cores).
 """
 
 import argparse
@@ -18,6 +19,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from benchmarks import commands, contest, flops, machine
 from dit_jax.errors import UserError
@@ -65,9 +67,10 @@ def points(base: dict[str, int], axes: dict[str, tuple[str, tuple[int, ...]]], c
 
 
 def cost(point: Point, config: str) -> float:
-    """FLOPs of a step's products on each device."""
+    """FLOPs of a step's products on each GPU, or on the CPU, whose devices share its cores."""
     made = commands.experiment(config, point.assignments)
-    return flops.training(made.model, made.info.image_shape) * point.settings["train.batch_size"] / point.devices
+    apart = point.devices if machine.visible_cards() else 1
+    return flops.training(made.model, made.info.image_shape) * point.settings["train.batch_size"] / apart
 
 
 def measure(point: Point, config: str, repeats: int, seconds: float) -> dict[str, Any]:
@@ -80,16 +83,16 @@ def measure(point: Point, config: str, repeats: int, seconds: float) -> dict[str
         times = [1000 * process.run(units)["seconds"] / units for _ in range(repeats)]
     return {"axis": point.axis, "x": point.x, "devices": point.devices, "settings": point.settings} | {
         "step_ms": contest.spread(times),
-        "flops_per_device": cost(point, config),
+        "flops": cost(point, config),
     }
 
 
 def predict(rows: Sequence[dict[str, Any]], base_cost: float) -> None:
     """Adds `predicted_ms` to each row: the base's median time (over all axes that measured it) by its products."""
-    base = [row["step_ms"]["median"] for row in rows if row["flops_per_device"] == base_cost and row["devices"] == 1]
+    base = [row["step_ms"]["median"] for row in rows if row["flops"] == base_cost and row["devices"] == 1]
     milliseconds = sorted(base)[len(base) // 2]
     for row in rows:
-        row["predicted_ms"] = milliseconds * row["flops_per_device"] / base_cost
+        row["predicted_ms"] = milliseconds * row["flops"] / base_cost
 
 
 def draw(rows: Sequence[dict[str, Any]], title: str, out: Path) -> None:
@@ -118,6 +121,8 @@ def draw_axis(panel: Axes, axis: str, rows: Sequence[dict[str, Any]]) -> None:
     panel.set_xscale("log", base=2)
     panel.set_yscale("log")
     panel.set_xticks(x, [str(value) for value in x])
+    for ticks in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+        ticks(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
     panel.set_xlabel(axis)
     panel.grid(alpha=0.25)
     for side in ("top", "right"):

@@ -20,26 +20,17 @@ def test_every_axis_has_the_base_and_changes_one_value():
     assert [point.x for point in made if point.axis == "tokens"] == [17, 65, 257]
 
 
-def test_the_prediction_is_the_bases_time_by_the_products():
-    """Twice the batch: twice the FLOPs, and on two devices half of that each."""
+@pytest.mark.parametrize(("cards", "apart"), [((), 1), (("0", "1"), 2)])
+def test_the_prediction_is_the_bases_time_by_the_products(monkeypatch, cards, apart):
+    """Twice the batch: twice the FLOPs, and on two GPUs half of that each; CPU devices share their cores."""
+    monkeypatch.setattr(scaling.machine, "visible_cards", lambda: cards)
     cost = lambda settings, devices: scaling.cost(scaling.Point("b", 0, settings, devices), CONFIG)  # noqa: E731
     base = cost(scaling.BASE, 1)
     twice = scaling.BASE | {"train.batch_size": 2 * scaling.BASE["train.batch_size"]}
-    rows = [
-        {"devices": 1, "step_ms": {"median": 80.0}, "flops_per_device": base},
-        {
-            "devices": 1,
-            "step_ms": {"median": 90.0},
-            "flops_per_device": cost(twice, 1),
-        },
-        {
-            "devices": 2,
-            "step_ms": {"median": 99.0},
-            "flops_per_device": cost(scaling.BASE, 2),
-        },
-    ]
+    costs = [(1, 80.0, base), (1, 90.0, cost(twice, 1)), (2, 99.0, cost(scaling.BASE, 2))]
+    rows = [{"devices": devices, "step_ms": {"median": ms}, "flops": of} for devices, ms, of in costs]
     scaling.predict(rows, base)
-    assert [row["predicted_ms"] for row in rows] == pytest.approx([80, 160, 40])
+    assert [row["predicted_ms"] for row in rows] == pytest.approx([80, 160, 80 / apart])
 
 
 def test_a_picture_is_drawn(tmp_path):
