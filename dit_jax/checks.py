@@ -15,6 +15,7 @@ from dit_jax.diffusion.schedule import SCHEDULES, make_schedule
 from dit_jax.diffusion.spacing import SPACINGS
 from dit_jax.errors import UserError
 from dit_jax.evaluation.evaluate import LEAST_IMAGES, NAMES
+from dit_jax.files import expanded
 from dit_jax.models.classifier import GROUP_WIDTH
 from dit_jax.models.dit import CONDITIONINGS, POSITIONS
 from dit_jax.training.optimizer import SCHEDULES as RATES
@@ -82,6 +83,9 @@ def check_folder(c: ConfigDict) -> None:
     """Checks what is to be known before a folder of pictures is looked at."""
     fix = "name the folder of pictures by --config.data.root=DIR, with a folder for each class in it"
     require(bool(c.root), "data.root", "''", fix)
+    root, data_dir = expanded(c.root).resolve(), expanded(c.data_dir).resolve()
+    fix = f"the copy would lie within data.root={c.root}, where each folder is a class; name another"
+    require(root != data_dir and root not in data_dir.parents, "data.data_dir", c.data_dir, fix)
     size = c.image_size
     require(size is not None and 1 <= size <= 4096, "data.image_size", size, "use a number of pixels, 1 to 4096")
 

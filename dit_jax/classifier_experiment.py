@@ -1,5 +1,6 @@
 """The classifier of a workdir: an experiment with another network and loss, and the features of one that is trained."""
 
+import logging
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.state import Params
 from dit_jax.training.step import CallResult, Recipe, make_train_call
 
+logger = logging.getLogger(__name__)
 WARMUP_STEPS = 100
 
 
@@ -82,4 +84,8 @@ def load_classifier(workdir: Path, config: ConfigDict) -> tuple[int, Extractor]:
         state = checkpointer.restore(experiment.abstract_state())
     if state is None:
         raise missing
-    return int(state.step), classifier_features(experiment.apply, state.ema_params, experiment.mesh)
+    step, steps = int(state.step), experiment.config.classifier.steps
+    if step < steps:
+        again = "finish it by --mode=train_classifier; until then figures by it mean little"
+        logger.warning("%s has done %d of its %d steps: %s", folder, step, steps, again)
+    return step, classifier_features(experiment.apply, state.ema_params, experiment.mesh)

@@ -13,9 +13,11 @@ from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict  # pyright: ignore[reportAttributeAccessIssue]
+from ml_collections.config_dict import placeholder
 
 from dit_jax.errors import UserError
 from dit_jax.files import replacing
+from dit_jax.models.dit import PRESETS
 
 CONFIG_JSON = "config.json"
 MAIN_FLAGS = ("config", "workdir", "mode", "out", "images", "coordinator", "num_processes", "process_id", "cluster")
@@ -79,11 +81,13 @@ def _parse(text: str, kind: type) -> Any:
 def override(config: ConfigDict, assignments: Sequence[str]) -> None:
     """Applies `a.b=value` assignments in place, each typed by the key that it replaces.
 
+    `model.preset` is applied first and unsets the sizes that it gives, so that those of a recipe do not mix with them.
+
     Raises:
       UserError: unknown key (with the nearest known one), a value of the wrong type, or a missing value.
     """
     known = dict(leaves(config))
-    for assignment in assignments:
+    for assignment in sorted(assignments, key=lambda assignment: not assignment.startswith("model.preset=")):
         key, equals, text = assignment.partition("=")
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0)
@@ -93,6 +97,9 @@ def override(config: ConfigDict, assignments: Sequence[str]) -> None:
         kind = holder.get_type(name)
         if not equals:
             raise UserError(f"--config.{key} has no value; write --config.{key}=VALUE ({kind.__name__})")
+        if key == "model.preset":
+            for given in PRESETS.get(text, {}):
+                holder[given] = placeholder(holder.get_type(given))
         try:
             holder[name] = _parse(text, kind)
         except (ValueError, KeyError, OverflowError):

@@ -1,6 +1,7 @@
 """The mode evaluate: images of a run, or made elsewhere, against the real ones."""
 
 import hashlib
+import io
 import json
 import logging
 import math
@@ -21,7 +22,15 @@ from dit_jax.data.images import Images, open_images
 from dit_jax.data.pipeline import steps_per_epoch
 from dit_jax.evaluation import held_out
 from dit_jax.evaluation.distances import bias_warning
-from dit_jax.evaluation.evaluate import FEW_TO_SCORE, LEAST_IMAGES, NAMES, Summary, scores, summarize
+from dit_jax.evaluation.evaluate import (
+    FEW_TO_SCORE,
+    LEAST_IMAGES,
+    NAMES,
+    Summary,
+    in_proportion,
+    scores,
+    summarize,
+)
 from dit_jax.evaluation.features import Extractor, weights_hash
 from dit_jax.experiment import Experiment
 from dit_jax.files import replacing
@@ -60,12 +69,14 @@ def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path |
     with first_before_others():
         train, test = (datasets.open_split(experiment.source, split) for split in ("train", "test"))
     extractor = load_features(config, workdir, experiment)
-    source = from_elsewhere(images, experiment) if images else from_run(config, workdir)
+    names = experiment.info.class_names
+    real = Images.stored(train)
+    counts = np.bincount(real.labels, minlength=len(names))
+    source = from_elsewhere(images, experiment) if images else from_run(config, workdir, counts)
     if is_first():
         make_folder(workdir, "--workdir")
     samples = sum_up(extractor, source.images, "image")
-    reference = sum_up(extractor, Images.stored(train), "training image")
-    names = experiment.info.class_names
+    reference = sum_up(extractor, real, "training image")
     warning = bias_warning(reference.moments, samples.moments)
     if warning:
         logger.warning("%s: %s", NAMES[extractor.name]["frechet"], warning)
@@ -80,8 +91,8 @@ def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path |
     result |= {"floor": floor_of(extractor, reference, test.first(samples.count), names)}
     result |= {"seconds": round(time.perf_counter() - start, 1)}
     if is_first():
-        print(table(result, figures))
         keep(result, workdir, "evaluation_images.json" if images else "evaluation.json")
+        print(table(result, figures))
 
 
 def floor_of(
@@ -120,18 +131,19 @@ def from_elsewhere(path: Path, experiment: Experiment) -> Source:
     return Source(images, {"images": str(path)})
 
 
-def from_run(config: ConfigDict, workdir: Path) -> Source:
-    """The run's samples, all classes in turn; what was drawn of them before is on the disk."""
-    run = loading.load(workdir, config)
-    batch_size = min(config.sample.batch_size, config.evaluate.n)
-    labels = np.resize(np.arange(len(run.experiment.info.class_names), dtype=np.int32), config.evaluate.n)
+def from_run(config: ConfigDict, workdir: Path, class_counts: np.ndarray) -> Source:
+    """The run's samples, in the classes' shares of the training images; those drawn before are on the disk."""
+    run, n = loading.load(workdir, config), config.evaluate.n
+    batch_size = min(config.sample.batch_size, n)
+    labels = in_proportion(class_counts, -(-n // batch_size) * batch_size)
     about = {"step": run.step, "dtype": config.model.dtype} | sampling_settings(config)
     about["weights_sha256"] = weights_hash(run.weights)
     exact = json.dumps(about | {"batch_size": batch_size, "devices": run.experiment.mesh.size})
+    exact += f" {class_counts / class_counts.max()}"
     name = f"step{run.step}-{hashlib.sha256(exact.encode()).hexdigest()[:16]}"
     folder = workdir / "evaluation" / name
-    chunks = lambda: drawn(run, len(labels), batch_size, config.sample.seed, folder)  # noqa: E731
-    return Source(Images(len(labels), labels, chunks), about, run)
+    chunks = lambda: drawn(run, labels, n, batch_size, folder)  # noqa: E731
+    return Source(Images(n, labels[:n], chunks), about, run)
 
 
 def progress_of(run: loading.Run, num_examples: int) -> dict[str, Any]:
@@ -164,8 +176,10 @@ def held_out_figures(run: loading.Run, test: datasets.Records) -> dict[str, Any]
     return {"loss_by_noise": losses, "bits_per_dim": bits, "bits_per_dim_parts": parts}
 
 
-def drawn(run: loading.Run, n: int, batch_size: int, seed: int, folder: Path) -> Iterator[np.ndarray]:
-    """The first n images, uint8, in chunks; each is on the disk before it is given, and read from there next time.
+def drawn(run: loading.Run, labels: np.ndarray, n: int, batch_size: int, folder: Path) -> Iterator[np.ndarray]:
+    """The first n images of `labels`, which fill whole batches, uint8, in chunks.
+
+    Each chunk is on the disk before it is given, and read from there next time.
 
     Batches begin where they would if nobody had stopped them, so the images are the same to the bit.
     """
@@ -174,18 +188,21 @@ def drawn(run: loading.Run, n: int, batch_size: int, seed: int, folder: Path) ->
         count, path = min(size, n - first), folder / f"{first:08d}.npy"
         images = read_chunk(path, count, run.experiment.info.image_shape)
         if not all_true(images is not None):
-            images = np.concatenate([draw(run, i, batch_size, seed) for i in range(first, first + count, batch_size)])
+            firsts = range(first, first + count, batch_size)
+            images = np.concatenate([draw(run, labels[i : i + batch_size], i) for i in firsts])
             if is_first():
-                with replacing(path) as temporary, temporary.open("wb") as file:
-                    np.save(file, images)
+                buffer = io.BytesIO()  # NumPy's own writing tells no reason where the disk is full
+                np.save(buffer, images)
+                with replacing(path) as temporary:
+                    temporary.write_bytes(buffer.getbuffer())
         assert images is not None
         yield images[:count]
 
 
-def draw(run: loading.Run, first: int, batch_size: int, seed: int) -> np.ndarray:
-    """Images number `first` and on, uint8 [batch_size, H, W, C]."""
-    labels = np.arange(first, first + batch_size) % len(run.experiment.info.class_names)
-    return to_uint8(whole(run.sample(run.weights, jax.random.key(seed), labels, first)))
+def draw(run: loading.Run, labels: np.ndarray, first: int) -> np.ndarray:
+    """Images number `first` and on, uint8 [len(labels), H, W, C]."""
+    key = jax.random.key(run.experiment.config.sample.seed)
+    return to_uint8(whole(run.sample(run.weights, key, labels, first)))
 
 
 def read_chunk(path: Path, count: int, shape: tuple[int, int, int]) -> np.ndarray | None:

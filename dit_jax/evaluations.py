@@ -23,8 +23,14 @@ def append(workdir: Path, row: Mapping[str, Any]) -> None:
 
 
 def of_training(workdir: Path) -> list[dict[str, Any]]:
-    """The rows that training wrote, oldest first."""
-    return [row for row in read_rows(workdir / NAME) if row.get("during") == TRAINING]
+    """The rows that training wrote, oldest first, without damaged ones."""
+    return [row for row in read_rows(workdir / NAME) if row.get("during") == TRAINING and is_sound(row)]
+
+
+def is_sound(row: Mapping[str, Any]) -> bool:
+    """Whether a row tells its step and its distance."""
+    metric = NAMES.get(str(row.get("features")), {}).get("frechet")
+    return all(isinstance(row.get(key), int | float) for key in ("step", metric))
 
 
 def drop_after(workdir: Path, step: int) -> None:
@@ -38,7 +44,7 @@ def drop_after(workdir: Path, step: int) -> None:
 
 def _is_late(line: bytes, step: int) -> bool:
     row = parse(line)
-    return row is not None and row.get("during") == TRAINING and row["step"] > step
+    return row is not None and row.get("during") == TRAINING and is_sound(row) and row["step"] > step
 
 
 def best(workdir: Path) -> dict[str, Any] | None:

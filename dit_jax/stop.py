@@ -1,4 +1,4 @@
-"""Why a run ends early: SIGTERM (a scheduler's), Ctrl-C, or `train.max_seconds`."""
+"""Why a run ends early: SIGTERM (a scheduler's), Ctrl-C, a lost terminal (SIGHUP), or `train.max_seconds`."""
 
 import contextlib
 import logging
@@ -13,15 +13,16 @@ from dit_jax import together
 
 logger = logging.getLogger(__name__)
 OUT_OF_TIME = 75  # EX_TEMPFAIL of sysexits.h: "try again", as the run is not over
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 INTERRUPTED = 128 + signal.SIGINT
 
 
 class Stop:
     """Asked by the loop, once a dispatch, whether to end; a context manager that puts the signals back.
 
-    `code` is the process's exit code by then: 0 (not asked to end), 143 (SIGTERM), 130 (Ctrl-C) or 75 (time is up). A
-    second Ctrl-C ends the process at once, even while the main thread waits for the devices: the byte that Python's own
+    `code` is the process's exit code by then: 0 (not asked to end), 143 (SIGTERM), 130 (Ctrl-C), 129 (SIGHUP, unless
+    nohup had it ignored) or 75 (time is up; not before the second call, so that each session gains steps). A second
+    Ctrl-C ends the process at once, even while the main thread waits for the devices: the byte that Python's own
     handler writes for each signal is read by a thread.
 
     With several processes, a signal may reach one alone: `__call__` gives all of them the same answer, one call later,
@@ -33,7 +34,7 @@ class Stop:
         self.code, self._max_seconds, self._clock, self._start = 0, max_seconds, clock, clock()
         self._before: dict[int, Any] = {}
         self._agree = together.Agreement()
-        self._busy_with = "the steps under way"
+        self._busy_with, self._calls = "the steps under way", 0
 
     def __enter__(self) -> Self:
         return self
@@ -45,7 +46,8 @@ class Stop:
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._wakeup = signal.set_wakeup_fd(self._write)
-        self._before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        heard = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, lambda *_: None) for number in heard}
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
         self._thread.start()
 
@@ -61,7 +63,8 @@ class Stop:
 
     def __call__(self) -> bool:
         """Whether to end now."""
-        if not self.code and 0 < self._max_seconds <= self._clock() - self._start:
+        self._calls += 1
+        if not self.code and self._calls > 1 and 0 < self._max_seconds <= self._clock() - self._start:
             self.code = OUT_OF_TIME
             logger.info("train.max_seconds=%g are over: saving", self._max_seconds)
         agreed = self._agree(self.code)

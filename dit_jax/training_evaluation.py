@@ -23,7 +23,7 @@ from dit_jax.data import datasets
 from dit_jax.data.images import Images
 from dit_jax.data.pipeline import steps_per_epoch
 from dit_jax.evaluation.distances import bias_warning
-from dit_jax.evaluation.evaluate import LEAST_IMAGES, Summary, scores, summarize
+from dit_jax.evaluation.evaluate import LEAST_IMAGES, Summary, in_proportion, scores, summarize
 from dit_jax.evaluation.features import Extractor
 from dit_jax.experiment import Experiment, Sample
 from dit_jax.judging import load_features, sampling_settings
@@ -84,10 +84,11 @@ class TrainingEvaluation:
     def count(self) -> int:
         return self.experiment.config.evaluate.training_n
 
-    @property
+    @cached_property
     def labels(self) -> np.ndarray:
-        """All classes in turn."""
-        return np.resize(np.arange(len(self.experiment.info.class_names), dtype=np.int32), self.count)
+        """In the classes' shares of the training images."""
+        train = Images.stored(datasets.open_split(self.experiment.source, "train"))
+        return in_proportion(np.bincount(train.labels, minlength=len(self.experiment.info.class_names)), self.count)
 
     @property
     def steps(self) -> int:

@@ -8,23 +8,45 @@ from ml_collections import ConfigDict
 from dit_jax import config as configs
 from dit_jax.checks import require
 from dit_jax.errors import UserError
+from dit_jax.reporting.jsonl import read_rows
 
 SAMPLE_FREE_KEYS = (*configs.FREE_KEYS, "model.dtype", "model.remat")  # the same weights, other arithmetic
 
 
 def check_workdir(workdir: Path, config: ConfigDict, free: tuple[str, ...] = configs.FREE_KEYS) -> None:
-    """Refuses a workdir that is a file, or that holds a run of another config, `free` keys aside; touches nothing."""
+    """Refuses a workdir that is a file, or that holds a run of another config, `free` keys aside; touches nothing.
+
+    A run that ended before it had anything to lose may be begun again with any config.
+    """
     require(not workdir.exists() or workdir.is_dir(), "--workdir", workdir, "it is a file; name a folder")
     checkpoints = workdir / "checkpoints"
     fix = "it is a file; move it away, or use another workdir"
     require(not checkpoints.exists() or checkpoints.is_dir(), "--workdir", workdir, f"{checkpoints}: {fix}")
+    dangling = checkpoints.is_symlink() and not checkpoints.exists()
+    fix = f"{checkpoints} is a link to a folder that is not there; mount or make it"
+    require(not dangling, "--workdir", workdir, fix)
     if configs.path_of(workdir).exists():
         changed = configs.differences(configs.read(workdir), config, free)
-        if changed:
+        if changed and has_begun(workdir):
             listed = "; ".join(changed)
             raise UserError(f"--workdir={workdir} holds a run of another config ({listed}); use another workdir")
     elif any(checkpoints.glob("[0-9]*")):
         raise UserError(f"--workdir={workdir} has checkpoints but no config.json; restore it, or use another workdir")
+
+
+def has_begun(workdir: Path) -> bool:
+    """Whether there is something of a run that another config would lose: a checkpoint, whole or not, or metrics."""
+    return any((workdir / "checkpoints").glob("[0-9]*")) or any(read_rows(workdir / "metrics.jsonl"))
+
+
+def check_nothing_lost(workdir: Path, checkpoint_every: int) -> None:
+    """Refuses to begin at step 0 where metrics.jsonl tells of steps by which a checkpoint had been saved."""
+    reached = max((row["step"] for row in read_rows(workdir / "metrics.jsonl")), default=0)
+    if reached > 2 * checkpoint_every:  # the one before the last save is complete
+        raise UserError(
+            f"--workdir={workdir}: metrics.jsonl reaches step {reached:g}, but there is no checkpoint; restore "
+            f"{workdir / 'checkpoints'}, or use another workdir to start over"
+        )
 
 
 def check_savable(workdir: Path) -> None:

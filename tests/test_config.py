@@ -337,3 +337,13 @@ def test_a_whole_number_becomes_the_float_that_belongs_there():
     configs.check_keys(config, default.get_config(), "mine.json")
     configs.override(config, ["sample.guidance=2.5"])
     assert config.sample.guidance == 2.5
+
+
+@pytest.mark.parametrize("recipe", ["report", "best", "cpu"])
+def test_a_preset_of_the_command_line_replaces_the_sizes_of_a_recipe(recipe):
+    """DiT-B/4 of the paper's table 1: 12 blocks, 768 wide, 12 heads; a size named beside it counts, in any order."""
+    for words in (["model.preset=DiT-B/4", "model.depth=3"], ["model.depth=3", "model.preset=DiT-B/4"]):
+        config = configs.load(f"configs/cifar10.py:{recipe}")
+        configs.override(config, words)
+        model = resolve(config).model
+        assert (model.patch_size, model.width, model.depth, model.num_heads, model.num_kv_heads) == (4, 768, 3, 12, 12)

@@ -96,7 +96,9 @@ def test_evaluating(trained, tiny_data, capfd, monkeypatch):
     chunks[3].unlink()
     before, drawn = tiny.snapshot(trained), []
     real = evaluate_job.draw
-    monkeypatch.setattr(evaluate_job, "draw", lambda run, first, *rest: drawn.append(first) or real(run, first, *rest))
+    monkeypatch.setattr(
+        evaluate_job, "draw", lambda run, labels, first: drawn.append(first) or real(run, labels, first)
+    )
     again = tiny.run_main(capfd, "--mode=evaluate", "--workdir", trained)
     assert again.code == 0, again.err
     assert drawn == [8, 12]

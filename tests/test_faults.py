@@ -170,8 +170,8 @@ class Timed:
 
 def test_a_run_that_ends_by_its_time_limit_goes_on_to_the_bit(whole, tiny_data, tmp_path, monkeypatch):
     stop = jobs.Stop
-    # Asked when it starts, then before each dispatch: the third answer ends it, after one dispatch of three steps.
-    monkeypatch.setattr(jobs, "Stop", lambda seconds: stop(seconds, Timed(2)))
+    # The first call gains steps whatever the time; the second finds it over, after one dispatch of three steps.
+    monkeypatch.setattr(jobs, "Stop", lambda seconds: stop(seconds, Timed(1)))
     paced = {"train__steps": 6, "train__steps_per_call": 3, "train__log_every": 6, "train__checkpoint_every": 6}
     assert in_process(tmp_path, train__max_seconds=60.0, **paced) == 75
     assert process.checkpoints(tmp_path) == [3]

@@ -19,8 +19,8 @@ def ask_until_true(stop):
     return stop()
 
 
-# 128 + the signal's number (15, 2), as shells and schedulers have it.
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+# 128 + the signal's number (15, 2, 1), as shells and schedulers have it.
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_asks_the_run_to_end(number, code):
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     with Stop() as stop:
@@ -34,6 +34,28 @@ def test_a_signal_asks_the_run_to_end(number, code):
         assert stop.code == code
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
     assert not any(thread.name == "signals" for thread in threading.enumerate())
+
+
+def test_nohup_is_heeded():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop() as stop:
+            stop.listen()
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.05)
+            assert not stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_limit_shorter_than_the_start_still_gains_a_call():
+    """Else a job that is started again and again, with less time than it takes to compile, would never end."""
+    now = [0.0]
+    stop = Stop(1.0, clock=lambda: now[0])
+    now[0] = 100.0
+    assert not stop()
+    assert stop()
 
 
 def test_before_it_listens_a_signal_is_pythons():

@@ -242,3 +242,12 @@ def test_fewer_features_are_the_first_with_their_labels():
     assert (few.features_ND.shape, few.labels_N.shape, few.count) == ((7, 2), (7,), 60)
     np.testing.assert_array_equal(few.features_ND, summary().features_ND[:7])
     assert first_features(summary(labels=None), 7).labels_N is None
+
+
+def test_a_damaged_row_is_no_row(tmp_path):
+    kept = row(2, 3.0)
+    damaged = [{key: value for key, value in kept.items() if key != name} for name in ("features", "fd_classifier")]
+    (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (*damaged, kept)))
+    assert evaluations.of_training(tmp_path) == [kept]
+    evaluations.drop_after(tmp_path, 0)
+    assert evaluations.of_training(tmp_path) == []

@@ -44,7 +44,9 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
     try:
         with no_empty_parent(directory), redirect_stdout(io.StringIO()):  # TFDS chats there, of unknown sizes
             builder.download_and_prepare()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "writ" not in str(error):  # array_record's words of a full disk
+            raise
         if not is_prepared(directory):  # else another run was faster, and the rename onto its folder failed
             raise UserError(f"cannot write the data set to {directory} ({error}): name another data_dir") from error
 

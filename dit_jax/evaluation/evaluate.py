@@ -41,6 +41,19 @@ class Summary:
         return self.moments.count
 
 
+def in_proportion(class_counts: np.ndarray, n: int) -> np.ndarray:
+    """Labels int32 [n] in the shares that the classes have of a data set; all in turn where they have equally many.
+
+    A distance between sets of other shares would measure those too. The j-th image of a class comes at
+    (j + 1/2) / its share, so any first part of the labels has the shares as nearly as it can (Sainte-Lague's method).
+    """
+    shares = class_counts / class_counts.sum()
+    labels = np.repeat(np.arange(len(shares), dtype=np.int32), np.ceil(shares * n + 1).astype(int) * (shares > 0))
+    first = np.searchsorted(labels, np.arange(len(shares)))
+    place = (np.arange(len(labels)) - first[labels] + 0.5) / shares[labels]
+    return labels[np.argsort(place, kind="stable")][:n]
+
+
 def summarize(extract: Extract, chunks: Iterable[np.ndarray], count: int, labels: np.ndarray | None) -> Summary:
     """Sums up `count` images, which come in chunks uint8 [any, H, W, C]; labels int [count] or None.
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from dit_jax.files import replacing
-from dit_jax.reporting.images import BACKGROUND, INK, MARGIN, PADDING, fitting, tile, to_font_size
+from dit_jax.reporting.images import BACKGROUND, INK, MARGIN, PADDING, fitting, font_of, tile, to_font_size
 
 MOMENTS = 48  # of an animation, at most
 COLUMNS = 8  # moments in a line of the strip
@@ -66,7 +66,7 @@ def _block(
 ) -> np.ndarray:
     """One table of the strip, always as wide as COLUMNS moments."""
     height, width = x_t.shape[2] * scale + 2 * PADDING, x_t.shape[3] * scale + 2 * PADDING
-    font = ImageFont.load_default(size=to_font_size(height))
+    font = font_of(to_font_size(height))
     line = round(1.5 * to_font_size(height))
     left = round(max(font.getlength(name) for name in names)) + 2 * MARGIN
     half = COLUMNS * width + 2 * MARGIN

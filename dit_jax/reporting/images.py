@@ -1,5 +1,6 @@
 """Pictures for people: model output to bytes, labelled grids, PNG files."""
 
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,7 +62,7 @@ def label_grid(
     groups = [(class_names[int(k)], images[labels == k][: columns or COLUMNS]) for k in classes]
     row_height = max(images.shape[1] * scale + 2 * PADDING, MIN_FONT + 2)
     cell_width = images.shape[2] * scale + 2 * PADDING
-    font = ImageFont.load_default(size=to_font_size(row_height))
+    font = font_of(to_font_size(row_height))
     names = [_fit(name, font) for name, _ in groups]
 
     name_width = round(max(font.getlength(name) for name in names)) + MARGIN
@@ -120,6 +121,16 @@ def fitting(cells: int, shape: tuple[int, int], scale: int) -> int:
 def to_font_size(row_height: int) -> int:
     """The size of the words beside a row of images, in pixels."""
     return min(max(row_height // 4, MIN_FONT), MAX_FONT)
+
+
+def font_of(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """DejaVu Sans, which comes with matplotlib and knows accents, Greek and Cyrillic; Pillow's own has ASCII alone."""
+    found = importlib.util.find_spec("matplotlib")
+    try:
+        folder = Path(found.origin).parent if found and found.origin else Path()
+        return ImageFont.truetype(folder / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+    except OSError:
+        return ImageFont.load_default(size=size)
 
 
 def _fit(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:

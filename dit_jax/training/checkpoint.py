@@ -25,6 +25,7 @@ from dit_jax.training import checksums
 from dit_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
+REREADS = 3
 TIMEOUT = 7 * 24 * 3600  # seconds; Orbax reads the clock of the wall, and a jump of it must not end a save
 
 
@@ -141,6 +142,17 @@ class Checkpointer:
         Raises:
           UserError: checkpoints are there, and not one can be read, or the newest whole one is of another model.
         """
+        for _ in range(REREADS):
+            try:
+                return self._restore(like, only)
+            except UserError:  # a trainer beside this reader may have removed what was listed, for newer ones
+                there = all((self.folder / str(step)).exists() for step in self._manager.all_steps())
+                if not self._read_only or together.all_true(there):
+                    raise
+                self._manager.reload()
+        return self._restore(like, only)
+
+    def _restore(self, like: TrainState, only: int | None) -> TrainState | None:
         damaged: dict[int, str] = {}
         steps = [step for step in self._manager.all_steps() if only in (None, step)]
         for step in together.from_first(sorted(steps, reverse=True)):

@@ -20,7 +20,7 @@ def check(folder: Path) -> None:
     """Reads every file once and compares.
 
     Raises:
-      Damaged: no sums, or a file that is missing, unknown or has other bytes.
+      Damaged: no sums, or a file that is missing, unknown (and not a hidden one) or has other bytes.
       OSError: a file that cannot be read.
     """
     try:
@@ -31,7 +31,8 @@ def check(folder: Path) -> None:
         raise Damaged(f"{NAME} is not text") from None
     known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     files = _files(folder)
-    for name in sorted(known.keys() | files.keys()):
+    hidden = {name for name in files.keys() - known.keys() if name.split("/")[-1].startswith(".")}  # .DS_Store, .nfs...
+    for name in sorted((known.keys() | files.keys()) - hidden):
         if name not in files:
             raise Damaged(f"{name} is missing")
         if name not in known:

@@ -8,8 +8,10 @@ import time
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
+from dit_jax import checks
 from dit_jax.data import datasets, folders, image_folder
 from dit_jax.errors import UserError
 
@@ -323,3 +325,21 @@ def test_a_kill_leaves_nothing_half_made(root, tmp_path):
     assert counted == "40\n"
     assert len(copies(data_dir)) == 1
     assert not list(data_dir.rglob("*incomplete*"))
+
+
+@pytest.mark.parametrize("inside", ["", "below/it"])
+def test_the_copy_must_not_lie_among_the_classes(root, inside):
+    with pytest.raises(UserError, match=r"data.data_dir=.*the copy would lie within data.root=.*name another"):
+        checks.check_folder(ConfigDict({"root": str(root), "data_dir": str(root / inside), "image_size": 8}))
+    checks.check_folder(ConfigDict({"root": str(root), "data_dir": str(root.parent), "image_size": 8}))
+
+
+def test_a_full_disk_is_one_line_whoever_notices_it(root, tmp_path, monkeypatch):
+    """ArrayRecord's writer raises a RuntimeError."""
+
+    def full(*_, **__):
+        raise RuntimeError('Failed to finalize writing of split "train": write() failed: No space left on device')
+
+    monkeypatch.setattr(image_folder.ImageFolder, "download_and_prepare", full)
+    with pytest.raises(UserError, match=r"cannot write the data set to .*No space left on device.*another data_dir"):
+        datasets.open_split(source(root, tmp_path / "data"), "train")

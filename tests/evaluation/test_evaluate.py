@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dit_jax.evaluation import evaluate
-from dit_jax.evaluation.evaluate import accuracy, scores, summarize
+from dit_jax.evaluation.evaluate import accuracy, in_proportion, scores, summarize
 
 NAMES = ("even", "odd")
 RNG = np.random.default_rng(3)
@@ -74,3 +74,15 @@ def test_a_class_of_one_image_is_told_of_either_set(caplog, swapped):
     figures = scores("classifier", *(reversed(sets) if swapped else sets), NAMES)
     assert "fd_classifier_by_class" not in figures
     assert "fewer than 2" in caplog.text
+
+
+def test_labels_have_the_shares_of_the_data():
+    """By hand: 3 to 1 takes the first three at 0.67, 2 and 3.3 of the one's 2 (times 4): 0, then 0 before 1, then 0."""
+    assert in_proportion(np.array([3, 1]), 9).tolist() == [0, 0, 1, 0, 0, 0, 1, 0, 0]
+    assert in_proportion(np.array([0, 2, 2]), 4).tolist() == [1, 2, 1, 2]  # a class without images is not drawn
+    np.testing.assert_array_equal(in_proportion(np.full(10, 5_000), 25), np.arange(25) % 10)  # CIFAR-10: in turn
+    counts = np.random.default_rng(0).integers(1, 1_000, 30)
+    for n in (1, 10, 777):
+        drawn = np.bincount(in_proportion(counts, n), minlength=30)
+        assert drawn.sum() == n
+        assert np.abs(drawn - n * counts / counts.sum()).max() < 1.5

@@ -227,6 +227,29 @@ def test_the_smallest_damage_to_any_file_is_found(damage, tmp_path):
         shutil.rmtree(other)
 
 
+def test_a_hidden_file_of_a_file_manager_is_no_damage(tmp_path):
+    save(tmp_path, 2, 4)
+    for folder in (tmp_path / "checkpoints" / "4", tmp_path / "checkpoints" / "4" / "state"):
+        (folder / ".DS_Store").write_bytes(b"x")
+    assert int(restore(tmp_path).step) == 4
+
+
+def test_a_reader_beside_a_trainer_looks_again(tmp_path, monkeypatch):
+    """The only checkpoint is replaced by a newer one between the listing and the reading."""
+    save(tmp_path, 2)
+    with Checkpointer(tmp_path, keep=1, read_only=True) as reader:
+        read = Checkpointer._read
+
+        def late(self, step, like):
+            if step == 2:
+                shutil.rmtree(tmp_path / "checkpoints" / "2")
+                save(tmp_path, 4)
+            return read(self, step, like)
+
+        monkeypatch.setattr(Checkpointer, "_read", late)
+        assert int(reader.restore(like()).step) == 4
+
+
 def test_a_flipped_bit_of_the_weights_is_named_and_the_older_checkpoint_used(tmp_path, caplog):
     save(tmp_path, 2, 4)
     flip_a_bit(max((tmp_path / "checkpoints" / "4" / "state").glob("**/d/*"), key=lambda p: p.stat().st_size))

@@ -1,0 +1,47 @@
+"""What a workdir must not lose: a run of another config, and the record of one whose checkpoints are gone."""
+
+import shutil
+
+import pytest
+
+from tests import tiny
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capfd):
+    """run(*more flags): trains six steps in a workdir, or goes on."""
+    tiny.install(monkeypatch)
+    tiny.on_devices(monkeypatch, 1)
+    return lambda *more: tiny.run_main(capfd, *tiny.flags(), "--workdir", tmp_path / "run", *more)
+
+
+def test_a_run_that_ended_before_it_began_may_have_another_config(run, tmp_path):
+    """Such as one that found no memory for its batch while it compiled: config.json is there, and nothing else."""
+    assert run().code == 0
+    for folder in ("checkpoints", "metrics.jsonl"):
+        path = tmp_path / "run" / folder
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    done = run("--config.train.batch_size=4")
+    assert done.code == 0, done.err
+    assert "another config (train.batch_size: 4 -> 2)" in run("--config.train.batch_size=2").err[-1]
+
+
+def test_metrics_alone_are_a_run(run, tmp_path):
+    assert run("--config.train.checkpoint_every=6").code == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert "another config (train.batch_size: 8 -> 4)" in run("--config.train.batch_size=4").err[-1]
+    assert run("--config.train.checkpoint_every=6").code == 0  # killed before its first checkpoint, it begins again
+
+
+def test_without_its_checkpoints_a_run_does_not_begin_again(run, tmp_path):
+    assert run("--config.train.checkpoint_every=1").code == 0
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    before = metrics.read_bytes()
+    (tmp_path / "run" / "checkpoints").rename(tmp_path / "elsewhere")
+    told = run("--config.train.checkpoint_every=1")
+    assert told.code == 2
+    assert "metrics.jsonl reaches step 6, but there is no checkpoint; restore" in told.err[-1]
+    assert metrics.read_bytes() == before
+    (tmp_path / "run" / "checkpoints").rmdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "unmounted")
+    assert "is a link to a folder that is not there" in run().err[-1]
