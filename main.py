@@ -8,7 +8,7 @@
 
 `--config FILE[:ARG]` names the experiment, else the workdir does; `--config.KEY=VALUE` overrides a key of it. The exit
 code is 0; 2 after a user's error, told in one line; or, when training ended early and was saved, so that the same
-command goes on, 143 (SIGTERM), 130 (Ctrl-C) or 75 (train.max_seconds). Several processes: docs/cluster.md.
+command goes on, 143 (SIGTERM), 130 (Ctrl-C), 129 (SIGHUP) or 75 (train.max_seconds). Several: docs/cluster.md.
 """
 
 import logging

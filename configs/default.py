@@ -101,7 +101,7 @@ def get_config() -> ConfigDict:
     config.sample.clip_x_0 = True  # keep each predicted x_0 in [-1, 1] (DDPM's code)
 
     config.evaluate = ConfigDict()
-    config.evaluate.n = 10_000  # images, of all classes in turn; published FIDs have 50,000
+    config.evaluate.n = 10_000  # images, of the classes in the data's shares; published FIDs have 50,000
     config.evaluate.features = "inception"  # inception | classifier (that of --mode=train_classifier)
     config.evaluate.loss_n = 10_000  # test images, all at most, for loss_by_noise and bits_per_dim; 0 leaves them out
     config.evaluate.broken_images = "stop"  # a picture of --images DIR that cannot be read: stop | skip

@@ -3,7 +3,8 @@
     python main.py --config configs/image_folder.py --config.data.root=DIR --workdir runs/mine
 
 A DiT-S with patches of 4 on 64 x 64 pixels, flow matching. Name another size by --config.data.image_size=32, and fewer
-images a step by --config.train.batch_size=16, as a CPU or some hundred pictures need. Not measured yet.
+images a step by --config.train.batch_size=16, as a CPU or some hundred pictures need. Images are also mirrored:
+--config.data.flip=false, where a mirror image is another thing, as with letters. Not measured yet.
 """
 
 from ml_collections import ConfigDict

@@ -27,9 +27,9 @@ def get_config() -> ConfigDict:
     config.optimizer.b2 = 0.95
     config.optimizer.warmup_steps = 100
     config.optimizer.schedule = "cosine"
-    config.train.steps = 11_000
+    config.train.steps = 10_000
     config.train.batch_size = 16
-    config.train.steps_per_call = 25
+    config.train.steps_per_call = 100  # which also share one shuffling of the data
     config.train.ema_half_life = 5_000.0
     config.train.checkpoint_every = 2_000
     config.train.log_every = 100

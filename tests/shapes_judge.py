@@ -1,6 +1,6 @@
 """How good samples of `shapes` are: a small classifier trained on the data set itself, and the data's own variety.
 
-    python -m tests.shapes_judge runs/shapes/samples/samples.npz
+    python tests/shapes_judge.py runs/shapes/samples/samples.npz
 
 It shares no code with the model that it judges: plain JAX and optax, about a minute on two CPU cores.
 """

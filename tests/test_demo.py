@@ -30,7 +30,7 @@ def test_the_demo_draws_what_it_is_asked_for(tmp_path):
     assert json.loads((tmp_path / "classifier/accuracy.json").read_text())["accuracy"] >= 0.99
     assert evaluation["accuracy_classifier"] >= 0.93  # stricter with stars than the judge below
     assert evaluation["fd_classifier"] > evaluation["floor"]["fd_classifier"] > 0
-    verdict = json.loads(run("-m", "tests.shapes_judge", str(tmp_path / "samples" / "samples.npz")))
+    verdict = json.loads(run("tests/shapes_judge.py", str(tmp_path / "samples" / "samples.npz")))
     assert verdict["accuracy_real"] > 0.98  # else the judge is no judge
     assert verdict["accuracy"] >= 0.95
     for name, components in verdict["variety"].items():

@@ -56,6 +56,22 @@ def test_training_a_classifier(trained, tiny_data, capfd, caplog):
     assert "classifier.width: 8 -> 16" in refused.err[0]
 
 
+def test_an_unfinished_classifier_is_told(tiny_data, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(jobs, "Stop", lambda seconds: EndsAtOnce())
+    assert train_classifier(tiny.config(classifier__steps=6), tmp_path, None) == 143
+    load_classifier(tmp_path, tiny.config())
+    assert "classifier has done 2 of its 6 steps: finish it by --mode=train_classifier" in caplog.text
+
+
+class EndsAtOnce(jobs.Stop):
+    """Asked to end after the first dispatch, of two steps."""
+
+    def __call__(self):
+        self._calls += 1
+        self.code = 143 if self._calls > 1 else 0
+        return bool(self.code)
+
+
 def test_images_predicted_have_losses_and_no_bound(tiny_data):
     experiment = tiny.experiment(diffusion__prediction="x0")
     run = SimpleNamespace(experiment=experiment, weights=experiment.init_state().params)

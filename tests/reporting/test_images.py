@@ -157,3 +157,9 @@ def test_a_png_too_large_to_be_opened_says_nothing(tmp_path, monkeypatch):
     assert about_png(tmp_path / "a.png") == {"step": 3}
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 40 // 2 - 1)
     assert about_png(tmp_path / "a.png") == {}
+
+
+def test_names_beyond_ascii_are_letters_and_no_boxes():
+    font = reporting.font_of(20)
+    drawn = {text: bytes(font.getmask(text)) for text in ("é", "ж", "λ", "\uffff")}
+    assert len(set(drawn.values())) == 4  # the last is what a letter looks like that the font has not
