@@ -157,7 +157,7 @@ def test_the_ema_weights_are_not_the_parameters(workdir, monkeypatch):
 def test_the_guides_lines_read_a_checkpoint(workdir, monkeypatch):
     code = Path("docs/workdir.md").read_text().split("```python\n")[1].split("```")[0]
     read = {}
-    exec(code.replace("/absolute/path/to/runs/shapes/checkpoints/11000", str(workdir / "checkpoints" / "4")), read)
+    exec(code.replace("/absolute/path/to/runs/shapes/checkpoints/10000", str(workdir / "checkpoints" / "4")), read)
     tiny.install(monkeypatch)
     assert int(read["state"]["step"]) == 4
     jax.tree.map(np.testing.assert_array_equal, read["state"]["ema_params"], load(workdir).ema_params)
