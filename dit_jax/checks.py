@@ -189,6 +189,7 @@ def check_sample(config: ConfigDict, info: DatasetInfo) -> None:
     fix = "a model trained with train.label_dropout=0 knows no unconditional image; use 1"
     require(trained, "sample.guidance", c.guidance, fix)
     require(c.guidance >= 0, "sample.guidance", c.guidance, "use 0 (unconditional), 1 (none) or above")
+    require(c.classifier_scale >= 0, "sample.classifier_scale", c.classifier_scale, "use 0 (none) or above")
     for key in ("guidance_from", "guidance_to"):
         require(0 <= c[key] <= 1, f"sample.{key}", c[key], "use a share of the timesteps, 0 (least noise) to 1")
     ordered = f"it must be below sample.guidance_to={c.guidance_to}"
@@ -213,7 +214,9 @@ def check_task(c: ConfigDict) -> None:
     require(0 < c.strength <= 1, "sample.strength", c.strength, "use a share of the steps, above 0 to 1")
     if c.task == "invert":
         require(c.sampler == "ddim" and c.eta == 0, "sample.sampler", c.sampler, "only ddim with sample.eta=0 inverts")
-        require(c.guidance == 1, "sample.guidance", c.guidance, "guidance cannot be followed back to noise; use 1")
+        fix = "guidance cannot be followed back to noise; use {}"
+        require(c.guidance == 1, "sample.guidance", c.guidance, fix.format(1))
+        require(c.classifier_scale == 0, "sample.classifier_scale", c.classifier_scale, fix.format(0))
 
 
 def check_evaluate(c: ConfigDict) -> None:

@@ -8,18 +8,21 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from dit_jax import config as configs
 from dit_jax.checks import require
+from dit_jax.diffusion.guidance import Logits
 from dit_jax.errors import UserError
 from dit_jax.evaluation.features import Extractor, classifier_features
 from dit_jax.experiment import Experiment
-from dit_jax.loading import read_resolved
 from dit_jax.models.classifier import Classifier, ClassifierOutput
+from dit_jax.resolving import read_resolved
+from dit_jax.together import whole
 from dit_jax.training import classifier as training
 from dit_jax.training.checkpoint import Checkpointer
-from dit_jax.training.state import Params
+from dit_jax.training.state import Params, TrainState
 from dit_jax.training.step import CallResult, Recipe, make_train_call
 
 logger = logging.getLogger(__name__)
@@ -64,7 +67,27 @@ def classifier_config(config: ConfigDict) -> ConfigDict:
 
 
 def load_classifier(workdir: Path, config: ConfigDict) -> tuple[int, Extractor]:
-    """(step, features) of the newest checkpoint in WORKDIR/classifier, its averaged weights; `config` is the run's.
+    """(step, features) of `trained_classifier`."""
+    experiment, state = trained_classifier(workdir, config)
+    return int(state.step), classifier_features(experiment.apply, state.ema_params, experiment.mesh)
+
+
+def load_guide(workdir: Path, config: ConfigDict) -> Logits:
+    """The logits of `trained_classifier` for noisy images, to guide samples of the run.
+
+    Raises:
+      UserError: as there, or it was trained with other noise.
+    """
+    experiment, state = trained_classifier(workdir, config)
+    alike = all(map(np.array_equal, experiment.schedule, Experiment(config).schedule))
+    noise = f"{workdir / 'classifier'} knows the noise of another process (diffusion.*); train another, or use 0"
+    require(alike, "sample.classifier_scale", config.sample.classifier_scale, noise)
+    params = jax.tree.map(whole, state.ema_params)
+    return lambda x_t, t_B: experiment.apply(params, x_t, t_B).logits
+
+
+def trained_classifier(workdir: Path, config: ConfigDict) -> tuple[ClassifierExperiment, TrainState]:
+    """The newest checkpoint in WORKDIR/classifier, and what it is of; `config` is the run's.
 
     Raises:
       UserError: there is none, or it is of other data.
@@ -88,4 +111,4 @@ def load_classifier(workdir: Path, config: ConfigDict) -> tuple[int, Extractor]:
     if step < steps:
         again = "finish it by --mode=train_classifier; until then figures by it mean little"
         logger.warning("%s has done %d of its %d steps: %s", folder, step, steps, again)
-    return step, classifier_features(experiment.apply, state.ema_params, experiment.mesh)
+    return experiment, state

@@ -71,7 +71,7 @@ def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path |
     extractor = load_features(config, workdir, experiment)
     names = experiment.info.class_names
     real = Images.stored(train)
-    counts = np.bincount(real.labels, minlength=len(names))
+    counts = np.bincount(np.asarray(real.labels), minlength=len(names))
     source = from_elsewhere(images, experiment) if images else from_run(config, workdir, counts)
     if is_first():
         make_folder(workdir, "--workdir")

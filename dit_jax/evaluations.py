@@ -14,7 +14,7 @@ NAME = "evaluations.jsonl"
 TRAINING = "training"  # `during` of the rows that training wrote
 # Only rows that agree in these can be compared.
 SETTINGS = ("n", "seed", "sampler", "steps", "spacing", "variance", "eta", "guidance", "guidance_from", "guidance_to",
-            "clip_x_0", "weights", "features", "features_sha256")  # fmt: skip
+            "classifier_scale", "clip_x_0", "weights", "features", "features_sha256")  # fmt: skip
 
 
 def append(workdir: Path, row: Mapping[str, Any]) -> None:
@@ -29,7 +29,7 @@ def of_training(workdir: Path) -> list[dict[str, Any]]:
 
 def is_sound(row: Mapping[str, Any]) -> bool:
     """Whether a row tells its step and its distance."""
-    metric = NAMES.get(str(row.get("features")), {}).get("frechet")
+    metric = NAMES.get(str(row.get("features")), {}).get("frechet", "")
     return all(isinstance(row.get(key), int | float) for key in ("step", metric))
 
 

@@ -206,12 +206,18 @@ class Experiment:
         return sampling.SAMPLERS[sampler or c.sampler](self.schedule, timesteps, c.variance, c.eta)
 
 
-def make_sample(experiment: Experiment, plan: sampling.Plan, draw: tasks.Draw = tasks.generate) -> Sample:
+def make_sample(
+    experiment: Experiment,
+    plan: sampling.Plan,
+    draw: tasks.Draw = tasks.generate,
+    classifier: guidance.Logits | None = None,
+) -> Sample:
     """sample(params, key, labels int [B], first=0, inputs=()) -> float32 images [B, H, W, C] in about [-1, 1].
 
     Image b draws its noise from fold_in(key, first + b) alone, whatever the batch. The batch is spread over the mesh in
     passes of one size, `pass_size`, and padded to fill them: the same arithmetic for an image in any company, so the
-    same bits. One compile serves every number of passes. `inputs` [B, ...] are those that `draw` takes.
+    same bits. One compile serves every number of passes. `inputs` [B, ...] are those that `draw` takes; `classifier` is
+    what guides by `sample.classifier_scale`, if anything does.
     """
     c, schedule, mesh = experiment.config.sample, experiment.schedule, experiment.mesh
     interval = guidance.guidance_interval(schedule.num_steps, c.guidance_from, c.guidance_to)
@@ -223,7 +229,10 @@ def make_sample(experiment: Experiment, plan: sampling.Plan, draw: tasks.Draw = 
 
         def one_pass(labels_B: jax.Array, index_B: jax.Array, inputs: Any) -> jax.Array:
             predict = guidance.guided(network, labels_B, null_class, c.guidance, interval)
-            denoise = guidance.denoiser(predict, schedule, prediction, c.clip_x_0)
+            shift = None
+            if classifier is not None:
+                shift = guidance.towards_labels(classifier, labels_B, schedule, c.classifier_scale, interval)
+            denoise = guidance.denoiser(predict, schedule, prediction, c.clip_x_0, shift)
             return draw(denoise, schedule, plan, sampling.image_keys(key, index_B), shape, *inputs)
 
         return sampling.in_passes(one_pass, size, labels_B, index_B, inputs)

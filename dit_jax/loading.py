@@ -8,13 +8,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import config as configs
 from dit_jax import evaluations
+from dit_jax.classifier_experiment import load_guide
 from dit_jax.diffusion import tasks
+from dit_jax.diffusion.guidance import Logits
 from dit_jax.errors import UserError
 from dit_jax.experiment import Experiment, Sample, make_sample
 from dit_jax.files import expanded
-from dit_jax.resolving import resolve
+from dit_jax.resolving import read_resolved
 from dit_jax.training import sharding
 from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.state import Params
@@ -24,7 +25,8 @@ from dit_jax.training.state import Params
 class Run:
     """A trained run: `run.sample(run.ema_params, jax.random.key(0), [3, 3, 5])` draws three images.
 
-    `weights` are those that `sample.weights` names: `ema_params`, or the raw ones.
+    `weights` are those that `sample.weights` names: `ema_params`, or the raw ones. `classifier` guides, if
+    `sample.classifier_scale` is above 0.
     """
 
     experiment: Experiment
@@ -32,24 +34,12 @@ class Run:
     ema_params: Params
     sample: Sample
     weights: Params
+    classifier: Logits | None = None
 
     def task(self, draw: tasks.Draw, timesteps: np.ndarray | None = None) -> Sample:
         """The config's sampler for another task, over all of its timesteps or those given."""
         plan = self.experiment.plan(self.experiment.timesteps() if timesteps is None else timesteps)
-        return make_sample(self.experiment, plan, draw)
-
-
-def read_resolved(workdir: Path) -> ConfigDict:
-    """The config of a workdir, resolved.
-
-    Raises:
-      UserError: there is none, or it is of another version.
-    """
-    try:
-        return resolve(configs.read(workdir))
-    except (AttributeError, KeyError, TypeError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{configs.path_of(workdir)} is not of this version of dit-jax ({reason}); mend it") from None
+        return make_sample(self.experiment, plan, draw, self.classifier)
 
 
 def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
@@ -74,4 +64,6 @@ def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
     replicate = partial(jax.device_put, device=sharding.replicated(experiment.mesh))
     ema_params = replicate(state.ema_params)
     weights = replicate(state.params) if experiment.config.sample.weights == "raw" else ema_params
-    return Run(experiment, int(state.step), ema_params, experiment.sampler(), weights)
+    classifier = load_guide(workdir, experiment.config) if experiment.config.sample.classifier_scale else None
+    sample = make_sample(experiment, experiment.plan(experiment.timesteps()), classifier=classifier)
+    return Run(experiment, int(state.step), ema_params, sample, weights, classifier)

@@ -1,9 +1,13 @@
 """What a config leaves open is filled in, and every value checked, before anything is built from it."""
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 from dit_jax import checks
+from dit_jax import config as configs
 from dit_jax.data import datasets, folders, image_folder
+from dit_jax.errors import UserError
 from dit_jax.models.dit import PRESETS
 
 
@@ -29,6 +33,19 @@ def resolve(config: ConfigDict) -> ConfigDict:
         config.data.image_size = config.data.image_size or info.image_shape[0]
     checks.check(config, info)
     return config
+
+
+def read_resolved(workdir: Path) -> ConfigDict:
+    """The config of a workdir, resolved.
+
+    Raises:
+      UserError: there is none, or it is of another version.
+    """
+    try:
+        return resolve(configs.read(workdir))
+    except (AttributeError, KeyError, TypeError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{configs.path_of(workdir)} is not of this version of dit-jax ({reason}); mend it") from None
 
 
 def folder_of(c: ConfigDict) -> image_folder.Folder | None:

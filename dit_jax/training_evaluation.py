@@ -71,6 +71,7 @@ class TrainingEvaluation:
         names, t = self.experiment.info.class_names, config.train
         seen = {"images": step * t.batch_size, "epoch": step / steps_per_epoch(reference.count, t.batch_size)}
         settings = sampling_settings(config) | {"weights": "ema", "sampler": config.evaluate.training_sampler}
+        settings["classifier_scale"] = 0.0  # no classifier guides here
         about = {"during": evaluations.TRAINING, "step": step} | seen | settings | {"steps": self.steps}
         about |= {"n": samples.count, "features": name, "features_sha256": self.extractor.sha256}
         about["warning"] = bias_warning(reference.moments, samples.moments)
@@ -88,7 +89,8 @@ class TrainingEvaluation:
     def labels(self) -> np.ndarray:
         """In the classes' shares of the training images."""
         train = Images.stored(datasets.open_split(self.experiment.source, "train"))
-        return in_proportion(np.bincount(train.labels, minlength=len(self.experiment.info.class_names)), self.count)
+        counts = np.bincount(np.asarray(train.labels), minlength=len(self.experiment.info.class_names))
+        return in_proportion(counts, self.count)
 
     @property
     def steps(self) -> int:

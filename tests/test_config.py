@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -12,7 +13,7 @@ from configs import default
 from dit_jax import config as configs
 from dit_jax.classifier_job import ClassifierExperiment, classifier_config
 from dit_jax.errors import UserError
-from dit_jax.experiment import Experiment
+from dit_jax.experiment import Experiment, make_sample
 from dit_jax.jobs import pace_of
 from dit_jax.models.dit import PRESETS
 from dit_jax.resolving import resolve
@@ -76,7 +77,8 @@ def build(config):
     image = (*experiment.info.image_shape,)
     data = jax.ShapeDtypeStruct((512, *image), np.uint8), jax.ShapeDtypeStruct((512,), np.int32)
     jax.eval_shape(experiment.train_call(), state, zero_sums(), *data, np.int32(1))
-    sample, labels = experiment.sampler(), experiment.labels()[:8]
+    plan, labels = experiment.plan(experiment.timesteps()), experiment.labels()[:8]
+    sample = make_sample(experiment, plan, classifier=lambda x_t, t_B: jnp.zeros((len(t_B), 10)))
     evaluation = TrainingEvaluation(experiment, *[None] * 4)  # pyright: ignore[reportArgumentType]
     assert (evaluation.count, evaluation.steps) == (1000, 50)
     jax.eval_shape(lambda params: evaluation.sample(params, jax.random.key(0), labels), state.ema_params)

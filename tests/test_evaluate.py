@@ -132,7 +132,9 @@ def test_images_of_a_run_get_the_figures_of_the_run(trained, tiny_data, tmp_path
     done = tiny.run_main(capfd, "--mode=evaluate", "--workdir", trained, "--images", given)
     assert done.code == 0, done.err
     ours, theirs = without_seconds(trained), without_seconds(trained, "evaluation_images.json")
-    figures = [name for name, value in ours.items() if "classifier" in name and name != "features"]
+    figures = [
+        name for name, value in ours.items() if "classifier" in name and name not in ("features", "classifier_scale")
+    ]
     assert len(figures) >= 9
     assert {name: ours[name] for name in figures} == {name: theirs[name] for name in figures}
     assert theirs["images"] == str(given)
@@ -210,6 +212,35 @@ def test_a_broken_picture_is_named_and_left_out_if_asked(trained, given, tiny_da
     assert done.code == 0, done.err
     assert "broken/1.png is left out" in caplog.text
     assert without_seconds(trained, "evaluation_images.json")["n"] == 11
+
+
+def test_classifier_guidance(trained, tiny_data, tmp_path, capfd):
+    """With it images are others, on every device alike, and the classifier finds them likelier; evaluation says so."""
+    _, extractor = load_classifier(trained, tiny.config())
+    log_p = []
+    for scale in ("0", "20"):
+        flags = ["--config.sample.n=16", f"--config.sample.classifier_scale={scale}", "--config.sample.clip_x_0=false"]
+        done = tiny.run_main(capfd, "--mode=sample", "--workdir", trained, "--out", tmp_path / scale, *flags)
+        assert done.code == 0, done.err
+        with np.load(tmp_path / scale / "samples.npz") as arrays:
+            _, logits = extractor.extract(arrays["images"])
+            chosen = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+            log_p.append(chosen[np.arange(16), arrays["labels"]].mean())
+    assert log_p[1] > log_p[0]
+    told = tiny.run_main(capfd, "--mode=evaluate", "--workdir", trained, "--config.sample.classifier_scale=2")
+    assert told.code == 0, told.err
+    assert json.loads((trained / "evaluation.json").read_text())["classifier_scale"] == 2
+
+
+def test_classifier_guidance_needs_a_classifier_of_the_same_noise(trained, tiny_data, tmp_path, capfd):
+    guided = ["--mode=sample", "--workdir", tmp_path / "run", "--config.sample.classifier_scale=1"]
+    jobs.train(tiny.config(train__steps=2), tmp_path / "run", None)
+    assert "has no trained classifier; first run" in tiny.run_main(capfd, *guided).err[-1]
+    train_classifier(tiny.config(diffusion__num_steps=30), tmp_path / "other", None)
+    (tmp_path / "other" / "classifier").rename(tmp_path / "run" / "classifier")
+    assert "knows the noise of another process" in tiny.run_main(capfd, *guided).err[-1]
+    inverted = [*guided, "--config.sample.task=invert", "--config.sample.images=x", "--config.sample.sampler=ddim"]
+    assert "sample.classifier_scale=1.0: guidance cannot be followed" in tiny.run_main(capfd, *inverted).err[-1]
 
 
 def test_raw_weights(trained, tiny_data, capfd):

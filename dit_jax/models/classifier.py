@@ -1,7 +1,7 @@
 """The project's own classifier: a small residual network that knows how noisy its image is.
 
 Its features stand in for Inception's where those weights are not at hand; as it was trained at every noise level, its
-gradients can also guide a sampler.
+gradients also guide samplers (`sample.classifier_scale`).
 """
 
 from typing import NamedTuple

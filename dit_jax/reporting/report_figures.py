@@ -25,6 +25,7 @@ SETTINGS = (
     "variance",
     "seed",
     "guidance",
+    "classifier_scale",
     "guidance_from",
     "guidance_to",
     "clip_x_0",

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from jax.experimental import io_callback
 
-from dit_jax.diffusion.guidance import denoiser, guidance_interval, guided
-from dit_jax.diffusion.schedule import Schedule
+from dit_jax.diffusion.guidance import denoiser, guidance_interval, guided, towards_labels
+from dit_jax.diffusion.objective import target_of
+from dit_jax.diffusion.schedule import Schedule, make_schedule
 
 NULL = 10
 TABLES = Schedule(alpha=np.array([0.8, 0.6]), sigma=np.array([0.6, 0.8]))
@@ -139,3 +140,63 @@ def test_no_nan_where_nothing_of_the_image_is_left(prediction):
     np.testing.assert_allclose(eps, x, rtol=1e-6)
     sign = 1 if prediction == "x0" else -1  # v = -x_0 there, and velocity = x - x_0
     np.testing.assert_allclose(x_0.ravel(), [sign, sign])
+
+
+MEANS, STD = np.array([-0.5, 0.25, 1.0]), 0.3  # of three classes, each a Gaussian of one pixel
+T = 20
+OF_X_T = jnp.linspace(-1.5, 1.5, 13)[:, None, None, None]
+
+
+def posterior(schedule, t, x_t):
+    """log p(x_t | class) without constants, and E[x_0 | x_t, class], both [13, classes], in float64 by hand."""
+    alpha, sigma = schedule.alpha[t], schedule.sigma[t]
+    x = np.asarray(x_t, np.float64).reshape(-1, 1)
+    variance = alpha**2 * STD**2 + sigma**2
+    return -((x - alpha * MEANS) ** 2) / (2 * variance), MEANS + alpha * STD**2 / variance * (x - alpha * MEANS)
+
+
+def as_images(values):
+    return jnp.asarray(values, jnp.float32).reshape(OF_X_T.shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "prediction"),
+    [("linear", "eps"), ("linear", "v"), ("cosine", "x0"), ("rectified", "velocity"), ("rectified", "x0")],
+)
+@pytest.mark.parametrize("t", [1, T // 2, T - 2])
+def test_an_exact_classifier_makes_the_conditional_denoiser_of_the_unconditional_one(name, prediction, t):
+    """Bayes: grad log p(x_t | y) = grad log p(x_t) + grad log p(y | x_t)."""
+    schedule = make_schedule(name, T, 5e-3, 0.5)
+    alpha, sigma = schedule.alpha[t], schedule.sigma[t]
+    log_p, x_0_of_class = posterior(schedule, t, OF_X_T)
+    share = np.exp(log_p) / np.exp(log_p).sum(1, keepdims=True)
+    x_0 = as_images((share * x_0_of_class).sum(1))
+    t_B, labels = jnp.full(len(OF_X_T), t), jnp.arange(len(OF_X_T)) % 4  # 3 is "no class"
+
+    def predict(x_t, t_B):
+        return target_of(schedule, prediction, x_0, (x_t - alpha * x_0) / sigma, t_B)
+
+    def logits(x_t, t_B):
+        variance = alpha**2 * STD**2 + sigma**2
+        return -((x_t.reshape(-1, 1) - alpha * MEANS[None]) ** 2) / (2 * variance) + 7  # any constant does
+
+    shift = towards_labels(logits, labels, schedule, 1.0)
+    found_x_0, found_eps = denoiser(predict, schedule, prediction, shift=shift)(OF_X_T, t_B)
+    by_class = np.concatenate([x_0_of_class, np.asarray(x_0).reshape(-1, 1)], axis=1)
+    expected = as_images(by_class[np.arange(len(labels)), labels])
+    np.testing.assert_allclose(found_x_0, expected, atol=2e-5)
+    np.testing.assert_allclose(found_eps, (OF_X_T - alpha * expected) / sigma, atol=2e-5)
+
+
+def test_the_classifier_moves_nothing_where_no_image_is_left_nor_outside_of_the_interval():
+    schedule = make_schedule("rectified", 4, 1e-4, 0.02)
+    interval = np.array([False, True, True, True])
+    shift = towards_labels(
+        lambda x_t, t_B: x_t.reshape(-1, 1) * MEANS[None], jnp.zeros(4, int), schedule, 3.0, interval
+    )
+    x_0, eps = shift(jnp.ones((4, 1, 1, 1)), jnp.arange(4))
+    assert [bool(value) for value in np.abs(x_0).ravel() > 0] == [False, True, True, False]
+    # alpha and sigma are 1/2 at t = 1: x_0 moves by scale (1/4) / (1/2) = 1.5 times the gradient, eps by -1.5 times it.
+    np.testing.assert_allclose(x_0[1], -eps[1], rtol=1e-6)
+    p = np.exp(MEANS) / np.exp(MEANS).sum()
+    np.testing.assert_allclose(x_0[1], 1.5 * (MEANS[0] - (p * MEANS).sum()), rtol=1e-5)
