@@ -85,7 +85,8 @@ def check_folder(c: ConfigDict) -> None:
     require(bool(c.root), "data.root", "''", fix)
     root, data_dir = expanded(c.root).resolve(), expanded(c.data_dir).resolve()
     fix = f"the copy would lie within data.root={c.root}, where each folder is a class; name another"
-    require(root != data_dir and root not in data_dir.parents, "data.data_dir", c.data_dir, fix)
+    within = data_dir.relative_to(root).parts if data_dir.is_relative_to(root) else (".",)
+    require(bool(within) and within[0].startswith("."), "data.data_dir", c.data_dir, fix)
     size = c.image_size
     require(size is not None and 1 <= size <= 4096, "data.image_size", size, "use a number of pixels, 1 to 4096")
 

@@ -15,7 +15,7 @@ from dit_jax import config as configs
 from dit_jax.checks import require
 from dit_jax.diffusion.guidance import Logits
 from dit_jax.errors import UserError
-from dit_jax.evaluation.features import Extractor, classifier_features
+from dit_jax.evaluation.features import Extractor, classifier_features, weights_hash
 from dit_jax.experiment import Experiment
 from dit_jax.models.classifier import Classifier, ClassifierOutput
 from dit_jax.resolving import read_resolved
@@ -72,8 +72,8 @@ def load_classifier(workdir: Path, config: ConfigDict) -> tuple[int, Extractor]:
     return int(state.step), classifier_features(experiment.apply, state.ema_params, experiment.mesh)
 
 
-def load_guide(workdir: Path, config: ConfigDict) -> Logits:
-    """The logits of `trained_classifier` for noisy images, to guide samples of the run.
+def load_guide(workdir: Path, config: ConfigDict) -> tuple[Logits, str]:
+    """The logits of `trained_classifier` for noisy images, to guide samples of the run, and its weights' SHA-256.
 
     Raises:
       UserError: as there, or it was trained with other noise.
@@ -83,7 +83,7 @@ def load_guide(workdir: Path, config: ConfigDict) -> Logits:
     noise = f"{workdir / 'classifier'} knows the noise of another process (diffusion.*); train another, or use 0"
     require(alike, "sample.classifier_scale", config.sample.classifier_scale, noise)
     params = jax.tree.map(whole, state.ema_params)
-    return lambda x_t, t_B: experiment.apply(params, x_t, t_B).logits
+    return lambda x_t, t_B: experiment.apply(params, x_t, t_B).logits, weights_hash(state.ema_params)
 
 
 def trained_classifier(workdir: Path, config: ConfigDict) -> tuple[ClassifierExperiment, TrainState]:

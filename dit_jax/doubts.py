@@ -16,7 +16,8 @@ def doubts(config: ConfigDict, mode: str) -> list[str]:
     schedule = make_schedule(d.schedule, d.num_steps, d.beta_start, d.beta_end, d.zero_terminal_snr)
     if mode == "train":
         return [*about_schedule(schedule), *about_rate(config)]
-    return about_sampling(config, schedule) if mode in ("sample", "evaluate") else []
+    sampling = about_sampling(config, schedule) if mode in ("sample", "evaluate") else []
+    return [*sampling, *(about_judging(config) if mode == "evaluate" else [])]
 
 
 def about_schedule(schedule: Schedule) -> list[str]:
@@ -46,7 +47,17 @@ def about_sampling(config: ConfigDict, schedule: Schedule) -> list[str]:
         fix = "use sample.spacing=trailing" if start < last else "the process never reaches noise"
         found.append(f"{where}0..{last}, where {schedule.alpha[start]:.0%} of the image is expected; {fix}")
     interval = guidance_interval(schedule.num_steps, c.guidance_from, c.guidance_to)
-    if c.guidance != 1 and not interval[timesteps].any():
+    if (c.guidance != 1 or c.classifier_scale) and not interval[timesteps].any():
         between = f"sample.guidance_from={c.guidance_from} and sample.guidance_to={c.guidance_to}"
-        found.append(f"sample.guidance={c.guidance} has no effect: no timestep that is visited lies between {between}")
+        key = "guidance" if c.guidance != 1 else "classifier_scale"
+        found.append(f"sample.{key}={c[key]} has no effect: no timestep that is visited lies between {between}")
     return found
+
+
+def about_judging(config: ConfigDict) -> list[str]:
+    """Whether samples are judged by what they were made to please."""
+    scale = config.sample.classifier_scale
+    if not scale or config.evaluate.features != "classifier":
+        return []
+    return [f"sample.classifier_scale={scale}: the classifier that guides samples also judges them, so accuracy and "
+            "distances say too much; use evaluate.features=inception, or another judge"]  # fmt: skip

@@ -137,9 +137,9 @@ def from_run(config: ConfigDict, workdir: Path, class_counts: np.ndarray) -> Sou
     batch_size = min(config.sample.batch_size, n)
     labels = in_proportion(class_counts, -(-n // batch_size) * batch_size)
     about = {"step": run.step, "dtype": config.model.dtype} | sampling_settings(config)
-    about["weights_sha256"] = weights_hash(run.weights)
-    exact = json.dumps(about | {"batch_size": batch_size, "devices": run.experiment.mesh.size})
-    exact += f" {class_counts / class_counts.max()}"
+    about |= {"weights_sha256": weights_hash(run.weights), "classifier_sha256": run.classifier_sha256}
+    shares = (class_counts // np.gcd.reduce(class_counts)).tolist()
+    exact = json.dumps(about | {"batch_size": batch_size, "devices": run.experiment.mesh.size, "shares": shares})
     name = f"step{run.step}-{hashlib.sha256(exact.encode()).hexdigest()[:16]}"
     folder = workdir / "evaluation" / name
     chunks = lambda: drawn(run, labels, n, batch_size, folder)  # noqa: E731

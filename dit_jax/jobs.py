@@ -29,7 +29,7 @@ from dit_jax.together import check_alike, first_before_others, is_first, whole
 from dit_jax.training import loop
 from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.state import TrainState
-from dit_jax.workdir import check_nothing_lost, check_savable, check_workdir, make_folder
+from dit_jax.workdir import check_nothing_lost, check_savable, check_workdir, has_begun, make_folder
 
 logger = logging.getLogger(__name__)
 PROBED = 64  # examples by which processes see that they have the same data
@@ -74,8 +74,8 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
         check_workdir(workdir, config, free)  # again: only now nobody else can write there
         checkpointer = stack.enter_context(Checkpointer(workdir, config.train.keep_checkpoints, best=best))
         state = checkpointer.restore(experiment.abstract_state())
-        if state is None:
-            check_nothing_lost(workdir, config.train.checkpoint_every)
+        if state is None and is_first():
+            check_nothing_lost(workdir)
         step = 0 if state is None else int(state.step)
         if is_first():
             evaluations.drop_after(workdir, step)
@@ -122,7 +122,7 @@ def find_data(experiment: Experiment, workdir: Path) -> None:
     """
     data = experiment.config.data
     if experiment.source.folder:
-        if configs.path_of(workdir).exists():
+        if configs.path_of(workdir).exists() and has_begun(workdir):
             data.content = configs.read(workdir).data.content
         folder = datasets.refresh(experiment.source).folder
         assert folder is not None

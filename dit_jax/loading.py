@@ -25,8 +25,8 @@ from dit_jax.training.state import Params
 class Run:
     """A trained run: `run.sample(run.ema_params, jax.random.key(0), [3, 3, 5])` draws three images.
 
-    `weights` are those that `sample.weights` names: `ema_params`, or the raw ones. `classifier` guides, if
-    `sample.classifier_scale` is above 0.
+    `weights` are those that `sample.weights` names: `ema_params`, or the raw ones. `classifier`, whose weights have
+    that SHA-256, guides if `sample.classifier_scale` is above 0.
     """
 
     experiment: Experiment
@@ -35,6 +35,7 @@ class Run:
     sample: Sample
     weights: Params
     classifier: Logits | None = None
+    classifier_sha256: str | None = None
 
     def task(self, draw: tasks.Draw, timesteps: np.ndarray | None = None) -> Sample:
         """The config's sampler for another task, over all of its timesteps or those given."""
@@ -64,6 +65,7 @@ def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
     replicate = partial(jax.device_put, device=sharding.replicated(experiment.mesh))
     ema_params = replicate(state.ema_params)
     weights = replicate(state.params) if experiment.config.sample.weights == "raw" else ema_params
-    classifier = load_guide(workdir, experiment.config) if experiment.config.sample.classifier_scale else None
+    guided = experiment.config.sample.classifier_scale > 0
+    classifier, sha256 = load_guide(workdir, experiment.config) if guided else (None, None)
     sample = make_sample(experiment, experiment.plan(experiment.timesteps()), classifier=classifier)
-    return Run(experiment, int(state.step), ema_params, sample, weights, classifier)
+    return Run(experiment, int(state.step), ema_params, sample, weights, classifier, sha256)

@@ -67,6 +67,10 @@ class Stop:
         if not self.code and self._calls > 1 and 0 < self._max_seconds <= self._clock() - self._start:
             self.code = OUT_OF_TIME
             logger.info("train.max_seconds=%g are over: saving", self._max_seconds)
+        return self.signalled()
+
+    def signalled(self) -> bool:
+        """The same without a look at the clock, for work that comes to no end if each session has too little time."""
         agreed = self._agree(self.code)
         if agreed and not self.code:
             logger.info("another process was asked to end: saving")

@@ -130,7 +130,7 @@ class TrainingEvaluation:
             yield images[: self.count - first]
 
     def leave_if_asked(self) -> None:
-        if self.stop():
+        if self.stop.signalled():
             raise PutOffError
 
 

@@ -39,10 +39,12 @@ def has_begun(workdir: Path) -> bool:
     return any((workdir / "checkpoints").glob("[0-9]*")) or any(read_rows(workdir / "metrics.jsonl"))
 
 
-def check_nothing_lost(workdir: Path, checkpoint_every: int) -> None:
+def check_nothing_lost(workdir: Path) -> None:
     """Refuses to begin at step 0 where metrics.jsonl tells of steps by which a checkpoint had been saved."""
+    if not configs.path_of(workdir).exists():
+        return
     reached = max((row["step"] for row in read_rows(workdir / "metrics.jsonl")), default=0)
-    if reached > 2 * checkpoint_every:  # the one before the last save is complete
+    if reached > 2 * configs.read(workdir).train.checkpoint_every:  # when its second save began the first was complete
         raise UserError(
             f"--workdir={workdir}: metrics.jsonl reaches step {reached:g}, but there is no checkpoint; restore "
             f"{workdir / 'checkpoints'}, or use another workdir to start over"

@@ -54,6 +54,7 @@ def test_guidance_where_no_step_goes():
     off = ("sample.guidance_from=0.9991", "sample.guidance_to=0.9999", "sample.steps=50")
     assert "sample.guidance=4.0 has no effect" in told("sample", "sample.guidance=4", *off)
     assert told("sample", "sample.guidance=1", *off) == ""
+    assert "sample.classifier_scale=2.0 has no effect" in told("sample", "sample.classifier_scale=2", *off)
     assert told("sample", "sample.guidance=4", "sample.guidance_from=0.2", "sample.guidance_to=0.8") == ""
 
 
@@ -69,3 +70,9 @@ def test_a_user_reads_them(tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, logger="dit_jax"):
         modes.run("train", tiny.config(**{"train.steps": 2}), tmp_path, None, None)
     assert "warning: diffusion.num_steps=20:" in caplog.text
+
+
+def test_a_judge_that_guides():
+    guided = "sample.classifier_scale=2"
+    assert "also judges them" in told("evaluate", guided, "evaluate.features=classifier")
+    assert told("evaluate", guided, "evaluate.features=inception") == told("sample", guided) == ""

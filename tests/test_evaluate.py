@@ -133,7 +133,9 @@ def test_images_of_a_run_get_the_figures_of_the_run(trained, tiny_data, tmp_path
     assert done.code == 0, done.err
     ours, theirs = without_seconds(trained), without_seconds(trained, "evaluation_images.json")
     figures = [
-        name for name, value in ours.items() if "classifier" in name and name not in ("features", "classifier_scale")
+        name
+        for name, value in ours.items()
+        if "classifier" in name and name not in ("features", "classifier_scale", "classifier_sha256")
     ]
     assert len(figures) >= 9
     assert {name: ours[name] for name in figures} == {name: theirs[name] for name in figures}
@@ -214,8 +216,8 @@ def test_a_broken_picture_is_named_and_left_out_if_asked(trained, given, tiny_da
     assert without_seconds(trained, "evaluation_images.json")["n"] == 11
 
 
-def test_classifier_guidance(trained, tiny_data, tmp_path, capfd):
-    """With it images are others, on every device alike, and the classifier finds them likelier; evaluation says so."""
+def test_classifier_guidance(trained, tiny_data, tmp_path, capfd, monkeypatch):
+    """With it the classifier finds images likelier, on one device and on eight alike; evaluation says who guided."""
     _, extractor = load_classifier(trained, tiny.config())
     log_p = []
     for scale in ("0", "20"):
@@ -229,9 +231,16 @@ def test_classifier_guidance(trained, tiny_data, tmp_path, capfd):
     assert log_p[1] > log_p[0]
     told = tiny.run_main(capfd, "--mode=evaluate", "--workdir", trained, "--config.sample.classifier_scale=2")
     assert told.code == 0, told.err
-    assert json.loads((trained / "evaluation.json").read_text())["classifier_scale"] == 2
+    result = json.loads((trained / "evaluation.json").read_text())
+    assert result["classifier_scale"] == 2
+    assert result["classifier_sha256"] == result["features_sha256"]
+    tiny.on_devices(monkeypatch, 1)
+    assert tiny.run_main(capfd, "--mode=sample", "--workdir", trained, "--out", tmp_path / "1", *flags).code == 0
+    on_eight, on_one = (np.load(tmp_path / name / "samples.npz")["images"].astype(int) for name in ("20", "1"))
+    assert np.abs(on_eight - on_one).max() <= 1
 
 
+@pytest.mark.long
 def test_classifier_guidance_needs_a_classifier_of_the_same_noise(trained, tiny_data, tmp_path, capfd):
     guided = ["--mode=sample", "--workdir", tmp_path / "run", "--config.sample.classifier_scale=1"]
     jobs.train(tiny.config(train__steps=2), tmp_path / "run", None)

@@ -88,6 +88,7 @@ def killed_and_resumed(place, folder, kills, steps):
     return in_save
 
 
+@pytest.mark.long
 def test_two_kills_cost_no_bit(place, tmp_path):
     killed_and_resumed(place, tmp_path, kills=2, steps=240)
 
@@ -221,6 +222,7 @@ def limit_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
 
 
+@pytest.mark.long
 def test_a_disk_that_is_full_is_one_line_and_the_older_checkpoint_stays(place, tmp_path):
     """A limit on the size of files stands for the disk's; metrics.jsonl and the events stay below it here."""
     settings = ["train.checkpoint_every=4", "train.log_every=4", "train.steps=4"]

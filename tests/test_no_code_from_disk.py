@@ -60,6 +60,7 @@ def test_the_auditor_sees_a_pickle(auditor, tmp_path):
     auditor.seen.clear()
 
 
+@pytest.mark.long
 def test_training_resuming_and_loading_unpickle_nothing(auditor, tmp_path, monkeypatch):
     tiny.install(monkeypatch)
     auditor.on = True
