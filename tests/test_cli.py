@@ -335,6 +335,7 @@ def test_a_workdir_of_another_config_lists_the_difference(trained, tiny_data, ca
     assert tiny.snapshot(trained) == before
 
 
+@pytest.mark.long
 def test_free_keys_may_change_and_the_run_goes_on(trained, tiny_data, tmp_path, capfd):
     done = tiny.run_main(capfd, "--workdir", trained, "--config.train.steps=4", "--config.train.log_every=1")
     assert done.code == 0

@@ -56,6 +56,7 @@ def test_training_a_classifier(trained, tiny_data, capfd, caplog):
     assert "classifier.width: 8 -> 16" in refused.err[0]
 
 
+@pytest.mark.long
 def test_an_unfinished_classifier_is_told(tiny_data, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(jobs, "Stop", lambda seconds: EndsAtOnce())
     assert train_classifier(tiny.config(classifier__steps=6), tmp_path, None) == 143

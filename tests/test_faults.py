@@ -202,6 +202,7 @@ def test_a_second_trainer_is_refused_and_touches_nothing(tiny_data, tmp_path, ca
     assert "another training run has it (process" in done.err[0]
 
 
+@pytest.mark.long
 def test_a_learning_rate_that_blows_up_ends_in_one_line_with_finite_checkpoints(tiny_data, tmp_path, capfd, caplog):
     settings = {"optimizer__learning_rate": 1e25, "train__steps": 60, "train__checkpoint_every": 1}
     done = tiny.run_main(capfd, *tiny.flags(**settings), "--workdir", tmp_path)

@@ -112,6 +112,7 @@ def test_an_error_of_one_process_is_told_once_and_ends_both(place, tmp_path):
     assert time.monotonic() - start < 120
 
 
+@pytest.mark.long
 def test_a_process_with_another_config_or_other_data_is_told_once(place, tmp_path):
     """Where the data are may differ; then they must be the same. Nothing is written."""
     with pytest.MonkeyPatch.context() as patch:
