@@ -92,9 +92,7 @@ def get_config() -> ConfigDict:
     config.sample.variance = "large"  # of ddpm: large (beta) | small (posterior) (DDPM, section 3.2)
     config.sample.eta = 0.0  # noise of ddim: 0 is none, 1 that of ddpm with small variance (Song et al. 2021)
     config.sample.guidance = 1.0  # scale of classifier-free guidance; 1 is none
-    config.sample.classifier_scale = (
-        0.0  # of classifier guidance, by train_classifier's (Dhariwal & Nichol 2021); 0: none
-    )
+    config.sample.classifier_scale = 0.0  # of guidance by the run's classifier (Dhariwal & Nichol 2021); 0 is none
     config.sample.guidance_from = 0.0  # guide only where from <= t / T <= to (Kynkaanniemi et al. 2024)
     config.sample.guidance_to = 1.0
     config.sample.images = ""  # to start from: an .npz with `images` (and `labels`), a picture, or a folder of pictures

@@ -26,6 +26,7 @@ SETTINGS = (
     "seed",
     "guidance",
     "classifier_scale",
+    "classifier_sha256",
     "guidance_from",
     "guidance_to",
     "clip_x_0",
