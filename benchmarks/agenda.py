@@ -72,7 +72,7 @@ class Call:
 
 
 TOY = [
-    *("model.preset=demo", "model.num_heads=4", "model.width=32", "model.depth=1", "sample.denoising=false"),
+    *("model.preset=demo", "model.num_heads=4", "model.width=32", "model.depth=3", "sample.denoising=false"),
     *("train.batch_size=16", "train.steps_per_call=2", "train.log_every=2", "train.sample_every=0"),
     *("optimizer.warmup_steps=0", "classifier.width=8", "classifier.steps=2", "classifier.batch_size=16"),
 ]

@@ -27,6 +27,7 @@ PEERS = {
     "diffusers": ("diffusers", False, False),
     "diffusers-compile": ("diffusers", True, False),
 }
+THEIRS = {"model.conditioning": "token", "model.qk_norm": False, "model.long_skips": False, "train.dropout": 0.0}
 DEFAULT_PEERS = ("torch", "torch-compile", "torch-tuned", "torch-compile-tuned", "diffusers")
 
 
@@ -87,7 +88,7 @@ def experiment(config: str, assignments: Sequence[str]) -> Experiment:
 def contestants(
     task: str, made: Experiment, config: str, assignments: list[str], peers: str, apart: bool = False
 ) -> list[Contestant]:
-    """Ours, and the peers that can run here: PyTorch must be installed, the condition be a token.
+    """Ours, and the peers that can run here: PyTorch must be installed, the network be theirs.
 
     `apart`: they never are on the machine together.
     """
@@ -99,8 +100,9 @@ def contestants(
     card = machine.only_cards(1)  # PyTorch's processes drive one
     env = huge_pages.wanted(os.environ) | card | (share() if names and not apart else {})  # the first is main.py's own
     ours = Contestant(contest.OURS, "benchmarks.ours", spec, env, multiple=at_once(task, made))
-    if names and c.conditioning != "token":
-        print(f"no peers: theirs has model.conditioning=token, this is {c.conditioning}", file=sys.stderr)
+    here = dict(configs.leaves(made.config))
+    for key in [key for key, value in THEIRS.items() if names and here[key] != value]:
+        print(f"no peers: theirs has {key}={THEIRS[key]}, this is {here[key]}", file=sys.stderr)
         names = []
     keys = ("patch_size", "width", "depth", "num_heads", "num_kv_heads", "mlp_ratio", "class_table_width")
     spec |= {key: c[key] for key in keys} | {"sampler_steps": s.steps, "guidance": s.guidance}

@@ -42,7 +42,8 @@ def forward(model: DiT, image_shape: tuple[int, int, int]) -> int:
     D = model.width
     embed = 2 * H * W * C * D  # N patches of P * P * C values
     final_adaln = 2 * D * 2 * D if model.conditioning == "adaln_zero" else 0
-    blocks = model.depth * block(model, tokens(model, image_shape))
+    N = tokens(model, image_shape)
+    blocks = model.depth * block(model, N) + model.skips * 2 * N * 2 * D * D
     return 2 * embed + final_adaln + condition(model) + blocks  # the output layer is the embedding's mirror
 
 

@@ -14,6 +14,10 @@ PILOTS: dict[str, list[str]] = {
     "constant learning rate": ["optimizer.schedule=constant"],
     "half-life 2% of the images": ["train.ema_ramp=0.02"],
     "no flips": ["data.flip=false"],
+    "QK norm": ["model.qk_norm=true"],
+    "QK norm, learning rate x 2": ["model.qk_norm=true", "optimizer.learning_rate=1.2e-3"],
+    "long skips": ["model.long_skips=true"],
+    "dropout 0.1": ["train.dropout=0.1"],
     "token": ["model.conditioning=token"],
     "eps, linear, min-SNR": [
         "diffusion.schedule=linear",

@@ -32,6 +32,8 @@ def get_config() -> ConfigDict:
     config.model.conditioning = placeholder(str)  # token (the report) | adaln_zero (DiT)
     config.model.positions = placeholder(str)  # sin-cos frequencies: mae (10,000^-i) | grid (fitted to the image)
     config.model.mlp_ratio = 4  # width of the MLP / D (DiT)
+    config.model.qk_norm = False  # queries and keys at root mean square 1, times learned scales (Esser et al. 2024)
+    config.model.long_skips = False  # blocks of the second half also take their mirror's stream (Bao et al. 2023)
     config.model.class_table_width = (
         128  # width of the class table before its MLP, token conditioning only (the report)
     )
@@ -69,6 +71,7 @@ def get_config() -> ConfigDict:
     config.train.shard_params = False  # split weights, optimizer and EMA over the devices (ZeRO-3); implies model.remat
     config.train.steps_per_call = 8  # steps in one dispatch
     config.train.label_dropout = 0.1  # share of labels replaced by "no class" (Ho & Salimans 2022); 0 bars guidance
+    config.train.dropout = 0.0  # share of what attention and MLPs add that is set to 0 (Vaswani et al. 2017)
     config.train.ema_half_life = 500_000.0  # images (Karras et al. 2022)
     config.train.ema_ramp = 0.05  # half-life at most this share of the images seen (Karras et al. 2022)
     config.train.checkpoint_every = 1_000  # steps

@@ -5,7 +5,8 @@
     images = run.sample(run.ema_params, jax.random.key(0), [3, 5])  # float32 [2, H, W, C], about -1 to 1
 
 Letters of array axes, in names such as `x_BHWC`: B batch; H, W, C image; P patch; N tokens (M as keys); D width; K
-key/value heads; G query heads per K; E head width; F MLP width; T steps of the diffusion process; R rows of a plan.
+key/value heads; G query heads per K; E head width; F MLP width; T steps of the diffusion process; R rows of a plan; L
+long skips.
 """
 
 from typing import Any

@@ -109,6 +109,13 @@ def check_model(c: ConfigDict, info: DatasetInfo) -> None:
     fix = f"it must divide model.num_heads={c.num_heads}; use one of {groups}"
     require(c.num_heads % c.num_kv_heads == 0, "model.num_kv_heads", c.num_kv_heads, fix)
     require(c.width % 4 == 0, "model.width", c.width, "it must be a multiple of 4 (sine and cosine of row and column)")
+    skips = c.depth >= 3 or not c.long_skips
+    require(
+        skips,
+        "model.long_skips",
+        c.long_skips,
+        f"of model.depth={c.depth} no block is between the two ends; use 3 or more",
+    )
     choice("model.conditioning", c.conditioning, CONDITIONINGS)
     choice("model.positions", c.positions, POSITIONS)
     choice("model.dtype", c.dtype, ("float32", "bfloat16"))
@@ -162,6 +169,7 @@ def check_train(c: ConfigDict) -> None:
     require(c.max_seconds >= 0, "train.max_seconds", c.max_seconds, "use 0 (no limit) or a number of seconds")
     require(c.sample_every >= 0, "train.sample_every", c.sample_every, "use 0 (never) or a number of steps")
     require(0 <= c.label_dropout < 1, "train.label_dropout", c.label_dropout, "use a share from 0 to below 1")
+    require(0 <= c.dropout < 1, "train.dropout", c.dropout, "use a share from 0 (none) to below 1, such as 0.1")
     require(c.ema_half_life >= 0, "train.ema_half_life", c.ema_half_life, "use a number of images, 0 for no averaging")
     require(c.ema_ramp > 0, "train.ema_ramp", c.ema_ramp, "use a share above 0 (Karras et al. have 0.05)")
 

@@ -71,7 +71,10 @@ class Experiment:
             depth=c.depth,
             num_heads=c.num_heads,
             num_kv_heads=c.num_kv_heads,
+            qk_norm=c.qk_norm,
             mlp_ratio=c.mlp_ratio,
+            long_skips=c.long_skips,
+            dropout=self.config.train.dropout,
             conditioning=c.conditioning,
             class_table_width=c.class_table_width,
             positions=c.positions,
@@ -79,9 +82,11 @@ class Experiment:
             remat=c.remat,
         )
 
-    def apply(self, params: Params, x_t: jax.Array, t_B: jax.Array, labels_B: jax.Array) -> jax.Array:
-        """The network's prediction, float32 [B, H, W, C]."""
-        return cast(jax.Array, self.model.apply(params, x_t, t_B, labels_B))
+    def apply(
+        self, params: Params, x_t: jax.Array, t_B: jax.Array, labels_B: jax.Array, keys_B: jax.Array | None = None
+    ) -> jax.Array:
+        """The network's prediction, float32 [B, H, W, C]; with the keys of training, with dropout."""
+        return cast(jax.Array, self.model.apply(params, x_t, t_B, labels_B, keys_B))
 
     @cached_property
     def schedule(self) -> Schedule:

@@ -60,6 +60,24 @@ def test_fifty_steps_are_the_same(devices, optimizer, shard, reference):
 
 
 @pytest.mark.long
+def test_long_skips_norms_and_dropout_are_the_same_split():
+    """Dropout too: an image draws by its place in the global batch, in microbatches and recomputed blocks alike."""
+    options = dict(model__depth=6, model__long_skips=True, model__qk_norm=True, train__dropout=0.2)
+    options |= dict(model__conditioning="token")  # whose blocks matter from the first step
+    loss, norm, state = steps(1, "sgd", 20, **options)
+    undropped, _, _ = steps(1, "sgd", 20, **options | dict(train__dropout=0.0))
+    assert abs(loss - undropped) > 1e-4 * loss
+    split = dict(train__shard_params=True, train__microbatches=2)
+    loss_of_split, norm_of_split, state_of_split = steps(2, "sgd", 20, **options, **split)
+    assert loss_of_split == pytest.approx(loss, rel=1e-5)
+    assert norm_of_split == pytest.approx(norm, rel=1e-5)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)  # noqa: E731
+    jax.tree.map(close, state_of_split.params, state.params)
+    recomputed, _, _ = steps(1, "sgd", 20, **options, model__remat=True)
+    assert recomputed == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.long
 def test_microbatches_with_shares_bfloat16_and_remat():
     """Beside one device, whole and in float32: apart by no more than bfloat16 rounds (0.4% a number)."""
     loss, norm, _ = steps(1, "sgd", 3)

@@ -22,10 +22,15 @@ def grouped_query_attention(
 
 
 class Attention(nn.Module):
-    """Self-attention over all tokens: [B, N, D] -> [B, N, D]. Query head h uses key/value head h // G."""
+    """Self-attention over all tokens: [B, N, D] -> [B, N, D]. Query head h uses key/value head h // G.
+
+    `qk_norm`: each query and key is divided by its root mean square, times scales [E] that all heads share and that
+    start at 1. Then these alone, not the lengths of queries and keys, can make scores large (Esser et al. 2024, 5.3.2).
+    """
 
     num_heads: int
     num_kv_heads: int
+    qk_norm: bool
     dtype: jnp.dtype
 
     @nn.compact
@@ -34,7 +39,8 @@ class Attention(nn.Module):
         K, G, E = self.num_kv_heads, self.num_heads // self.num_kv_heads, D // self.num_heads
         qkv = Dense((K * G + 2 * K) * E, dtype=self.dtype, name="qkv")(x_BND)
         q, k, v = jnp.split(qkv, [K * G * E, (K * G + K) * E], axis=-1)
-        out_BNKGE = grouped_query_attention(
-            q.reshape(B, N, K, G, E), k.reshape(B, N, K, E), v.reshape(B, N, K, E), self.dtype
-        )
+        q_BNKGE, k_BNKE, v_BNKE = q.reshape(B, N, K, G, E), k.reshape(B, N, K, E), v.reshape(B, N, K, E)
+        if self.qk_norm:
+            q_BNKGE, k_BNKE = nn.RMSNorm(name="q_norm")(q_BNKGE), nn.RMSNorm(name="k_norm")(k_BNKE)
+        out_BNKGE = grouped_query_attention(q_BNKGE, k_BNKE, v_BNKE, self.dtype)
         return Dense(D, dtype=self.dtype, name="out")(out_BNKGE.reshape(B, N, D))

@@ -6,6 +6,7 @@ which start at zero.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import flax.linen as nn
@@ -75,34 +76,69 @@ class Mlp(nn.Module):
         return Dense(width, dtype=self.dtype)(hidden_BNF)
 
 
+def dropout(x_BND: jax.Array, place: int, rate: float, keys_B: jax.Array | None) -> jax.Array:
+    """Every number is 0 with probability `rate`, else divided by 1 - rate (Srivastava et al. 2014); no keys, no change.
+
+    An image draws from its own key, whatever the batch it is in, and anew at each `place` of a block.
+    """
+    if keys_B is None or rate == 0:
+        return x_BND
+    keep = lambda key: jax.random.bernoulli(jax.random.fold_in(key, place), 1 - rate, x_BND.shape[1:])  # noqa: E731
+    return jnp.where(jax.vmap(keep)(keys_B), x_BND / (1 - rate), 0)
+
+
+def block_keys(keys_B: jax.Array | None, i: int | jax.Array) -> jax.Array | None:
+    """The keys of block i, if there are any."""
+    return None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, i)
+
+
 class Block(nn.Module):
-    """Pre-norm attention and MLP, each added to the stream; `adaptive`: shifted, scaled and gated by the condition."""
+    """Pre-norm attention and MLP, each added to the stream; `adaptive`: shifted, scaled and gated by the condition.
+
+    `skip_BND`: an earlier block's stream, which a linear layer joins to this one's before all else (Bao et al. 2023).
+    `keys_B`: a key an image, for `dropout` of what attention and MLP add (Vaswani et al. 2017).
+    """
 
     num_heads: int
     num_kv_heads: int
+    qk_norm: bool
     mlp_ratio: int
+    dropout: float
     adaptive: bool
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BND: jax.Array, condition_BD: jax.Array) -> jax.Array:
-        attention = Attention(self.num_heads, self.num_kv_heads, self.dtype, name="attention")
+    def __call__(
+        self,
+        x_BND: jax.Array,
+        condition_BD: jax.Array,
+        skip_BND: jax.Array | None = None,
+        keys_B: jax.Array | None = None,
+    ) -> jax.Array:
+        attention = Attention(self.num_heads, self.num_kv_heads, self.qk_norm, self.dtype, name="attention")
         mlp = Mlp(self.mlp_ratio, self.dtype, name="mlp")
+        if skip_BND is not None:
+            x_BND = Dense(x_BND.shape[-1], dtype=self.dtype, name="skip")(jnp.concatenate([x_BND, skip_BND], axis=-1))
+        drop = partial(dropout, rate=self.dropout, keys_B=keys_B)
         if not self.adaptive:
-            x_BND = x_BND + attention(layer_norm(x_BND))
-            return x_BND + mlp(layer_norm(x_BND))
+            x_BND = x_BND + drop(attention(layer_norm(x_BND)), 0)
+            return x_BND + drop(mlp(layer_norm(x_BND)), 1)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = Modulation(6, self.dtype, name="adaln")(condition_BD)
-        x_BND = x_BND + gate_1[:, None] * attention(modulate(layer_norm(x_BND), shift_1, scale_1))
-        return x_BND + gate_2[:, None] * mlp(modulate(layer_norm(x_BND), shift_2, scale_2))
+        x_BND = x_BND + gate_1[:, None] * drop(attention(modulate(layer_norm(x_BND), shift_1, scale_1)), 0)
+        return x_BND + gate_2[:, None] * drop(mlp(modulate(layer_norm(x_BND), shift_2, scale_2)), 1)
 
 
 class DiT(nn.Module):
     """(x_t [B, H, W, C], t [B], labels [B]) -> prediction float32 [B, H, W, C], zero at initialisation.
 
-    t are timestep indices 0..T-1; labels are 0..num_classes-1, and num_classes for "no class". The model is
-    deterministic: label dropout belongs to the loss. Parameters are float32, products are taken in `dtype`.
+    t are timestep indices 0..T-1; labels are 0..num_classes-1, and num_classes for "no class". `keys_B`: a key an
+    image, for `dropout` in training; without them nothing is dropped. Label dropout belongs to the loss. Parameters are
+    float32, products are taken in `dtype`.
 
-    `gather`: the blocks' parameters are shares of them, which it makes whole, a block at a time (`apply_shares`).
+    `long_skips`: each block of the second half also takes what its mirror in the first has given (U-ViT, Bao et al.
+    2023): block i that of block depth - 1 - i, but for the one or two blocks in the middle.
+    `gather`: the blocks' parameters are shares of them; gather(a block's name, its share) makes one whole
+    (`apply_shares`).
     """
 
     num_classes: int
@@ -111,23 +147,28 @@ class DiT(nn.Module):
     depth: int
     num_heads: int
     num_kv_heads: int
+    qk_norm: bool
     mlp_ratio: int
+    long_skips: bool
+    dropout: float
     conditioning: str
     class_table_width: int
     positions: str
     dtype: jnp.dtype
     remat: bool
-    gather: Callable[[Any], Any] | None = None
+    gather: Callable[[str, Any], Any] | None = None
 
     @nn.compact
-    def __call__(self, x_BHWC: jax.Array, t_B: jax.Array, labels_B: jax.Array) -> jax.Array:
+    def __call__(
+        self, x_BHWC: jax.Array, t_B: jax.Array, labels_B: jax.Array, keys_B: jax.Array | None = None
+    ) -> jax.Array:
         _, H, W, C = x_BHWC.shape
         adaptive = self.conditioning == "adaln_zero"
         condition_BD = self._condition(t_B, labels_B)
         x_BND = self._embed_patches(x_BHWC)
         if not adaptive:
             x_BND = jnp.concatenate([x_BND, condition_BD[:, None]], axis=1)
-        x_BND = layer_norm(self._blocks(x_BND, condition_BD))
+        x_BND = layer_norm(self._blocks(x_BND, condition_BD, keys_B))
         if adaptive:
             x_BND = modulate(x_BND, *Modulation(2, self.dtype, name="final_adaln")(condition_BD))
         else:
@@ -137,30 +178,62 @@ class DiT(nn.Module):
         )
         return unpatchify(patches, self.patch_size, (H, W, C))
 
-    def _blocks(self, x_BND: jax.Array, condition_BD: jax.Array) -> jax.Array:
+    @property
+    def skips(self) -> int:
+        """Blocks that give a long skip; as many take one."""
+        return (self.depth - 1) // 2 if self.long_skips else 0
+
+    def _blocks(self, x_BND: jax.Array, condition_BD: jax.Array, keys_B: jax.Array | None) -> jax.Array:
         """The stream after all blocks."""
-        sizes = (self.num_heads, self.num_kv_heads, self.mlp_ratio, self.conditioning == "adaln_zero", self.dtype)
+        settings: dict[str, Any] = dict(
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            qk_norm=self.qk_norm,
+            mlp_ratio=self.mlp_ratio,
+            dropout=self.dropout,
+            adaptive=self.conditioning == "adaln_zero",
+            dtype=self.dtype,
+        )
         if self.gather is not None:
-            return self._scan_blocks(Block(*sizes, parent=None), x_BND, condition_BD)
-        block = nn.remat(Block) if self.remat else Block
+            return self._scan_blocks(Block(**settings, parent=None), x_BND, condition_BD, keys_B)
+        block, kept = nn.remat(Block) if self.remat else Block, []
         for i in range(self.depth):
-            x_BND = block(*sizes, name=f"block_{i}")(x_BND, condition_BD)
+            skip = kept.pop() if i >= self.depth - self.skips else None
+            x_BND = block(**settings, name=f"block_{i}")(x_BND, condition_BD, skip, block_keys(keys_B, i))
+            if i < self.skips:
+                kept.append(x_BND)
         return x_BND
 
-    def _scan_blocks(self, block: Block, x_BND: jax.Array, condition_BD: jax.Array) -> jax.Array:
-        """The same from shares of the blocks' parameters, in a scan: no more than one block is whole at a time.
+    def _scan_blocks(
+        self, block: Block, x_BND: jax.Array, condition_BD: jax.Array, keys_B: jax.Array | None
+    ) -> jax.Array:
+        """The same from shares of the blocks' parameters, in scans: no more than one block is whole at a time.
 
-        The backward pass makes each block whole again and recomputes it, as `remat` does.
+        The backward pass makes each block whole again and recomputes it, as `remat` does. Blocks that take a skip have
+        one layer more, and those that give one hand out their stream: so givers, the middle and takers are a scan each.
         """
-        gather = self.gather
+        gather, skips = self.gather, self.skips
         assert gather is not None
-        shares = [self.variables["params"][f"block_{i}"] for i in range(self.depth)]
 
-        def step(x_BND: jax.Array, share: Any) -> tuple[jax.Array, None]:
-            return cast(jax.Array, block.apply({"params": gather(share)}, x_BND, condition_BD)), None
+        def scan(x_BND: jax.Array, first: int, end: int, skips_LBND: Any = None) -> tuple[jax.Array, Any]:
+            gives = end <= skips
 
-        step = jax.checkpoint(step, prevent_cse=False)
-        return jax.lax.scan(step, x_BND, jax.tree.map(lambda *leaves: jnp.stack(leaves), *shares))[0]
+            def step(x_BND: jax.Array, of_block: Any) -> tuple[jax.Array, jax.Array | None]:
+                share, i, skip_BND = of_block
+                params = {"params": gather(f"block_{first}", share)}
+                x_BND = cast(jax.Array, block.apply(params, x_BND, condition_BD, skip_BND, block_keys(keys_B, i)))
+                return x_BND, x_BND if gives else None
+
+            shares = [self.variables["params"][f"block_{i}"] for i in range(first, end)]
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *shares)
+            step = jax.checkpoint(step, prevent_cse=False)
+            return jax.lax.scan(step, x_BND, (stacked, jnp.arange(first, end), skips_LBND))
+
+        if not skips:
+            return scan(x_BND, 0, self.depth)[0]
+        x_BND, kept_LBND = scan(x_BND, 0, skips)
+        x_BND, _ = scan(x_BND, skips, self.depth - skips)
+        return scan(x_BND, self.depth - skips, self.depth, kept_LBND[::-1])[0]
 
     def _condition(self, t_B: jax.Array, labels_B: jax.Array) -> jax.Array:
         """Time and class as one vector [B, D]."""
@@ -190,5 +263,5 @@ def apply_shares(
     shares, axes = shares["params"], axes["params"]
     is_block = lambda name: name.startswith("block_")  # noqa: E731
     mixed = {name: part if is_block(name) else gather(part, axes[name]) for name, part in shares.items()}
-    by_block = model.clone(gather=lambda share: gather(share, axes["block_0"]))
+    by_block = model.clone(gather=lambda block, share: gather(share, axes[block]))
     return cast(jax.Array, by_block.apply({"params": mixed}, *inputs))

@@ -69,7 +69,7 @@ def batch_loss(
     Each image draws from its own key; `mine` are their positions in the global batch.
     """
     T = recipe.schedule.num_steps
-    draw = jax.vmap(partial(jax.random.split, num=4))(keys_B)
+    draw = jax.vmap(partial(jax.random.split, num=5))(keys_B)
     if recipe.flip:
         x_0 = pipeline.flip(x_0, draw[:, 0])
     u_B = jax.vmap(jax.random.uniform)(draw[:, 1])
@@ -79,7 +79,7 @@ def batch_loss(
     eps = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:]))(draw[:, 2])
     dropped_B = jax.vmap(lambda key: jax.random.bernoulli(key, recipe.label_dropout))(draw[:, 3])
     seen_B = jnp.where(dropped_B, recipe.null_class, labels_B)
-    predict = lambda x_t, t: apply(params, x_t, t, seen_B)  # noqa: E731
+    predict = lambda x_t, t: apply(params, x_t, t, seen_B, draw[:, 4])  # noqa: E731
     loss_B = objective.diffusion_loss(predict, recipe.schedule, recipe.prediction, x_0, eps, t_B)
     weight_B = jnp.asarray(recipe.loss_weights, jnp.float32)[t_B]
     return (weight_B * loss_B).mean(), objective.by_quarter(loss_B, t_B, T)

@@ -100,14 +100,17 @@ def test_a_wrong_argument_is_one_line(argv, told):
         train.main(argv)
 
 
-def test_peers_need_their_packages_and_a_token(monkeypatch, capfd):
+def test_peers_need_their_packages_and_their_network(monkeypatch, capfd):
     monkeypatch.setattr(contest, "installed", lambda *names: "diffusers" not in names)
     made = commands.experiment("configs/cifar10.py:report", [])
     names = [c.name for c in commands.contestants("train", made, "", [], "torch,diffusers")]
     assert names == [contest.OURS, "torch"]
     assert "diffusers needs torch and diffusers (requirements-peers.txt)" in capfd.readouterr().err
-    made = commands.experiment("configs/cifar10.py:report", ["model.conditioning=adaln_zero"])
-    assert [c.name for c in commands.contestants("train", made, "", [], "torch")] == [contest.OURS]
+    for other in ("model.conditioning=adaln_zero", "model.qk_norm=True", "model.long_skips=True", "train.dropout=0.1"):
+        made = commands.experiment("configs/cifar10.py:report", [other])
+        assert [c.name for c in commands.contestants("train", made, "", [], "torch")] == [contest.OURS]
+        key, _, value = other.partition("=")
+        assert f"theirs has {key}={commands.THEIRS[key]}, this is {value}" in capfd.readouterr().err
 
 
 def test_on_a_gpu_ours_leaves_memory_to_its_peers(monkeypatch):

@@ -48,6 +48,8 @@ SHAPES = [
     (),
     ("model.patch_size=2", "model.num_heads=6", "model.num_kv_heads=3", "model.depth=2"),
     ("model.conditioning=adaln_zero", "model.width=192", "model.depth=5", "model.mlp_ratio=3"),
+    ("model.long_skips=true", "model.qk_norm=true", "model.depth=4"),
+    ("model.long_skips=true", "model.depth=7", "model.width=192"),
     ("model.preset=DiT-S/8", "model.conditioning=token", "model.class_table_width=20", "model.remat=true"),
 ]
 

@@ -60,7 +60,7 @@ WIDTH, HEADS, KV_HEADS, HEAD_WIDTH = 48, 8, 2, 6  # eight query heads on two key
 )
 def test_query_head_h_uses_key_value_head_h_over_g(column, moved):
     x = jax.random.normal(jax.random.key(1), (1, 3, WIDTH))
-    attention = Attention(HEADS, KV_HEADS, jnp.float32)
+    attention = Attention(HEADS, KV_HEADS, False, jnp.float32)
     kernel = jax.random.normal(jax.random.key(0), (WIDTH, (HEADS + 2 * KV_HEADS) * HEAD_WIDTH)) / WIDTH**0.5
     shapes = jax.eval_shape(attention.init, jax.random.key(0), x)
     apply = jax.jit(attention.apply)

@@ -68,7 +68,7 @@ def test_initialisation_is_that_of_the_dit_code(make_tiny, make_inputs):
 
 def test_adaln_zero_block_is_the_identity_at_initialisation():
     x, condition = jax.random.normal(jax.random.key(1), (2, 5, 32)), jax.random.normal(jax.random.key(2), (2, 32))
-    block = Block(num_heads=4, num_kv_heads=2, mlp_ratio=4, adaptive=True, dtype=jnp.float32)
+    block = Block(4, 2, qk_norm=False, mlp_ratio=4, dropout=0.0, adaptive=True, dtype=jnp.float32)
     out, params = jax.jit(block.init_with_output)(jax.random.key(0), x, condition)
     np.testing.assert_array_equal(out, x)
     params["params"]["adaln"]["Dense_0"]["bias"] += 0.1

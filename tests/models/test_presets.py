@@ -10,7 +10,8 @@ from dit_jax.models.dit import DIT_SIZES, PRESETS, DiT
 
 
 def build(preset, num_classes, **changes):
-    settings = dict(mlp_ratio=4, class_table_width=128, dtype=jnp.float32, remat=False) | PRESETS[preset] | changes
+    settings = dict(mlp_ratio=4, class_table_width=128, dtype=jnp.float32, remat=False)
+    settings |= dict(qk_norm=False, long_skips=False, dropout=0.0) | PRESETS[preset] | changes
     return DiT(num_classes=num_classes, **settings)
 
 

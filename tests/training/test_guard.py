@@ -14,10 +14,10 @@ from tests.training.toy import Trainer, apply, init_params
 STEPS = 12
 
 
-def network(params, x_t, t_B, labels_B):
+def network(params, x_t, t_B, labels_B, keys_B):
     """The toy, plus `params["poison"]` (0 or NaN) for images at the last timestep, 19 of 20."""
     poison = jax.lax.stop_gradient(params["poison"])
-    return apply(params, x_t, t_B, labels_B) + jnp.where(t_B == 19, poison, 0.0)[:, None, None, None]
+    return apply(params, x_t, t_B, labels_B, keys_B) + jnp.where(t_B == 19, poison, 0.0)[:, None, None, None]
 
 
 def trainer(poison, devices=1):
@@ -83,8 +83,9 @@ def test_healthy_steps_are_not_counted():
 
 
 def test_a_gradient_that_is_not_finite_where_the_loss_is():
-    def root(params, x_t, t_B, labels_B):
-        return apply(params, x_t, t_B, labels_B) + jnp.sqrt(jnp.square(params["bias"])).sum()  # d|b|/db at 0 is NaN
+    def root(params, x_t, t_B, labels_B, keys_B):
+        rooted = jnp.sqrt(jnp.square(params["bias"])).sum()  # d|b|/db at 0 is NaN
+        return apply(params, x_t, t_B, labels_B, keys_B) + rooted
 
     poisoned = Trainer(optax.sgd(0.1), network=root)
     before = jax.tree.map(np.array, poisoned.state.params)

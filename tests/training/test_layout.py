@@ -74,8 +74,8 @@ def test_gradient_and_norm_of_shares(devices):
 def test_a_bad_number_in_one_devices_share_leaves_the_step_out_on_all(row_3, taken):
     """d|row 3|/d row 3 is NaN at 0: in the gradient of the last device's share alone, while the loss is finite."""
 
-    def network(params, x_t, t_B, labels_B):
-        return apply(params, x_t, t_B, labels_B) + jnp.linalg.norm(params["embedding"][3])
+    def network(params, x_t, t_B, labels_B, keys_B):
+        return apply(params, x_t, t_B, labels_B, keys_B) + jnp.linalg.norm(params["embedding"][3])
 
     params = init_params() | {"embedding": jnp.full((4, 3), 0.1).at[3].set(row_3)}
     trainer = Trainer(optax.sgd(0.1), 4, network, lambda: params, shard=True, label_dropout=0.0)

@@ -8,7 +8,7 @@ import pytest
 
 from dit_jax.data.datasets import Split
 from dit_jax.training.step import zero_sums
-from tests.training.toy import Trainer, apply
+from tests.training.toy import RECIPE, Trainer, apply
 
 
 def close(a, b, rtol=1e-5):
@@ -115,43 +115,55 @@ def test_ema_follows_the_parameters():
 
 
 class Spy:
-    """A network that keeps what it is shown: (x_t, t, labels) of each device and step."""
+    """A network that keeps what it is shown: (x_t, t, labels, the keys' data) of each device and step."""
 
     def __init__(self):
         self.seen, self.traces = [], 0
 
-    def __call__(self, params, x_t, t_B, labels_B):
+    def __call__(self, params, x_t, t_B, labels_B, keys_B):
         self.traces += 1
-        jax.debug.callback(lambda *arrays: self.seen.append([np.array(a) for a in arrays]), x_t, t_B, labels_B)
-        return apply(params, x_t, t_B, labels_B)
+        shown = x_t, t_B, labels_B, jax.random.key_data(keys_B)
+        jax.debug.callback(lambda *arrays: self.seen.append([np.array(a) for a in arrays]), *shown)
+        return apply(params, x_t, t_B, labels_B, keys_B)
 
 
 def shown(devices, steps, **recipe):
-    """Everything a network sees in so many steps on images that are all alike: x_t, t and labels, sorted by x_t."""
+    """Everything a network sees in so many steps on images that are all alike: x_t, t, labels, keys, sorted by x_t."""
     spy = Spy()
     grey = Split(np.full((40, 8, 8, 3), 128, np.uint8), np.arange(40, dtype=np.int32) % 3)
     trainer = Trainer(optax.sgd(0.0), devices, spy, data=grey, **recipe)
     jax.block_until_ready(trainer.run(steps).state)
     jax.effects_barrier()
-    x, t, labels = (np.concatenate(parts) for parts in zip(*spy.seen, strict=True))
+    x, t, labels, keys = (np.concatenate(parts) for parts in zip(*spy.seen, strict=True))
     order = np.argsort(x[:, 0, 0, 0])
-    return x[order], t[order], labels[order]
+    return x[order], t[order], labels[order], keys[order]
 
 
 def test_every_image_of_every_device_and_step_has_its_own_noise():
-    x, t, labels = shown(8, 3)
+    x, t, labels, keys = shown(8, 3)
     assert x.shape == (24, 8, 8, 3)
     flat = x.reshape(24, -1)
     assert np.abs(np.corrcoef(flat) - np.eye(24)).max() < 0.5  # 192 independent normals correlate by 0.07
     assert len(set(t)) > 8
-    # One device sees the very same images, times and labels.
-    for ours, theirs in zip((x, t, labels), shown(1, 3), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert len({tuple(key) for key in keys}) == 24  # for dropout
+    # One device sees the very same images, times, labels and keys, and in two parts as well.
+    for others in (shown(1, 3), shown(1, 3, microbatches=2)):
+        for ours, theirs in zip((x, t, labels, keys), others, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_the_keys_for_dropout_are_those_of_no_other_draw():
+    """The noise that a key would draw as `batch_loss` does is nowhere in the images."""
+    x, t, _, keys = shown(1, 3, flip=False)
+    signal, grey = RECIPE.schedule.alpha[t][:, None, None, None], 128 / 127.5 - 1
+    eps = (x - signal * grey) / RECIPE.schedule.sigma[t][:, None, None, None]
+    drawn = jax.vmap(lambda key: jax.random.normal(key, (8, 8, 3)))(jax.random.wrap_key_data(keys))
+    assert np.abs(np.corrcoef(np.reshape(eps, (24, -1)), np.reshape(drawn, (24, -1)))[:24, 24:]).max() < 0.5
 
 
 def test_the_share_of_labels_that_are_dropped():
     # 100 epochs-and-a-bit of 8: 800 draws of probability 1/4, standard deviation 0.0153.
-    _, t, labels = shown(1, 100, steps_per_call=100)
+    _, t, labels, _ = shown(1, 100, steps_per_call=100)
     assert abs(np.mean(labels == 3) - 0.25) < 0.06
     kept = np.bincount(labels, minlength=4)[:3]
     assert kept.min() > 130  # the classes of the data, 200 each

@@ -35,7 +35,7 @@ def init_params():
     return {"kernel": jnp.eye(3) * 0.5, "embedding": jnp.full((4, 3), 0.1, jnp.float32), "bias": jnp.zeros(3)}
 
 
-def apply(params, x_t, t_B, labels_B):
+def apply(params, x_t, t_B, labels_B, keys_B):
     shift_BC = params["embedding"][labels_B] + params["bias"][None] * t_B[:, None]
     return jnp.einsum("bhwc,cd->bhwd", x_t, params["kernel"]) + shift_BC[:, None, None]
 
