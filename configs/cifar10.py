@@ -10,7 +10,7 @@ decay, bfloat16, an average over the last twentieth of the run. Patches of 2 pix
 Chosen from papers and from pilots of `cpu`, and not measured: no GPU has run it yet.
 
 `cpu`: for two CPU cores and a bit more than an hour: 4 M parameters, patches of 4, x_0 predicted. Measured:
-results/cifar10_cpu, 2,000 samples of which a classifier that we did not train recognises 68% (93.8% of real images).
+results/cifar10_cpu, 2,000 samples of which a classifier that we did not train recognises 70% (93.8% of real images).
 
 The classifier whose features judge what they draw (32 min on two CPU cores, 86.2% of the test images):
 
