@@ -5,8 +5,9 @@ at 2e-4, 200 epochs at batch 256. Ours beside it: averaged weights, label dropou
 
     python main.py --config configs/cifar10.py:report --workdir runs/cifar10
 
-`best`: ours, for one GPU: adaLN-Zero, long skips, QK norm, rectified flow with logit-normal timesteps, warm-up and cosine
-decay, bfloat16, an average over the last twentieth of the run. Patches of 2 pixels; `--config.model.patch_size=4` is four times as fast.
+`best`: ours, for one GPU: adaLN-Zero, long skips, QK norm, rectified flow with logit-normal timesteps, warm-up and
+cosine decay, bfloat16, an average over the last twentieth of the run. Patches of 2 pixels;
+`--config.model.patch_size=4` is four times as fast.
 Chosen from papers and from pilots of `cpu`, and not measured: no GPU has run it yet.
 
 `cpu`: for two CPU cores and a bit more than an hour: 4 M parameters, patches of 4, x_0 predicted. Measured:
