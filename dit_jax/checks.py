@@ -109,13 +109,8 @@ def check_model(c: ConfigDict, info: DatasetInfo) -> None:
     fix = f"it must divide model.num_heads={c.num_heads}; use one of {groups}"
     require(c.num_heads % c.num_kv_heads == 0, "model.num_kv_heads", c.num_kv_heads, fix)
     require(c.width % 4 == 0, "model.width", c.width, "it must be a multiple of 4 (sine and cosine of row and column)")
-    skips = c.depth >= 3 or not c.long_skips
-    require(
-        skips,
-        "model.long_skips",
-        c.long_skips,
-        f"of model.depth={c.depth} no block is between the two ends; use 3 or more",
-    )
+    fix = f"of model.depth={c.depth} no block is between the two ends; use 3 or more"
+    require(c.depth >= 3 or not c.long_skips, "model.long_skips", c.long_skips, fix)
     choice("model.conditioning", c.conditioning, CONDITIONINGS)
     choice("model.positions", c.positions, POSITIONS)
     choice("model.dtype", c.dtype, ("float32", "bfloat16"))
