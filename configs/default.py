@@ -23,8 +23,9 @@ def get_config() -> ConfigDict:
     config.data.flip = True  # mirror left to right with probability 1/2 (DDPM on CIFAR-10)
 
     config.model = ConfigDict()
+    config.model.latents = False  # diffuse latents, not pixels: those of autoencoder.* (Rombach et al. 2022)
     config.model.preset = "report"  # report | demo | DiT-{S,B,L,XL}/{2,4,8}: gives each key below that is left unset
-    config.model.patch_size = placeholder(int)  # pixels
+    config.model.patch_size = placeholder(int)  # pixels, or of latents as many
     config.model.width = placeholder(int)  # D, width of a token
     config.model.depth = placeholder(int)  # blocks
     config.model.num_heads = placeholder(int)  # query heads; must divide the width
@@ -114,6 +115,18 @@ def get_config() -> ConfigDict:
     config.evaluate.training_sampler = "ddim"  # its sampler, as sample.sampler; all else is as in sample.*
     config.evaluate.training_steps = 50  # its timesteps, at most diffusion.num_steps
     config.evaluate.inception_path = ""  # file of Inception's weights; empty is the one that $DIT_JAX_INCEPTION names
+
+    config.autoencoder = ConfigDict()  # --mode=train_autoencoder, before model.latents; the rest is that of training
+    config.autoencoder.downsample = 4  # pixels of a side to one of the latents: 2 | 4 | 8
+    config.autoencoder.channels = 4  # of the latents
+    config.autoencoder.width = 32  # channels of the first stage; doubled where the size halves, up to four times this
+    config.autoencoder.depth = 1  # residual blocks in each stage of the encoder; the decoder has one more
+    config.autoencoder.kl_weight = 1e-6  # of the latents' KL from N(0, I) (Rombach et al. 2022); more: smoother latents
+    config.autoencoder.pretrained = ""  # a safetensors file of diffusers' AutoencoderKL to take instead of training one
+    config.autoencoder.steps = 10_000
+    config.autoencoder.batch_size = 64  # global
+    config.autoencoder.learning_rate = 1e-3  # peak of AdamW, after a warm-up; falls to 0 at the last step (cosine)
+    config.autoencoder.sha256 = ""  # filled in; the weights whose latents the run has learnt
 
     config.classifier = ConfigDict()  # --mode=train_classifier; pace, limits and seed are those of training
     config.classifier.width = 32  # channels of the first stage, a multiple of 8; the features have four times as many

@@ -1,7 +1,7 @@
 """Every rule a config must keep, each with the line that a user reads when it does not."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -16,6 +16,8 @@ from dit_jax.diffusion.spacing import SPACINGS
 from dit_jax.errors import UserError
 from dit_jax.evaluation.evaluate import LEAST_IMAGES, NAMES
 from dit_jax.files import expanded
+from dit_jax.labels import parse_labels
+from dit_jax.models.autoencoder import DOWNSAMPLES, GROUPS
 from dit_jax.models.classifier import GROUP_WIDTH
 from dit_jax.models.dit import CONDITIONINGS, POSITIONS
 from dit_jax.training.optimizer import SCHEDULES as RATES
@@ -46,7 +48,8 @@ def check(config: ConfigDict, info: DatasetInfo) -> None:
     """Raises UserError for the first value that cannot work; builds and compiles nothing."""
     check_numbers(config)
     check_data(config.data, info)
-    check_model(config.model, info)
+    check_autoencoder(config, info)
+    check_model(config.model, diffused_shape(config, info.image_shape))
     check_diffusion(config.diffusion)
     check_optimizer(config.optimizer)
     check_train(config.train)
@@ -91,9 +94,38 @@ def check_folder(c: ConfigDict) -> None:
     require(size is not None and 1 <= size <= 4096, "data.image_size", size, "use a number of pixels, 1 to 4096")
 
 
-def check_model(c: ConfigDict, info: DatasetInfo) -> None:
-    """Checks the network: sizes that divide, known names."""
-    H, W, _ = info.image_shape
+def diffused_shape(config: ConfigDict, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """What the network sees of an image (H, W, C): all of it, or with `model.latents` its latents."""
+    c, (H, W, _) = config.autoencoder, image_shape
+    return (H // c.downsample, W // c.downsample, c.channels) if config.model.latents else image_shape
+
+
+def check_autoencoder(config: ConfigDict, info: DatasetInfo) -> None:
+    """Checks the autoencoder and its training, and what latents cannot do."""
+    c, (H, W, _) = config.autoencoder, info.image_shape
+    require(c.downsample in DOWNSAMPLES, "autoencoder.downsample", c.downsample, f"use one of {DOWNSAMPLES}")
+    groups = c.width >= 4 and c.width % (4 if c.width <= 4 * GROUPS else GROUPS) == 0
+    fix = f"use a multiple of 4, above {4 * GROUPS} of {GROUPS}, for its norms' groups"
+    require(groups, "autoencoder.width", c.width, fix)
+    for key, most in {"width": 2**12, "depth": 2**6, "channels": 2**10}.items():
+        require(c[key] <= most, f"autoencoder.{key}", c[key], f"use a whole number of at most {most:,}")
+    for key in ("channels", "depth", "steps", "batch_size"):
+        require(c[key] >= 1, f"autoencoder.{key}", c[key], "use a whole number of at least 1")
+    require(c.learning_rate > 0, "autoencoder.learning_rate", c.learning_rate, "use a number above 0, such as 0.001")
+    require(c.kl_weight >= 0, "autoencoder.kl_weight", c.kl_weight, "use 0 (none) or a number above it")
+    if not config.model.latents:
+        return
+    fix = f"it must divide the images, {H} x {W} pixels"
+    require(H % c.downsample == 0 and W % c.downsample == 0, "autoencoder.downsample", c.downsample, fix)
+    fix = "latents (model.latents=true) do not end at -1 and 1; use false"
+    require(not config.sample.clip_x_0, "sample.clip_x_0", config.sample.clip_x_0, fix)
+    fix = "the classifier knows noisy images, not noisy latents (model.latents=true); use 0"
+    require(config.sample.classifier_scale == 0, "sample.classifier_scale", config.sample.classifier_scale, fix)
+
+
+def check_model(c: ConfigDict, shape: tuple[int, int, int]) -> None:
+    """Checks the network: sizes that divide `shape`, (H, W, C) of what it sees; known names."""
+    H, W, _ = shape
     for key in ("patch_size", "width", "depth", "num_heads", "num_kv_heads", "mlp_ratio", "class_table_width"):
         require(c[key] >= 1, f"model.{key}", c[key], "use a whole number of at least 1")
     for key, most in LARGEST.items():
@@ -101,8 +133,9 @@ def check_model(c: ConfigDict, info: DatasetInfo) -> None:
     fix = f"with model.depth={c.depth} that is too large; use a depth x width^2 of at most {LARGEST_WEIGHTS:,}"
     require(c.depth * c.width**2 <= LARGEST_WEIGHTS, "model.width", c.width, fix)
     fits = H % c.patch_size == 0 and W % c.patch_size == 0
+    seen = f"the latents, {H} x {W}" if c.latents else f"the images, {H} x {W} pixels"
     sizes = [p for p in range(1, min(H, W) + 1) if H % p == 0 and W % p == 0]
-    require(fits, "model.patch_size", c.patch_size, f"it must divide the images, {H} x {W} pixels; use one of {sizes}")
+    require(fits, "model.patch_size", c.patch_size, f"it must divide {seen}; use one of {sizes}")
     even = f"it must divide model.width={c.width}; change one of them"
     require(c.width % c.num_heads == 0, "model.num_heads", c.num_heads, even)
     groups = [k for k in range(1, c.num_heads + 1) if c.num_heads % k == 0]
@@ -252,38 +285,3 @@ def check_classifier(c: ConfigDict, info: DatasetInfo) -> None:
     fits = f"use 0 (none) to {least - 1}, less than the images of {least} pixels"
     require(0 <= c.crop_padding < least, "classifier.crop_padding", c.crop_padding, fits)
     require(c.weight_decay >= 0, "classifier.weight_decay", c.weight_decay, "use 0 (off) or a number above it")
-
-
-def parse_labels(text: str, class_names: Sequence[str]) -> list[int]:
-    """Classes by name or number, separated by commas, in any brackets: "cat, dog" or "[3, 5]"; "" is all of them.
-
-    Raises:
-      UserError: a class that the data set does not have, with those it has.
-    """
-    exact = {name: i for i, name in enumerate(class_names)}  # first: a class may be named 7, or Cat beside cat
-    text = text.strip()
-    if text in exact:  # it may hold a comma
-        return [exact[text]]
-    inner = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text
-    words = [word if (word := part.strip()) in exact else word.strip(" '\"") for part in inner.split(",")]
-    if not words[-1]:  # nothing at all, or a comma behind the last: (2,)
-        words.pop()
-    numbers = {name.lower(): i for i, name in enumerate(class_names)} | {str(i): i for i in range(len(class_names))}
-    labels = [exact.get(word, numbers.get(word.lower())) for word in words]
-    for word, label in zip(words, labels, strict=True):
-        if label is None:
-            raise UserError(f"sample.labels={text}: there is no class '{word}'; {known_classes(class_names)}")
-    return [label for label in labels if label is not None] or list(range(len(class_names)))
-
-
-def label_range(labels: np.ndarray, class_names: Sequence[str], unlabelled: bool = True) -> None:
-    """Refuses none at all, and labels outside 0..num_classes; num_classes, "no class", too unless `unlabelled`."""
-    require(labels.size > 0, "labels", "[]", f"give at least one; {known_classes(class_names)}")
-    wrong = labels[(labels < 0) | (labels >= len(class_names) + unlabelled)]
-    if wrong.size:
-        raise UserError(f"label {wrong[0]} is out of range; {known_classes(class_names)}")
-
-
-def known_classes(class_names: Sequence[str]) -> str:
-    """One phrase that lists the classes."""
-    return "the classes are " + ", ".join(f"{i} {name}" for i, name in enumerate(class_names))

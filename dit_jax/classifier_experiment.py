@@ -11,22 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import config as configs
 from dit_jax.checks import require
+from dit_jax.companions import companion_config, restore
 from dit_jax.diffusion.guidance import Logits
-from dit_jax.errors import UserError
 from dit_jax.evaluation.features import Extractor, classifier_features, weights_hash
 from dit_jax.experiment import Experiment
 from dit_jax.models.classifier import Classifier, ClassifierOutput
-from dit_jax.resolving import read_resolved
 from dit_jax.together import whole
 from dit_jax.training import classifier as training
-from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.state import Params, TrainState
 from dit_jax.training.step import CallResult, Recipe, make_train_call
 
 logger = logging.getLogger(__name__)
-WARMUP_STEPS = 100
 
 
 class ClassifierExperiment(Experiment):
@@ -57,13 +53,7 @@ class ClassifierExperiment(Experiment):
 
 def classifier_config(config: ConfigDict) -> ConfigDict:
     """The config of a run as that of its classifier's: `classifier.*` in the places where training looks."""
-    config, c = config.copy_and_resolve_references(), config.classifier
-    config.train.update(steps=c.steps, batch_size=c.batch_size, sample_every=0, microbatches=1, shard_params=False)
-    config.evaluate.every_steps = 0
-    config.optimizer.update(learning_rate=c.learning_rate, weight_decay=c.weight_decay)
-    config.optimizer.update(schedule="cosine", warmup_steps=min(WARMUP_STEPS, c.steps // 10), clip_norm=1.0)
-    config.optimizer.update(b1=0.9, b2=0.999)
-    return config
+    return companion_config(config, ClassifierExperiment.section, config.classifier.weight_decay)
 
 
 def load_classifier(workdir: Path, config: ConfigDict) -> tuple[int, Extractor]:
@@ -92,23 +82,9 @@ def trained_classifier(workdir: Path, config: ConfigDict) -> tuple[ClassifierExp
     Raises:
       UserError: there is none, or it is of other data.
     """
-    folder = workdir / "classifier"
-    missing = UserError(
-        f"--workdir={workdir} has no trained classifier; first run python main.py --mode=train_classifier "
-        f"--workdir {workdir} (and --config FILE, if nothing else was trained there)"
-    )
-    if not configs.path_of(folder).is_file() or not (folder / "checkpoints").is_dir():
-        raise missing
-    experiment = ClassifierExperiment(read_resolved(folder))
-    known, asked = experiment.info, Experiment(config).info
-    require(known.name == asked.name, "data.name", asked.name, f"{folder} knows {known.name}; train another")
-    require(known == asked, "data.name", asked.name, f"{folder} knows other classes or another size; train another")
-    with Checkpointer(folder, keep=1, read_only=True) as checkpointer:
-        state = checkpointer.restore(experiment.abstract_state())
-    if state is None:
-        raise missing
+    experiment, state = restore(ClassifierExperiment, workdir, config)
     step, steps = int(state.step), experiment.config.classifier.steps
     if step < steps:
         again = "finish it by --mode=train_classifier; until then figures by it mean little"
-        logger.warning("%s has done %d of its %d steps: %s", folder, step, steps, again)
+        logger.warning("%s has done %d of its %d steps: %s", workdir / "classifier", step, steps, again)
     return experiment, state

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from dit_jax import config as configs
 from dit_jax import jobs
 from dit_jax.checks import require
 from dit_jax.classifier_experiment import ClassifierExperiment, classifier_config, load_classifier
+from dit_jax.companions import free_keys
 from dit_jax.data import datasets
 from dit_jax.data.images import Images
 from dit_jax.errors import UserError
@@ -19,9 +19,7 @@ from dit_jax.together import is_first
 from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir
 
 logger = logging.getLogger(__name__)
-# Of the config, these alone make a classifier another one.
-OWN_KEYS = ("seed", "data.name", "data.image_size", "data.class_names", "data.flip", "diffusion.", "train.ema_",
-            "classifier.width", "classifier.depth", "classifier.crop_padding", "classifier.batch_size",
+OWN_KEYS = ("diffusion.", "classifier.width", "classifier.depth", "classifier.crop_padding", "classifier.batch_size",
             "classifier.learning_rate", "classifier.weight_decay")  # fmt: skip
 
 
@@ -36,8 +34,7 @@ def train_classifier(config: ConfigDict, workdir: Path, out: Path | None) -> int
     require(out is None, "--out", out, "the classifier goes to WORKDIR/classifier; leave --out away")
     check_workdir(workdir, config, SAMPLE_FREE_KEYS)
     experiment = ClassifierExperiment(classifier_config(config))
-    free = tuple(key for key, _ in configs.leaves(config) if not key.startswith(OWN_KEYS))
-    code = jobs.run_training(experiment, workdir / "classifier", free)
+    code = jobs.run_training(experiment, workdir / "classifier", free_keys(config, OWN_KEYS))
     if not code:
         report_accuracy(experiment, workdir)
     return code

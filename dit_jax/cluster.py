@@ -61,7 +61,7 @@ def find(
         return found
     if coordinator is None:
         raise UserError("--coordinator is missing; give HOST:PORT, the machine of process 0 and a free port there")
-    if not re.fullmatch(r".+:\d{1,5}", coordinator):
+    if not re.fullmatch(r".+:0*[1-9]\d{,4}", coordinator):
         raise UserError(f"--coordinator={coordinator} is not HOST:PORT, such as node001:55527")
     num_processes = found.num_processes if num_processes is None and found else num_processes
     process_id = found.process_id if process_id is None and found else process_id

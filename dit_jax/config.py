@@ -26,7 +26,7 @@ FREE_KEYS = ("train.steps", "train.log_every", "train.sample_every", "train.chec
              "train.steps_per_call", "train.max_seconds", "train.max_bad_steps",
              "train.microbatches", "train.shard_params",
              "data.data_dir", "data.resident", "data.root", "data.content", "data.skip_broken",
-             "sample.", "classifier.", "evaluate.")  # fmt: skip
+             "sample.", "autoencoder.", "classifier.", "evaluate.")  # fmt: skip
 
 
 def load(spec: str) -> ConfigDict:

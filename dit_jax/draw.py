@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import checks, loading
 from dit_jax import experiment as experiments
+from dit_jax import loading
 from dit_jax.checks import require
 from dit_jax.data.images import open_images, read_mask
 from dit_jax.diffusion import editing, sampling, tasks
 from dit_jax.files import expanded, replacing
+from dit_jax.labels import parse_labels
 from dit_jax.reporting.denoising import animation, frames_of, save_gif, strip
-from dit_jax.reporting.images import label_grid, save_png, to_uint8
+from dit_jax.reporting.images import count_diverged, label_grid, save_png, to_uint8
 from dit_jax.reporting.progress import Progress
 from dit_jax.together import is_first, whole
 from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir, make_folder
@@ -57,6 +58,8 @@ def sample(config: ConfigDict, workdir: Path, out: Path | None) -> None:
         task = TASKS[config.sample.task](run, *given)
     batch_size, seed = config.sample.batch_size, config.sample.seed
     images = draw_all(run, task.labels, batch_size, seed, task.sample, task.inputs)
+    if config.sample.task == "inpaint":
+        images = np.where(given[2], images, given[0])  # to the bit, also where latents were drawn
     about = settings_of(run) | {"n": len(images), "images_sha256": hashlib.sha256(images.tobytes()).hexdigest()}
     if is_first():
         with replacing(out / "samples.npz") as temporary, temporary.open("wb") as file:
@@ -81,7 +84,7 @@ def read_given(config: ConfigDict, experiment: experiments.Experiment) -> tuple[
     found = open_images(expanded(c.images), shape, len(experiment.info.class_names), "sample.images")
     images, labels = np.concatenate(list(found.chunks()))[: c.n], found.labels
     if labels is None or c.labels:
-        labels = np.resize(checks.parse_labels(c.labels, experiment.info.class_names), len(images)).astype(np.int32)
+        labels = np.resize(parse_labels(c.labels, experiment.info.class_names), len(images)).astype(np.int32)
     labels = labels[: len(images)].astype(np.int32)
     mask = (read_mask(expanded(c.mask), *shape[:2], "sample.mask"),) if c.task == "inpaint" else ()
     return images, labels, *mask
@@ -92,6 +95,14 @@ def to_float(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / 127.5 - 1
 
 
+def encoded(run: loading.Run, images: np.ndarray) -> np.ndarray:
+    """What the run diffuses of images uint8 [n, H, W, C]: float32 pixels in [-1, 1], or latents."""
+    codec, size = run.experiment.codec, run.experiment.config.sample.batch_size
+    encode = jax.jit(codec.encode)
+    parts = (to_float(images[first : first + size]) for first in range(0, len(images), size))
+    return np.concatenate([whole(encode(codec.weights, part)) for part in parts])
+
+
 def generate(run: loading.Run) -> Task:
     """`sample.n` images from noise."""
     return Task(run.experiment.labels(), run.sample)
@@ -100,11 +111,11 @@ def generate(run: loading.Run) -> Task:
 def interpolate(run: loading.Run) -> Task:
     """A row a label: `sample.n` images in all, in even steps from one noise to another along the arc between them."""
     c = run.experiment.config.sample
-    chosen = checks.parse_labels(c.labels, run.experiment.info.class_names)
+    chosen = parse_labels(c.labels, run.experiment.info.class_names)
     columns = max(2, -(-c.n // len(chosen)))
     row, column = np.divmod(np.arange(min(c.n, columns * len(chosen))), columns)
     labels = np.asarray(chosen, np.int32)[row]
-    plan, shape = run.experiment.plan(run.experiment.timesteps()), run.experiment.info.image_shape
+    plan, shape = run.experiment.plan(run.experiment.timesteps()), run.experiment.x_shape
 
     def between(index_B: jax.Array, weight_B: jax.Array) -> jax.Array:
         ends = [sampling.image_keys(jax.random.key(c.seed), 2 * index_B + i) for i in (0, 1)]
@@ -119,13 +130,15 @@ def image_to_image(run: loading.Run, images: np.ndarray, labels: np.ndarray) -> 
     """Given images, noised up to `sample.strength` of the steps and drawn again as their labels."""
     strength = run.experiment.config.sample.strength
     timesteps = editing.last_steps(run.experiment.timesteps(), strength)
-    return Task(labels, run.task(tasks.image_to_image(strength), timesteps), (to_float(images),))
+    return Task(labels, run.task(tasks.image_to_image(strength), timesteps), (encoded(run, images),))
 
 
 def inpaint(run: loading.Run, images: np.ndarray, labels: np.ndarray, mask: np.ndarray) -> Task:
     """Given images, drawn anew where the mask is white."""
-    known = np.broadcast_to(~mask, (len(images), *mask.shape))
-    return Task(labels, run.task(tasks.inpaint), (to_float(images), known))
+    height, width, _ = run.experiment.x_shape
+    known = ~mask.reshape(height, mask.shape[0] // height, width, -1, 1).any((1, 3))  # of a latent: all of its pixels
+    known = np.broadcast_to(known, (len(images), *known.shape))
+    return Task(labels, run.task(tasks.inpaint), (encoded(run, images), known))
 
 
 TASKS: dict[str, Callable[..., Task]] = {
@@ -137,11 +150,11 @@ TASKS: dict[str, Callable[..., Task]] = {
 
 
 def invert(run: loading.Run, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The noise float32 [n, H, W, C] that DDIM draws the images from."""
+    """The noise float32 [n, H, W, C], of pixels or latents, that DDIM draws the images from."""
     experiment, c = run.experiment, run.experiment.config.sample
     plan = editing.ddim_inverse(experiment.schedule, experiment.timesteps())
-    to_noise = experiments.make_sample(experiment, plan, tasks.from_noise)
-    return draw_all(run, labels, c.batch_size, c.seed, to_noise, (to_float(images),), lambda noise: noise)
+    to_noise = experiments.make_sample(experiment, plan, tasks.from_noise, decode=False)
+    return draw_all(run, labels, c.batch_size, c.seed, to_noise, (encoded(run, images),), lambda noise: noise)
 
 
 def psnr(images: np.ndarray, reference: np.ndarray) -> float:
@@ -185,15 +198,19 @@ def draw_all(
 
     `sample` is the run's own unless given, with its `inputs`; `convert` makes uint8 of what it draws.
     """
-    key, n, images = jax.random.key(seed), len(labels), None
+    key, n, images, lost = jax.random.key(seed), len(labels), None, 0
     batch_size = min(batch_size, n)
     fill = lambda x: np.resize(x, (batch_size, *x.shape[1:]))  # noqa: E731
     with Progress(n, "image") as progress:
         for first in range(0, n, batch_size):
             batch, *rest = (fill(x[first : first + batch_size]) for x in (labels, *inputs))
-            drawn = convert(whole((sample or run.sample)(run.weights, key, batch, first, rest)))
+            drawn = whole((sample or run.sample)(run.weights, key, batch, first, rest))[: n - first]
+            lost, drawn = lost + count_diverged(drawn), convert(drawn)
             images = np.empty((n, *drawn.shape[1:]), drawn.dtype) if images is None else images
-            images[first : first + batch_size] = drawn[: n - first]
+            images[first : first + batch_size] = drawn
             progress.update(min(first + batch_size, n))
+    if lost:
+        logger.warning("%d of %d images have diverged, to values far beyond [-1, 1] or none: lower sample.guidance, or "
+                       "train on", lost, n)  # fmt: skip
     assert images is not None
     return images

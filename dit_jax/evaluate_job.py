@@ -20,6 +20,7 @@ from dit_jax.checks import require
 from dit_jax.data import datasets
 from dit_jax.data.images import Images, open_images
 from dit_jax.data.pipeline import steps_per_epoch
+from dit_jax.errors import UserError
 from dit_jax.evaluation import held_out
 from dit_jax.evaluation.distances import bias_warning
 from dit_jax.evaluation.evaluate import (
@@ -35,7 +36,7 @@ from dit_jax.evaluation.features import Extractor, weights_hash
 from dit_jax.experiment import Experiment
 from dit_jax.files import replacing
 from dit_jax.judging import load_features, sampling_settings
-from dit_jax.reporting.images import to_uint8
+from dit_jax.reporting.images import count_diverged, to_uint8
 from dit_jax.reporting.progress import Progress
 from dit_jax.together import all_true, first_before_others, is_first, whole
 from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir, make_folder
@@ -156,20 +157,22 @@ def held_out_figures(run: loading.Run, test: datasets.Records) -> dict[str, Any]
     """Of the first `evaluate.loss_n` test images `loss_by_noise`, and `bits_per_dim` with its parts.
 
     Not the latter where x_0 is predicted: the bound counts its error by the SNR, a million where there is least noise.
+    Nor of a run on latents, which says nothing of an image's likelihood.
     """
     experiment, c = run.experiment, run.experiment.config
     count, T = min(c.evaluate.loss_n, test.count), experiment.schedule.num_steps
     if not count:
         return {}
+    codec = experiment.codec
     terms_of = held_out.make_terms(
-        experiment.apply, experiment.schedule, c.diffusion.prediction, c.sample.clip_x_0, experiment.mesh,
-        c.sample.batch_size,
+        lambda both, *inputs: experiment.apply(both[0], *inputs), experiment.schedule, c.diffusion.prediction,
+        c.sample.clip_x_0, experiment.mesh, c.sample.batch_size, lambda both, x: codec.encode(both[1], x),
     )  # fmt: skip
     with Progress(count, "held-out image") as progress:
-        terms = terms_of(run.weights, *test.first(count).load(), c.sample.seed, progress.update)
+        terms = terms_of((run.weights, codec.weights), *test.first(count).load(), c.sample.seed, progress.update)
     about = {"images": count, "split": "test", "seed": c.sample.seed}
     losses = held_out.loss_by_noise(terms, T) | {"prediction": c.diffusion.prediction} | about
-    if c.diffusion.prediction == "x0":
+    if c.diffusion.prediction == "x0" or c.model.latents:
         return {"loss_by_noise": losses}
     bits, parts = held_out.bits_per_dim(terms, T)
     parts |= {"variance": "posterior", "clip_x_0": c.sample.clip_x_0} | about
@@ -185,14 +188,14 @@ def drawn(run: loading.Run, labels: np.ndarray, n: int, batch_size: int, folder:
     """
     size = -(-CHUNK // batch_size) * batch_size
     for first in range(0, n, size):
-        count, path = min(size, n - first), folder / f"{first:08d}.npy"
+        count, path = min(size, n - first), folder / f"{first:08d}.npz"
         images = read_chunk(path, count, run.experiment.info.image_shape)
         if not all_true(images is not None):
             firsts = range(first, first + count, batch_size)
             images = np.concatenate([draw(run, labels[i : i + batch_size], i) for i in firsts])
             if is_first():
                 buffer = io.BytesIO()  # NumPy's own writing tells no reason where the disk is full
-                np.save(buffer, images)
+                np.savez(buffer, images=images)
                 with replacing(path) as temporary:
                     temporary.write_bytes(buffer.getbuffer())
         assert images is not None
@@ -201,14 +204,20 @@ def drawn(run: loading.Run, labels: np.ndarray, n: int, batch_size: int, folder:
 
 def draw(run: loading.Run, labels: np.ndarray, first: int) -> np.ndarray:
     """Images number `first` and on, uint8 [len(labels), H, W, C]."""
-    key = jax.random.key(run.experiment.config.sample.seed)
-    return to_uint8(whole(run.sample(run.weights, key, labels, first)))
+    c = run.experiment.config.sample
+    images = whole(run.sample(run.weights, jax.random.key(c.seed), labels, first))
+    lost = count_diverged(images)
+    if lost:
+        raise UserError(f"{lost} of the images {first}..{first + len(images) - 1} have diverged, so figures of them "
+                        "tell nothing; lower sample.guidance, or train on")  # fmt: skip
+    return to_uint8(images)
 
 
 def read_chunk(path: Path, count: int, shape: tuple[int, int, int]) -> np.ndarray | None:
     """At least `count` images that were kept; None where there are fewer, or the file is not whole."""
     try:
-        images = np.load(path, allow_pickle=False)
+        with np.load(path, allow_pickle=False) as file:
+            images = file["images"]  # checked by the archive's CRC
     except FileNotFoundError:
         return None
     except Exception as error:  # a damaged header raises whatever Python's tokenizer likes

@@ -23,6 +23,8 @@ from dit_jax.diffusion import guidance, sampling, tasks
 from dit_jax.diffusion.objective import loss_weights
 from dit_jax.diffusion.schedule import Schedule, make_schedule
 from dit_jax.diffusion.spacing import SPACINGS
+from dit_jax.labels import label_range, parse_labels
+from dit_jax.models.autoencoder import PIXELS, Codec
 from dit_jax.models.dit import DiT, apply_shares
 from dit_jax.resolving import folder_of
 from dit_jax.training import layout, optimizer, sharding
@@ -42,6 +44,7 @@ class Experiment:
     """Everything a resolved config describes. Parts are built when first asked for."""
 
     config: ConfigDict
+    autoencoder: Codec | None = None  # of `model.latents`; without it such a run can be described, not trained
     section: ClassVar[str] = "train"  # where a user sets the steps and the batch size
 
     @cached_property
@@ -54,6 +57,20 @@ class Experiment:
         """Where the images are."""
         c = self.config.data
         return datasets.Source(c.name, c.data_dir, folder_of(c))
+
+    @property
+    def x_shape(self) -> tuple[int, int, int]:
+        """What is diffused, (H, W, C): an image, or its latents."""
+        return checks.diffused_shape(self.config, self.info.image_shape)
+
+    @property
+    def codec(self) -> Codec:
+        """From images to what is diffused, and back. Raises UserError if the autoencoder for it was not loaded."""
+        if not self.config.model.latents:
+            return PIXELS
+        fix = "no autoencoder is at hand here; train and sample by main.py with a workdir, or use false"
+        require(self.autoencoder is not None, "model.latents", True, fix)
+        return cast(Codec, self.autoencoder)
 
     @cached_property
     def mesh(self) -> Mesh:
@@ -126,6 +143,7 @@ class Experiment:
             steps_per_call=t.steps_per_call,
             ema_half_life=t.ema_half_life,
             ema_ramp=t.ema_ramp,
+            encode=self.codec.encode,
         )
 
     @cached_property
@@ -137,7 +155,7 @@ class Experiment:
 
     def init_params(self) -> Params:
         """Fresh parameters, float32."""
-        x = jnp.zeros((1, *self.info.image_shape))
+        x = jnp.zeros((1, *self.x_shape))
         zero = jnp.zeros((1,), jnp.int32)
         return self.model.init(self.keys[0], x, zero, zero)
 
@@ -193,7 +211,7 @@ class Experiment:
     def labels(self) -> np.ndarray:
         """The class of each image to sample, int32 [sample.n]: the asked ones in turn."""
         c = self.config.sample
-        chosen = checks.parse_labels(c.labels, self.info.class_names)
+        chosen = parse_labels(c.labels, self.info.class_names)
         return np.resize(np.asarray(chosen, np.int32), c.n)
 
     def sampler(self, sampler: str | None = None, steps: int | None = None) -> Sample:
@@ -216,20 +234,24 @@ def make_sample(
     plan: sampling.Plan,
     draw: tasks.Draw = tasks.generate,
     classifier: guidance.Logits | None = None,
+    decode: bool = True,
 ) -> Sample:
     """sample(params, key, labels int [B], first=0, inputs=()) -> float32 images [B, H, W, C] in about [-1, 1].
 
     Image b draws its noise from fold_in(key, first + b) alone, whatever the batch. The batch is spread over the mesh in
     passes of one size, `pass_size`, and padded to fill them: the same arithmetic for an image in any company, so the
     same bits. One compile serves every number of passes. `inputs` [B, ...] are those that `draw` takes; `classifier` is
-    what guides by `sample.classifier_scale`, if anything does.
+    what guides by `sample.classifier_scale`, if anything does. Latents become images, unless `decode` is false.
     """
     c, schedule, mesh = experiment.config.sample, experiment.schedule, experiment.mesh
     interval = guidance.guidance_interval(schedule.num_steps, c.guidance_from, c.guidance_to)
-    prediction, shape = experiment.config.diffusion.prediction, experiment.info.image_shape
+    prediction, shape = experiment.config.diffusion.prediction, experiment.x_shape
+    codec = experiment.codec if decode else PIXELS
     null_class, size = len(experiment.info.class_names), pass_size(c.batch_size, mesh)
 
-    def per_device(params: Params, key: jax.Array, labels_B: jax.Array, index_B: jax.Array, inputs: Any) -> jax.Array:
+    def per_device(
+        params: Params, weights: Any, key: jax.Array, labels_B: jax.Array, index_B: jax.Array, inputs: Any
+    ) -> jax.Array:
         network = partial(experiment.apply, params)
 
         def one_pass(labels_B: jax.Array, index_B: jax.Array, inputs: Any) -> jax.Array:
@@ -238,14 +260,15 @@ def make_sample(
             if classifier is not None:
                 shift = guidance.towards_labels(classifier, labels_B, schedule, c.classifier_scale, interval)
             denoise = guidance.denoiser(predict, schedule, prediction, c.clip_x_0, shift)
-            return draw(denoise, schedule, plan, sampling.image_keys(key, index_B), shape, *inputs)
+            x_0 = draw(denoise, schedule, plan, sampling.image_keys(key, index_B), shape, *inputs)
+            return codec.decode(weights, x_0)
 
         return sampling.in_passes(one_pass, size, labels_B, index_B, inputs)
 
     whole, split = sharding.REPLICATED, sharding.SPLIT
     mapped = jax.jit(
         jax.shard_map(
-            per_device, mesh=mesh, in_specs=(whole, whole, split, split, split), out_specs=split, check_vma=False
+            per_device, mesh=mesh, in_specs=(whole, whole, whole, split, split, split), out_specs=split, check_vma=False
         )
     )
 
@@ -255,14 +278,14 @@ def make_sample(
         if not isinstance(labels, Tracer):  # else what they are is not known yet
             labels = np.asarray(labels, np.int32)
             learnt_without = experiment.config.train.label_dropout > 0
-            checks.label_range(labels, experiment.info.class_names, learnt_without)
+            label_range(labels, experiment.info.class_names, learnt_without)
         index = first + np.arange(len(labels), dtype=np.int32)
 
         def fill(x: Any) -> Any:
             resize = jnp.resize if isinstance(x, Tracer) else np.resize
             return resize(x, (len(x) + -len(x) % (size * mesh.size), *x.shape[1:]))
 
-        return mapped(params, key, fill(labels), fill(index), tuple(map(fill, inputs)))[: len(labels)]
+        return mapped(params, codec.weights, key, fill(labels), fill(index), tuple(map(fill, inputs)))[: len(labels)]
 
     return sample
 

@@ -29,5 +29,9 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno and not error.filename:  # a full disk's
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from dit_jax import config as configs
 from dit_jax import environment, evaluations, training_evaluation
 from dit_jax import experiment as experiments
+from dit_jax.autoencoder_experiment import with_codec
 from dit_jax.checks import require
 from dit_jax.data import datasets
 from dit_jax.data.pipeline import steps_per_epoch
@@ -42,11 +43,11 @@ def train(config: ConfigDict, workdir: Path, out: Path | None) -> int:
     Returns the exit code: 0, or that of `Stop` where the run was ended early and saved.
 
     Raises:
-      UserError: the workdir holds another run or is in use, the data is missing, or the batch does not fit devices or
-        data; later, the disk is full, or too many steps in a row were not finite.
+      UserError: the workdir holds another run or is in use, the data or the autoencoder is missing, or the batch does
+        not fit devices or data; later, the disk is full, or too many steps in a row were not finite.
     """
     require(out is None, "--out", out, "training writes to --workdir; leave --out away")
-    return run_training(Experiment(config), workdir)
+    return run_training(with_codec(workdir, config), workdir)
 
 
 def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = configs.FREE_KEYS) -> int:
@@ -96,10 +97,11 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
         if evaluation is not None:
             hooks = dataclasses.replace(hooks, evaluate=evaluation(writer, stop))
         call = experiment.train_call(feed.streamed)
-        compiled = call.lower(state, loop.zero_sums(), *feed.shapes, np.int32(1)).compile()
+        weights = experiment.codec.weights
+        compiled = call.lower(state, loop.zero_sums(), *feed.shapes, np.int32(1), weights).compile()
         feed.ready()
         stop.listen()  # before, there is nothing to save: a signal may end the process
-        step = loop.run(compiled, state, feed, pace_of(config), batch_size, hooks)
+        step = loop.run(lambda *taken: compiled(*taken, weights), state, feed, pace_of(config), batch_size, hooks)
     if step < config.train.steps or training_evaluation.owed(config, workdir, step):
         logger.info("saved step %d of %d in %s; the same command goes on", step, config.train.steps, workdir)
         return stop.code

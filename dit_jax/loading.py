@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dit_jax import evaluations
+from dit_jax.autoencoder_experiment import with_codec
 from dit_jax.classifier_experiment import load_guide
 from dit_jax.diffusion import tasks
 from dit_jax.diffusion.guidance import Logits
@@ -50,7 +51,7 @@ def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
       UserError: no workdir, no such checkpoint in it, or none that can be read.
     """
     workdir = expanded(workdir)
-    experiment = Experiment(config or read_resolved(workdir))
+    experiment = with_codec(workdir, config or read_resolved(workdir))
     missing = UserError(
         f"--workdir={workdir}: no checkpoint in it yet; train first with --config FILE --workdir {workdir}"
     )

@@ -16,8 +16,9 @@ from dit_jax.together import check_alike, is_first, several
 logger = logging.getLogger(__name__)
 
 # Keys in which the processes of a run may differ: where their machine has something.
-PLACES = ("data.data_dir", "data.root", "data.content", "evaluate.inception_path", "sample.images", "sample.mask")
-MODES = ("train", "sample", "train_classifier", "evaluate", "report")
+PLACES = ("data.data_dir", "data.root", "data.content", "evaluate.inception_path", "sample.images", "sample.mask",
+          "autoencoder.pretrained")  # fmt: skip
+MODES = ("train", "sample", "train_autoencoder", "train_classifier", "evaluate", "report")
 
 
 def job_of(mode: str) -> Callable[..., Any]:
@@ -29,6 +30,8 @@ def job_of(mode: str) -> Callable[..., Any]:
         from dit_jax.jobs import train as job
     elif mode == "sample":
         from dit_jax.draw import sample as job
+    elif mode == "train_autoencoder":
+        from dit_jax.autoencoder_job import train_autoencoder as job
     elif mode == "train_classifier":
         from dit_jax.classifier_job import train_classifier as job
     elif mode == "evaluate":
@@ -40,7 +43,7 @@ def job_of(mode: str) -> Callable[..., Any]:
 
 def trained_folder(mode: str, workdir: str | None) -> Path | None:
     """The folder that a mode trains in, None if it does not train or the folder was not named."""
-    below = {"train": "", "train_classifier": "classifier"}
+    below = {"train": "", "train_autoencoder": "autoencoder", "train_classifier": "classifier"}
     return expanded(workdir) / below[mode] if workdir and mode in below else None
 
 

@@ -27,10 +27,10 @@ from dit_jax.files import replacing
 from dit_jax.models.dit import PRESETS
 from dit_jax.report_nearest import features_at_hand, memorisation_of
 from dit_jax.reporting.images import BROKEN_PNG, about_png
-from dit_jax.reporting.jsonl import read_objects
+from dit_jax.reporting.jsonl import number, read_objects
 from dit_jax.reporting.markup import Html, missing
 from dit_jax.reporting.report import Report, draw_page
-from dit_jax.reporting.report_figures import Clock, number
+from dit_jax.reporting.report_figures import Clock
 from dit_jax.reporting.report_images import denoising_section, neighbours_section, samples_section
 from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir, make_folder
 
@@ -140,7 +140,8 @@ def commands_of(config: ConfigDict, workdir: Path) -> dict[str, str]:
     resume = f"python main.py --workdir {shlex.quote(str(workdir))}"
     commands = {mode: f"{resume} --mode={mode}" for mode in (*AFTER_TRAINING, "report")}
     flags = " \\\n    ".join([f"--workdir {AGAIN}", *overrides(config)])
-    again = [f"python main.py --config configs/default.py {flags}"]
+    before = ["--mode=train_autoencoder "] if config.model.latents else []
+    again = [f"python main.py {mode}--config configs/default.py {flags}" for mode in (*before, "")]
     again += [f"python main.py --workdir {AGAIN} --mode={mode}" for mode in AFTER_TRAINING]
     return commands | {"resume": resume, "again": "\n".join(again)}
 
@@ -150,6 +151,7 @@ def overrides(config: ConfigDict) -> list[str]:
     plain = dict(configs.leaves(default.get_config()))
     preset = {f"model.{key}": value for key, value in PRESETS[config.model.preset].items()}
     known = plain | {key: value for key, value in preset.items() if plain.get(key) is None}
+    known["autoencoder.sha256"] = config.autoencoder.sha256  # the next run's is its own
     changed = [(key, value) for key, value in configs.leaves(config) if value is not None and known.get(key) != value]
     return [f"--config.{key}={shlex.quote(str(value))}" for key, value in changed]
 

@@ -30,7 +30,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
             checks.check_folder(config.data)
             config.data.class_names = config.data.class_names or "/".join(folders.class_names(config.data.root))
         info = datasets.info(config.data.name, folder_of(config.data))
-        config.data.image_size = config.data.image_size or info.image_shape[0]
+        if config.data.image_size is None:
+            config.data.image_size = info.image_shape[0]
     checks.check(config, info)
     return config
 

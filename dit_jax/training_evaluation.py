@@ -27,7 +27,7 @@ from dit_jax.evaluation.evaluate import LEAST_IMAGES, Summary, in_proportion, sc
 from dit_jax.evaluation.features import Extractor
 from dit_jax.experiment import Experiment, Sample
 from dit_jax.judging import load_features, sampling_settings
-from dit_jax.reporting.images import to_uint8
+from dit_jax.reporting.images import count_diverged, to_uint8
 from dit_jax.stop import Stop
 from dit_jax.together import from_first, is_first, whole
 from dit_jax.training.state import TrainState
@@ -126,8 +126,12 @@ class TrainingEvaluation:
         for first in range(0, self.count, size):
             self.leave_if_asked()
             batch = np.resize(labels[first : first + size], size)
-            images = to_uint8(whole(self.sample(state.ema_params, jax.random.key(c.seed), batch, first)))
-            yield images[: self.count - first]
+            images = whole(self.sample(state.ema_params, jax.random.key(c.seed), batch, first))[: self.count - first]
+            lost = count_diverged(images)
+            if lost:
+                logger.warning("%d of the images %d..%d have diverged, and are judged as they are, black or white",
+                               lost, first, first + len(images) - 1)  # fmt: skip
+            yield to_uint8(images)
 
     def leave_if_asked(self) -> None:
         if self.stop.signalled():

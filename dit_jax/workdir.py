@@ -22,9 +22,9 @@ def check_workdir(workdir: Path, config: ConfigDict, free: tuple[str, ...] = con
     checkpoints = workdir / "checkpoints"
     fix = "it is a file; move it away, or use another workdir"
     require(not checkpoints.exists() or checkpoints.is_dir(), "--workdir", workdir, f"{checkpoints}: {fix}")
-    dangling = checkpoints.is_symlink() and not checkpoints.exists()
-    fix = f"{checkpoints} is a link to a folder that is not there; mount or make it"
-    require(not dangling, "--workdir", workdir, fix)
+    for folder in (checkpoints, *checkpoints.glob("[0-9]*")):
+        fix = f"{folder} is a link to a folder that is not there; mount or make it"
+        require(folder.exists() or not folder.is_symlink(), "--workdir", workdir, fix)
     if configs.path_of(workdir).exists():
         changed = configs.differences(configs.read(workdir), config, free)
         if changed and has_begun(workdir):

@@ -86,6 +86,7 @@ def test_flags_win_and_the_environment_fills_what_they_leave_out():
     [
         ((None, 4, 3), {}, "--coordinator is missing; give HOST:PORT"),
         (("node1", 4, 3), {}, "--coordinator=node1 is not HOST:PORT, such as"),
+        (("node1:0", 4, 3), {}, "--coordinator=node1:0 is not HOST:PORT, such as"),
         (("node1:99", None, 3), {}, "--num_processes is missing; each process gets"),
         (("node1:99", 4, None), {}, "--process_id is missing; each process gets"),
         (("node1:99", 4, 4), {}, "--process_id=4: use 0 to 3, as --num_processes=4"),

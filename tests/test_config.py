@@ -11,10 +11,12 @@ from ml_collections.config_dict import placeholder
 
 from configs import default
 from dit_jax import config as configs
+from dit_jax.autoencoder_experiment import AutoencoderExperiment, autoencoder_config
 from dit_jax.classifier_job import ClassifierExperiment, classifier_config
 from dit_jax.errors import UserError
 from dit_jax.experiment import Experiment, make_sample
 from dit_jax.jobs import pace_of
+from dit_jax.models.autoencoder import Codec
 from dit_jax.models.dit import PRESETS
 from dit_jax.resolving import resolve
 from dit_jax.training.state import ema_rate
@@ -25,17 +27,19 @@ from dit_jax.training_evaluation import TrainingEvaluation
 CONFIGS = [
     "configs/default.py",
     "configs/shapes.py",
+    "configs/shapes_latents.py",
     "configs/cifar10.py:best",
     "configs/cifar10.py:cpu",
     "configs/image_folder.py",
 ]
-# Read where files are, not where the model is built: by the jobs; classifier.steps and the like by `classifier_config`.
+# Read where files are, not where the model is built: by the jobs; classifier.steps and the like by `companion_config`.
 READ_BY_JOBS = {"data.resident", "train.keep_checkpoints", "train.max_seconds"} | {
     f"{section}.{key}"
     for section, keys in {
         "sample": ("batch_size", "seed", "task", "images", "mask", "strength", "denoising", "checkpoint", "weights"),
         "evaluate": ("n", "loss_n", "broken_images", "features", "inception_path"),
         "classifier": ("steps", "batch_size", "learning_rate", "weight_decay"),
+        "autoencoder": ("steps", "batch_size", "learning_rate", "sha256", "pretrained"),
     }.items()
     for key in keys
 }
@@ -71,7 +75,10 @@ class Recording(ConfigDict):
 
 def build(config):
     """Traces everything that training and sampling compute, without computing it."""
-    experiment = Experiment(config)
+    factor = config.autoencoder.downsample
+    encode = lambda _, x: jnp.zeros((len(x), *experiment.x_shape))  # noqa: E731
+    decode = lambda _, z: z[..., :3].repeat(factor, axis=1).repeat(factor, axis=2)  # noqa: E731
+    experiment = Experiment(config, Codec(encode, decode))
     pace_of(config)
     state = experiment.abstract_state()
     image = (*experiment.info.image_shape,)
@@ -86,18 +93,19 @@ def build(config):
     assert images.shape == (8, *image)
 
 
-def build_classifier(config):
-    """Traces what training the classifier computes, of a config that is its own."""
-    classifier = ClassifierExperiment(config)
-    shape = classifier.info.image_shape
+def build_companion(kind, config):
+    """Traces what training the classifier or the autoencoder computes, of a config that is its own."""
+    companion = kind(config)
+    shape = companion.info.image_shape
     data = jax.ShapeDtypeStruct((512, *shape), np.uint8), jax.ShapeDtypeStruct((512,), np.int32)
-    jax.eval_shape(classifier.train_call(), classifier.abstract_state(), zero_sums(), *data, np.int32(1))
+    jax.eval_shape(companion.train_call(), companion.abstract_state(), zero_sums(), *data, np.int32(1))
 
 
 def unread(config):
     read = set()
     build(Recording(config, read))
-    build_classifier(Recording(classifier_config(config), read))
+    build_companion(ClassifierExperiment, Recording(classifier_config(config), read))
+    build_companion(AutoencoderExperiment, Recording(autoencoder_config(config), read))
     return {key for key, _ in configs.leaves(config)} - read - READ_BY_JOBS
 
 

@@ -1,5 +1,7 @@
 """What `sample.task` draws from a small trained run, on one device and on eight."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -103,3 +105,10 @@ def test_psnr_by_hand():
     black = np.zeros((2, 3, 3, 1), np.uint8)
     assert draw.psnr(black + 51, black) == pytest.approx(13.979, abs=1e-3)
     assert draw.psnr(black, black) == np.inf
+
+
+def test_images_that_have_diverged_are_told(sampled, caplog):
+    drawn = sampled(sample__guidance=3e38, sample__clip_x_0=False)
+    lost = re.search(r"(\d) of 7 images have diverged", caplog.text)
+    assert lost
+    assert drawn["images"].shape == (7, 8, 8, 3)

@@ -105,8 +105,8 @@ def test_evaluating(trained, tiny_data, capfd, monkeypatch):
     assert result["bits_per_dim"] == pytest.approx(parts["prior"] + parts["vlb"] + parts["decoder"])
     assert (parts["variance"], parts["n"], parts["clip_x_0"]) == ("posterior", 40, True)
     assert [json.loads(line)["n"] for line in (trained / "evaluations.jsonl").read_text().splitlines()] == [16]
-    chunks = sorted(trained.glob("evaluation/*/*.npy"))
-    assert [np.load(chunk).shape[0] for chunk in chunks] == [4, 4, 4, 4]
+    chunks = sorted(trained.glob("evaluation/*/*.npz"))
+    assert [len(np.load(chunk)["images"]) for chunk in chunks] == [4, 4, 4, 4]
 
     # As if killed while the third chunk was drawn: the first two are not drawn again, and every figure is the same.
     chunks[2].write_bytes(chunks[2].read_bytes().replace(b"(4, ", b"(4( "))  # a header that Python cannot take apart
@@ -122,6 +122,26 @@ def test_evaluating(trained, tiny_data, capfd, monkeypatch):
     assert without_seconds(trained) == result
     after = tiny.snapshot(trained)
     assert all(after[chunk] == before[chunk] for chunk in chunks[:2])
+
+
+def test_a_flipped_bit_of_a_kept_image_is_drawn_again(trained, tiny_data, capfd, caplog):
+    assert tiny.run_main(capfd, "--mode=evaluate", "--workdir", trained).code == 0
+    result, chunk = without_seconds(trained), min(trained.glob("evaluation/*/*.npz"))
+    whole = chunk.read_bytes()
+    pixels = np.load(chunk)["images"].tobytes()
+    at = whole.index(pixels) + len(pixels) // 2
+    chunk.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    assert tiny.run_main(capfd, "--mode=evaluate", "--workdir", trained).code == 0
+    assert "these images are drawn again" in caplog.text
+    assert without_seconds(trained) == result
+    assert chunk.read_bytes() == whole
+
+
+def test_images_that_have_diverged_have_no_figures(trained, tiny_data, capfd):
+    flags = ["--config.sample.guidance=3e38", "--config.sample.clip_x_0=false"]
+    done = tiny.run_main(capfd, "--mode=evaluate", "--workdir", trained, *flags)
+    assert done.code == 2
+    assert "have diverged, so figures of them tell nothing; lower" in done.err[-1]
 
 
 def test_images_of_a_run_get_the_figures_of_the_run(trained, tiny_data, tmp_path, capfd):

@@ -24,16 +24,16 @@ def test_killed_in_an_evaluation_what_was_drawn_stays(tmp_path, monkeypatch):
         assert code == 0, told
     shutil.copytree(workdir, other)
     evaluation = process.start(data, workdir, cache, *SETTINGS, flags=["--mode=evaluate"])
-    process.wait_for(lambda: any(workdir.glob("evaluation/*/*.npy")), evaluation)
+    process.wait_for(lambda: any(workdir.glob("evaluation/*/*.npz")), evaluation)
     process.kill(evaluation)
     assert evaluation.returncode == -signal.SIGKILL, "it was over before its kill: give it more images"
-    drawn = {path: path.stat().st_mtime_ns for path in workdir.glob("evaluation/*/*.npy")}
+    drawn = {path: path.stat().st_mtime_ns for path in workdir.glob("evaluation/*/*.npz")}
     assert 1 <= len(drawn) < 3
     assert not (workdir / "evaluation.json").exists()
     for folder in (workdir, other):
         code, told = process.finish(process.start(data, folder, cache, *SETTINGS, flags=["--mode=evaluate"]))
         assert code == 0, told
-    assert drawn.items() <= {path: path.stat().st_mtime_ns for path in workdir.glob("evaluation/*/*.npy")}.items()
+    assert drawn.items() <= {path: path.stat().st_mtime_ns for path in workdir.glob("evaluation/*/*.npz")}.items()
     results = [json.loads((folder / "evaluation.json").read_text()) for folder in (workdir, other)]
     assert all(result.pop("seconds") > 0 for result in results)
     assert results[0] == results[1]

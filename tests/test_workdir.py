@@ -45,3 +45,13 @@ def test_without_its_checkpoints_a_run_does_not_begin_again(run, tmp_path):
     (tmp_path / "run" / "checkpoints").rmdir()
     (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "unmounted")
     assert "is a link to a folder that is not there" in run().err[-1]
+
+
+def test_a_checkpoint_that_is_a_link_to_nowhere_is_told_before_training(run, tmp_path):
+    assert run().code == 0
+    newest = tmp_path / "run/checkpoints/6"
+    shutil.rmtree(newest)
+    newest.symlink_to(tmp_path / "gone")
+    done = run()
+    assert done.code == 2
+    assert f"{newest} is a link to a folder that is not there; mount or make it" in done.err[0]

@@ -125,14 +125,15 @@ def only_one(parent: Path) -> Iterator[None]:
 
 def make(folder: Folder, listing: folders.Listing, data_dir: Path) -> None:
     """Reads every picture and writes the copy, with a line of progress; whole or not at all."""
-    counts = {split: len(found) for split, found in listing.splits.items()}
+    listed = sum(map(len, listing.splits.values()))
     tfds.disable_progress_bar()
-    with Progress(sum(counts.values()), "picture", start="reading") as progress, warnings.catch_warnings():
+    with Progress(listed, "picture", start="reading") as progress, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # about oddities of single files
         builder = ImageFolder(folder, listing, progress.update, data_dir=data_dir, file_format="array_record")
         preparation.prepare(builder)
     size, held = folder.image_size, " (held out of them)" if listing.held_out else ""
-    told = (len(listing.class_names), counts["train"], counts["test"], held, size, size)
+    kept = {split: found.num_examples for split, found in builder.info.splits.items()}
+    told = (len(listing.class_names), kept["train"], kept.get("test", 0), held, size, size)
     logger.info("%d classes, %d training and %d test pictures%s, now images of %d x %d pixels", *told)
     if builder.enlarged:
         logger.warning("%d pictures are smaller than %d pixels, and were enlarged", builder.enlarged, size)

@@ -127,6 +127,8 @@ def is_whole(file: Path, shape: tuple[int, int, int], what: str) -> bool:
 def decode(file: Path, shape: tuple[int, int, int], what: str) -> np.ndarray:
     """One picture, uint8 [H, W, C]. Raises UserError if it is broken (`BrokenPictureError`) or has another shape."""
     try:
+        if not file.is_file():
+            raise OSError("it is no file")  # Pillow would wait for what a pipe never says
         with Image.open(file, formats=[FORMATS[file.suffix.lower()]]) as picture:
             refusal = not_plain(picture)
             upright = turned(picture).convert("RGB" if shape[2] == 3 else "L")

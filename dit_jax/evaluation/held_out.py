@@ -102,18 +102,25 @@ def prior_nats(schedule: Schedule, images: np.ndarray) -> np.ndarray:
 
 
 def make_terms(
-    apply: Callable[..., Any], schedule: Schedule, prediction: str, clip_x_0: bool, mesh: Mesh, batch_size: int
+    apply: Callable[..., Any],
+    schedule: Schedule,
+    prediction: str,
+    clip_x_0: bool,
+    mesh: Mesh,
+    batch_size: int,
+    encode: Callable[[Any, jax.Array], jax.Array] = lambda params, x: x,
 ) -> Callable[..., Terms]:
     """terms(params, images uint8 [N, H, W, C], labels int [N], seed, told) of the network with its labels, unguided.
 
     The noise is keyed by seed, image and bin, so nothing depends on `batch_size` or the mesh. Batches are split over
-    the mesh, the last one filled up. `told(done)` hears of each image that is done.
+    the mesh, the last one filled up. `told(done)` hears of each image that is done. Where `encode`, of the same
+    params, makes latents of the images, the errors alone mean something: the bound is one of images.
     """
     (axis,) = mesh.axis_names
     weights, std = kl_weights(schedule), decoder_std(schedule)
 
     def per_device(params: Any, key: jax.Array, column: jax.Array, images: Any, labels_B: Any, t_B: Any, index_B: Any):
-        x_0 = images.astype(jnp.float32) / 127.5 - 1
+        x_0 = encode(params, images.astype(jnp.float32) / 127.5 - 1)
         keys_B = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), column))(index_B)
         eps = jax.vmap(lambda own: jax.random.normal(own, x_0.shape[1:]))(keys_B)
         x_t = q_sample(schedule, x_0, eps, t_B)

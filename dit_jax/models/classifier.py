@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.models.embeddings import TimeEmbedding
-from dit_jax.models.layers import ACTIVATIONS, Dense
+from dit_jax.models.layers import ACTIVATIONS, Conv3x3, Dense
 
 STAGES = 3  # each has half the resolution and twice the width of the one before
 GROUP_WIDTH = 8  # channels that share a mean and a variance (Wu & He 2018 have 16, of wider layers)
@@ -22,30 +22,6 @@ class ClassifierOutput(NamedTuple):
 
     features: jax.Array
     logits: jax.Array
-
-
-def neighbourhoods(x_BHWC: jax.Array, stride: int) -> jax.Array:
-    """The 3 x 3 pixels round each, or round every second one; zeros outside: [B, H, W, C] -> [B, H, W, 9 C]."""
-    padded = jnp.pad(x_BHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    H, W = x_BHWC.shape[1:3]
-    shifted = [padded[:, i : i + H : stride, j : j + W : stride] for i in range(3) for j in range(3)]
-    return jnp.concatenate(shifted, axis=-1)
-
-
-class Conv(nn.Module):
-    """A 3x3 convolution, zeros outside, as one product: [B, H, W, C] -> [B, H / stride, W / stride, features].
-
-    XLA's own convolutions are several times slower on CPUs within a loop, where the train steps are.
-    """
-
-    features: int
-    stride: int = 1
-    kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
-
-    @nn.compact
-    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        dense = Dense(self.features, jnp.dtype("float32"), self.kernel_init)
-        return dense(neighbourhoods(x_BHWC, self.stride))
 
 
 class ResidualBlock(nn.Module):
@@ -66,9 +42,9 @@ class ResidualBlock(nn.Module):
         if x_BHWC.shape[-1] != self.features or self.stride > 1:
             every_second = hidden[:, :: self.stride, :: self.stride]
             shortcut = Dense(self.features, float32, name="shortcut")(every_second)
-        hidden = Conv(self.features, self.stride, name="conv_1")(hidden)
+        hidden = Conv3x3(self.features, self.stride, name="conv_1")(hidden)
         hidden = hidden + Dense(self.features, float32, name="time")(time_BD)[:, None, None]
-        hidden = Conv(self.features, kernel_init=nn.initializers.zeros, name="conv_2")(activate(hidden))
+        hidden = Conv3x3(self.features, kernel_init=nn.initializers.zeros, name="conv_2")(activate(hidden))
         return shortcut + hidden
 
 
@@ -92,7 +68,7 @@ class Classifier(nn.Module):
     def __call__(self, x_BHWC: jax.Array, t_B: jax.Array) -> ClassifierOutput:
         time = TimeEmbedding(2 * self.width, "silu", nn.initializers.xavier_uniform(), jnp.dtype("float32"))
         time_BD = ACTIVATIONS["silu"](time(t_B))
-        x_BHWC = Conv(self.width, 2, name="stem")(x_BHWC)
+        x_BHWC = Conv3x3(self.width, 2, name="stem")(x_BHWC)
         for stage in range(STAGES):
             for i in range(self.depth):
                 stride = 2 if stage and not i else 1

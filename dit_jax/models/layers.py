@@ -67,12 +67,59 @@ class Dense(nn.Module):
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()  # DiT, initialize_weights
 
     @nn.compact
+    def weights(self, inputs: int) -> tuple[jax.Array, jax.Array]:
+        """The kernel [inputs, features] and the bias, float32."""
+        kernel = self.param("kernel", self.kernel_init, (inputs, self.features), jnp.float32)
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        kernel, bias = self.weights(x.shape[-1])
         # Rows of one matrix: with two row axes XLA's backward pass on CPUs makes transposed copies, at half the speed.
         rows = jnp.asarray(product(DENSE, self.dtype, x.reshape(-1, x.shape[-1]), kernel))
         return (rows + bias[None]).reshape(*x.shape[:-1], self.features)
+
+
+class Conv3x3(nn.Module):
+    """A 3x3 convolution in float32, zeros outside: [B, H, W, C] -> [B, H / stride, W / stride, features].
+
+    `before` of the two rows and columns of zeros that it needs come first. On CPUs it is one product, as XLA's own
+    convolutions are several times slower within a loop, where the train steps are; that takes nine times the memory of
+    its input, so elsewhere it is XLA's.
+    """
+
+    features: int
+    stride: int = 1
+    before: int = 1
+    kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        dense = Dense(self.features, jnp.dtype("float32"), self.kernel_init)
+        kernel, bias = dense.weights(9 * x_BHWC.shape[-1])
+        padding = (self.before, 2 - self.before)
+        x = jnp.pad(x_BHWC, ((0, 0), padding, padding, (0, 0)))
+        as_one, as_xla = (partial(way, stride=self.stride) for way in (convolve_as_product, convolve))
+        return jax.lax.platform_dependent(x, kernel, cpu=as_one, default=as_xla) + bias[None, None, None]
+
+
+def convolve_as_product(x_BHWC: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """The 3 x 3 pixels from each on, or from every `stride`-th, times the kernel [9 C, F]: [B, H - 2, W - 2, F]."""
+    H, W = (size - 2 for size in x_BHWC.shape[1:3])
+    shifted = [x_BHWC[:, i : i + H : stride, j : j + W : stride] for i in range(3) for j in range(3)]
+    near = jnp.concatenate(shifted, axis=-1)
+    rows = jnp.asarray(product(DENSE, jnp.dtype("float32"), near.reshape(-1, near.shape[-1]), kernel))
+    return rows.reshape(*near.shape[:-1], -1)
+
+
+def convolve(x_BHWC: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """`convolve_as_product` by XLA's own convolution."""
+    return jax.lax.conv_general_dilated(
+        x_BHWC,
+        kernel.reshape(3, 3, x_BHWC.shape[-1], -1),
+        (stride, stride),
+        "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
 def layer_norm(x: jax.Array) -> jax.Array:

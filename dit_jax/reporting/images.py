@@ -19,6 +19,7 @@ MARGIN = 6  # pixels around the grid and between a name and its images
 MIN_FONT, MAX_FONT = 12, 28  # pixels; smaller is not legible, larger is shouting
 MAX_NAME_EMS = 9  # width of the longest name in font sizes; longer ones end in an ellipsis
 BACKGROUND, INK = (255, 255, 255), (40, 40, 40)
+DIVERGED = 100.0  # times the range of images, [-1, 1], beyond which a sampler has lost its way
 ABOUT = "dit-jax"  # the text of a PNG that says how it was made
 MOST_PIXELS = 80_000_000  # of an enlarged picture; Pillow warns of more than 89 million, and opens none of 179 million
 # What Pillow raises for files that are broken, or too large to be opened, and JSON for texts in them.
@@ -34,8 +35,14 @@ def to_uint8(x: np.ndarray) -> np.ndarray:
     Returns:
         uint8 of the same shape. Inverse of `x = pixels / 127.5 - 1` for every byte.
     """
-    bytes_as_floats = np.round((np.asarray(x, np.float32) + 1) * 127.5)
-    return np.clip(np.nan_to_num(bytes_as_floats, nan=0.0), 0, 255).astype(np.uint8)
+    bytes_as_floats = np.round((np.clip(np.asarray(x, np.float32), -1, 1) + 1) * 127.5)
+    return np.nan_to_num(bytes_as_floats, nan=0.0).astype(np.uint8)
+
+
+def count_diverged(x: np.ndarray) -> int:
+    """How many of images [n, ...] have a value beyond `DIVERGED`, or that is no number."""
+    within = np.abs(x) <= DIVERGED
+    return int(np.count_nonzero(~within.all(axis=tuple(range(1, x.ndim)))))
 
 
 def label_grid(

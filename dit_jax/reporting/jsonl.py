@@ -2,14 +2,17 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from clu.metric_writers import MetricWriter
 
+from dit_jax.errors import UserError
 from dit_jax.files import replacing
+
+MOST = 1e100  # a figure beyond it, or but 0 below its inverse, is none, and cannot be drawn
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -69,6 +72,19 @@ def parse(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
+def number(value: Any) -> float | None:
+    """A finite number, or None for whatever else a file may hold."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= MOST:
+        return None
+    return float(value) if abs(value) >= 1 / MOST else 0.0
+
+
+def column(rows: Iterable[Mapping[str, Any]], name: str) -> np.ndarray:
+    """float64 [rows], NaN where there is no number."""
+    found = (number(row.get(name)) for row in rows)
+    return np.array([np.nan if value is None else value for value in found], np.float64)
+
+
 class JsonlWriter(MetricWriter):
     """Appends a line for each `write_scalars`; on return the line is with the operating system, so a kill keeps it.
 
@@ -77,7 +93,10 @@ class JsonlWriter(MetricWriter):
     """
 
     def __init__(self, path: Path):
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        try:
+            self._file = path.open("a", encoding="utf-8", buffering=1)
+        except FileNotFoundError:
+            raise UserError(f"{path} is a link to a folder that is not there; mount or make it, or remove it") from None
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Appends `{"step": step, **scalars}`; NaN and infinities, which JSON lacks, become null."""

@@ -1,7 +1,6 @@
 """The loss curve of a run, drawn from its metrics.jsonl."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
 from dit_jax.files import replacing
-from dit_jax.reporting.jsonl import read_rows
+from dit_jax.reporting.jsonl import column, number, read_rows
 from dit_jax.reporting.smoothing import running_mean
 from dit_jax.reporting.smoothing import window as _window
 
@@ -29,18 +28,18 @@ def plot_loss(metrics_jsonl: Path, out: Path) -> bool:
     Returns:
         False, and writes nothing, if no row has both `images` and a finite `loss`.
     """
-    rows = [row for row in read_rows(metrics_jsonl) if row.get("images") is not None and "loss" in row]
-    loss = _column(rows, "loss")
+    rows = [row for row in read_rows(metrics_jsonl) if number(row.get("images")) is not None and "loss" in row]
+    loss = column(rows, "loss")
     if not np.isfinite(loss).any():
         return False
-    images, grad_norm = _column(rows, "images"), _column(rows, "grad_norm")
+    images, grad_norm = column(rows, "images"), column(rows, "grad_norm")
     panels = 2 if np.isfinite(grad_norm).any() else 1
 
     figure = Figure(figsize=(8, 4 if panels == 1 else 5.6), layout="constrained")
     FigureCanvasAgg(figure)
     heights = [3.0, 1.2][:panels]
     axes = figure.subplots(panels, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
-    _draw_loss(axes[0], images, loss, {name: _column(rows, name) for name in QUARTILES})
+    _draw_loss(axes[0], images, loss, {name: column(rows, name) for name in QUARTILES})
     if panels == 2:
         _draw_curve(axes[1], images, grad_norm, GRAD_COLOR)
         _style(axes[1], "gradient norm", grad_norm)
@@ -49,11 +48,6 @@ def plot_loss(metrics_jsonl: Path, out: Path) -> bool:
     with replacing(out) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
     return True
-
-
-def _column(rows: list[dict[str, Any]], name: str) -> np.ndarray:
-    """Returns float64 [rows], NaN where the value is null or absent."""
-    return np.array([np.nan if row.get(name) is None else row[name] for row in rows], np.float64)
 
 
 def _draw_loss(axes: Axes, images: np.ndarray, loss: np.ndarray, quartiles: dict[str, np.ndarray]) -> None:

@@ -5,15 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dit_jax.reporting.jsonl import column, number
 from dit_jax.reporting.markup import Html, command, element, joined, missing, table
 from dit_jax.reporting.report_figures import (
     Clock,
-    column,
     evaluation_section,
     figure_names,
     loss_section,
     noise_section,
-    number,
     progress_section,
     shown,
 )

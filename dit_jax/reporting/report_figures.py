@@ -1,18 +1,18 @@
 """The sections of a report that show numbers: loss, evaluations, loss by noise level."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dit_jax.reporting.charts import Axes, Curve, chart, legend_of, short, small_chart
+from dit_jax.reporting.jsonl import column, number
 from dit_jax.reporting.markup import Html, element, joined, missing, table
 from dit_jax.reporting.plots import QUARTILE_LABELS, QUARTILES
 from dit_jax.reporting.smoothing import running_mean, window
 
 Row = Mapping[str, Any]
-MOST = 1e100  # a figure beyond it, or but 0 below its inverse, is none, and cannot be drawn
 MOST_ROWS = 200  # of a table
 MOST_CURVES = 6  # of a chart: more cannot be told apart
 PERCENT = "accuracy"  # names of figures that are shares begin so
@@ -48,19 +48,6 @@ class Clock(NamedTuple):
     @property
     def images_per_epoch(self) -> float | None:
         return self.images_per_step * self.steps_per_epoch if self.steps_per_epoch else None
-
-
-def number(value: Any) -> float | None:
-    """A finite number, or None for whatever else a file may hold."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= MOST:
-        return None
-    return float(value) if abs(value) >= 1 / MOST else 0.0
-
-
-def column(rows: Iterable[Row], name: str) -> np.ndarray:
-    """float64 [rows], NaN where there is no number."""
-    found = (number(row.get(name)) for row in rows)
-    return np.array([np.nan if value is None else value for value in found], np.float64)
 
 
 def shown(name: str, value: Any) -> str:

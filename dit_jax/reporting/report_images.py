@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dit_jax.reporting.jsonl import number
 from dit_jax.reporting.markup import Html, data_uri, element, fitted, joined, picture, table
-from dit_jax.reporting.report_figures import figure, number, shown
+from dit_jax.reporting.report_figures import figure, shown
 
 PER_CLASS, CLASSES = 10, 20  # samples shown
 STRIP_BYTES = 1_400_000  # of the pictured denoising, at most

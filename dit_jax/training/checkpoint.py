@@ -90,7 +90,10 @@ class Checkpointer:
         # Orbax reads an item of the name `metrics` of every checkpoint when it starts, and dies of a damaged one.
         items = {"state": ocp.args.StandardSave(state), "config": ocp.args.JsonSave(dict(config))}
         with self._writing():
-            self._manager.save(step, args=ocp.args.Composite(**items, scalars=ocp.args.JsonSave(dict(metrics))))
+            saved = self._manager.save(step, args=ocp.args.Composite(**items, scalars=ocp.args.JsonSave(dict(metrics))))
+        if not saved:  # Orbax has reasons, and tells none
+            newest = self._manager.latest_step()
+            raise UserError(f"checkpoint {self.folder / str(step)} is refused beside {newest}; move what is newer away")
 
     def check(self) -> None:
         """Raises what went wrong in the background, without waiting for what is still under way."""
@@ -190,7 +193,10 @@ class Checkpointer:
         if not together.all_true(problem is None):
             raise problem or checksums.Damaged("the first process found it damaged")
         check_model(self.folder / str(step), like)
-        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
+        items = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
+        if int(cast(Any, items)["state"].step) != step:  # a folder that was copied or renamed
+            raise checksums.Damaged(f"its state is that of step {int(cast(Any, items)['state'].step)}")
+        return items
 
     def _set_aside(self, steps: Iterable[int]) -> None:
         """Renames checkpoints to `<step>.damaged`: Orbax saves no step that is there, nor one before it."""

@@ -206,11 +206,14 @@ def test_a_broken_picture_is_named_and_nothing_is_left(root, tmp_path):
 
 
 def test_broken_pictures_may_be_left_out(root, tmp_path, caplog):
+    caplog.set_level("INFO", logger="dit_jax")
     for i in (3, 4, 5):
         (root / "cat" / f"{i}.png").write_bytes(b"")
     splits = read(source(root, tmp_path / "data", skip_broken=True))
     assert sum(map(len, splits.values())) == 40
     assert "3 broken pictures are left out: cat/3.png, cat/4.png, cat/5.png" in caplog.text
+    counts = f"{len(splits['train'])} training and {len(splits['test'])} test pictures"
+    assert counts in caplog.text
     for i in range(3):
         (root / "dog" / f"{i}.png").write_bytes(b"")
     with pytest.raises(UserError, match="every picture of the class dog is broken"):

@@ -1,5 +1,6 @@
 """Images of the user's own: what is read, and the line for what is not."""
 
+import os
 import struct
 import zipfile
 import zlib
@@ -168,3 +169,10 @@ def test_a_picture_of_another_size_is_named(tmp_path):
     Image.new("RGB", (32, 16)).save(tmp_path / "wide.png")
     with pytest.raises(UserError, match=r"wide\.png has images of \(16, 32, 3\), the data set has \(4, 6, 3\)"):
         read_images(tmp_path, SHAPE, "sample.images")
+
+
+def test_a_pipe_is_no_picture(tmp_path):
+    """Opening one would wait for ever."""
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(UserError, match="cannot be read"):
+        list(open_images(tmp_path, (4, 4, 3), 3).chunks())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax._src import core as jaxpr_core
 
-from dit_jax.models.layers import ACTIVATIONS, Dense, layer_norm, product
+from dit_jax.models.layers import ACTIVATIONS, Conv3x3, Dense, convolve, convolve_as_product, layer_norm, product
 
 
 def test_layer_norm_by_hand():
@@ -124,3 +124,34 @@ def test_backward_products_take_operands_of_one_dtype_and_one_row_axis(dtype, co
         assert {operand.aval.dtype for operand in dot.invars} == {jnp.dtype(dtype)}
         assert dot.outvars[0].aval.dtype == jnp.float32
         assert [len(axes) for axes in dot.params["dimension_numbers"][0]] == [1, 1]
+
+
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_convolution_by_hand(stride, before):
+    """Each output is the sum over the 3 x 3 pixels from stride (i, j) - before on, with zeros outside."""
+    rng = np.random.default_rng(0)
+    x, conv = rng.normal(size=(2, 6, 8, 3)).astype(np.float32), Conv3x3(5, stride, before)
+    params = conv.init(jax.random.key(1), x)
+    dense = params["params"]["Dense_0"]
+    kernel = np.asarray(dense["kernel"], np.float64).reshape(3, 3, 3, 5)
+    params = {"params": {"Dense_0": {"kernel": dense["kernel"], "bias": np.arange(5, dtype=np.float32)}}}
+    padded = np.pad(x, ((0, 0), (before, 2 - before), (before, 2 - before), (0, 0)))
+    expected = np.empty((2, 6 // stride, 8 // stride, 5))
+    for i in range(6 // stride):
+        for j in range(8 // stride):
+            near = padded[:, stride * i : stride * i + 3, stride * j : stride * j + 3]
+            expected[:, i, j] = np.einsum("bhwc,hwcf->bf", near, kernel) + np.arange(5)
+    np.testing.assert_allclose(conv.apply(params, x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_accelerators_have_the_same_convolution(stride):
+    """Theirs is XLA's, which no CPU takes: here it is, beside the product of CPUs, and so are the gradients."""
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.normal(size=size).astype(np.float32) for size in ((2, 8, 10, 3), (27, 5)))
+    ours, theirs = (partial(way, stride=stride) for way in (convolve_as_product, convolve))
+    np.testing.assert_allclose(ours(x, kernel), theirs(x, kernel), atol=1e-5)
+    of = lambda way: jax.grad(lambda *inputs: jnp.sin(way(*inputs)).sum(), (0, 1))(x, kernel)  # noqa: E731
+    for one, other in zip(of(ours), of(theirs), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)

@@ -112,3 +112,13 @@ def test_no_global_plotting_state(tmp_path):
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_is_no_number_leaves_a_gap(tmp_path, figures):
+    rows = [{"step": 1, "images": "y", "loss": 1.0}, {"step": 2, "images": 8, "loss": "x"}]
+    rows += [{"step": 3, "images": 12, "loss": 2.0, "loss_q1": [1]}, {"step": 4, "images": 16, "loss": 10**400}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert plots.plot_loss(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+    images, loss = lines(figures[0])["all noise levels"]
+    assert images == [8, 12, 16]
+    np.testing.assert_array_equal(loss, [np.nan, 2, np.nan])

@@ -6,15 +6,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from dit_jax.reporting.jsonl import column, number
 from dit_jax.reporting.report_figures import (
     Clock,
-    column,
     evaluation_section,
     figure_names,
     loss_section,
     noise_bins,
     noise_section,
-    number,
     progress_charts,
     progress_section,
     shown,

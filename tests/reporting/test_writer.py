@@ -203,3 +203,9 @@ def test_with_tensorflow_clus_own_writer_is_used(tmp_path):
     )  # fmt: skip
     assert "clu asked for TensorFlow" in done.stderr
     assert "clu/metric_writers/tf/summary_writer.py" in done.stderr
+
+
+def test_a_link_to_nowhere_is_one_clear_line(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "no" / "where")
+    with pytest.raises(UserError, match=r"metrics.jsonl is a link to a folder that is not there"):
+        jsonl.JsonlWriter(tmp_path / "metrics.jsonl")

@@ -310,3 +310,20 @@ def test_what_cannot_be_written_in_the_background_is_one_line_and_the_older_chec
     ]
     assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()] == ["1"]
     checksums.check(tmp_path / "checkpoints" / "1")
+
+
+def test_a_folder_with_the_name_of_another_step_is_damage(tmp_path, caplog):
+    """Whole as its sums are, it would keep Orbax from saving any step below its name."""
+    save(tmp_path, 1, 2)
+    shutil.copytree(tmp_path / "checkpoints/2", tmp_path / "checkpoints/9")
+    assert restore(tmp_path).step == 2
+    assert "checkpoints/9 cannot be read and is passed over: its state is that of step 2" in caplog.text
+    save(tmp_path, 3)
+    assert restore(tmp_path).step == 3
+    assert (tmp_path / "checkpoints/9.damaged").is_dir()
+
+
+def test_a_save_that_orbax_leaves_out_is_told(tmp_path):
+    save(tmp_path, 5)
+    with pytest.raises(UserError, match=r"checkpoints/3 is refused beside 5; move what is newer away"):
+        save(tmp_path, 3)

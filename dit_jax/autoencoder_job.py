@@ -1,0 +1,149 @@
+"""The mode train_autoencoder: trains the autoencoder of a workdir, and measures what it makes of images."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from dit_jax import config as configs
+from dit_jax import jobs
+from dit_jax.autoencoder_experiment import LATENTS_JSON, AutoencoderExperiment, autoencoder_config, learnt_with
+from dit_jax.checks import require
+from dit_jax.companions import free_keys, restore
+from dit_jax.data import datasets
+from dit_jax.data.datasets import Records
+from dit_jax.draw import psnr, to_float
+from dit_jax.errors import UserError
+from dit_jax.evaluation.features import weights_hash
+from dit_jax.files import expanded, replacing
+from dit_jax.models.autoencoder import Codec
+from dit_jax.pretrained import load_autoencoder
+from dit_jax.reporting.images import COLUMNS, label_grid, save_png, to_uint8
+from dit_jax.reporting.progress import Progress
+from dit_jax.together import is_first, whole
+from dit_jax.training import sharding
+from dit_jax.training.checkpoint import Checkpointer
+from dit_jax.training.state import create
+from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir, make_folder
+
+logger = logging.getLogger(__name__)
+OWN_KEYS = ("autoencoder.downsample", "autoencoder.channels", "autoencoder.width", "autoencoder.depth",
+            "autoencoder.kl_weight", "autoencoder.batch_size", "autoencoder.learning_rate")  # fmt: skip
+MEASURED, PIXELS = 10_000, 2**28  # images, and pixels in them, at most: of training images for the latents' mean and
+# deviation, of test images for PSNR
+BATCH, BATCH_PIXELS = 100, 2**20  # of them at a time
+
+
+def train_autoencoder(config: ConfigDict, workdir: Path, out: Path | None) -> int:
+    """Trains the autoencoder in WORKDIR/autoencoder, or goes on; ends with `latents.json` and `reconstructions.png`.
+
+    With `autoencoder.pretrained` the weights of that file stand there instead. Returns the exit code, as `jobs.train`.
+
+    Raises:
+      UserError: as `jobs.train`; the workdir holds a run of another config, or one that has learnt these latents, or
+        the file is none.
+    """
+    require(out is None, "--out", out, "the autoencoder goes to WORKDIR/autoencoder; leave --out away")
+    check_workdir(workdir, config, SAMPLE_FREE_KEYS)
+    experiment = AutoencoderExperiment(autoencoder_config(config))
+    folder = workdir / experiment.section
+    if config.autoencoder.pretrained:
+        put_pretrained(workdir, experiment)
+        measure(workdir, experiment.config)
+        return 0
+    if learnt_with(workdir):
+        _, state = restore(AutoencoderExperiment, workdir, config)
+        fix = f"the run in {workdir} has learnt the latents of step {int(state.step)}; use another workdir"
+        require(config.autoencoder.steps <= int(state.step), "autoencoder.steps", config.autoencoder.steps, fix)
+    code = jobs.run_training(experiment, folder, free_keys(config, OWN_KEYS))
+    if not code:
+        measure(workdir, experiment.config)
+    return code
+
+
+def put_pretrained(workdir: Path, experiment: AutoencoderExperiment) -> None:
+    """Saves the weights of `autoencoder.pretrained` as those of step 0 in WORKDIR/autoencoder, unless they are there.
+
+    Raises:
+      UserError: another autoencoder is there.
+    """
+    folder, config = workdir / experiment.section, experiment.config
+    path = expanded(config.autoencoder.pretrained)
+    params = load_autoencoder(path, jax.eval_shape(experiment.init_params))
+    if any((folder / "checkpoints").glob("[0-9]*")):
+        _, state = restore(AutoencoderExperiment, workdir, config)
+        fix = f"{folder} holds another autoencoder; use another workdir"
+        require(weights_hash(state.ema_params) == weights_hash(jax.tree.map(jnp.asarray, params)),
+                "autoencoder.pretrained", path, fix)  # fmt: skip
+        return
+    if is_first():
+        make_folder(folder, "--workdir")
+        configs.write(config, folder)
+    state = create(lambda: params, experiment.optimizer)
+    state = jax.tree.map(lambda leaf: sharding.put_replicated(np.asarray(leaf), experiment.mesh), state)
+    with Checkpointer(folder, keep=1) as checkpointer:
+        checkpointer.save(state, config.to_dict(), {})
+
+
+def measure(workdir: Path, config: ConfigDict) -> None:
+    """Keeps mean and deviation of the latents' channels, and how well test images come back, in latents.json."""
+    experiment, state = restore(AutoencoderExperiment, workdir, config)
+    folder, channels = workdir / experiment.section, experiment.latent_shape[-1]
+    codec = experiment.codec_of(state.ema_params, [0.0] * channels, [1.0] * channels)
+    train = datasets.open_split(experiment.source, "train")
+    about = {"weights_sha256": weights_hash(state.ema_params), "step": int(state.step), "data": config.data.name}
+    about |= statistics(codec, train)
+    dead = [i for i, std in enumerate(about["std"]) if not std > 0]
+    if dead:
+        raise UserError(f"{folder}: channels {dead} of the latents say nothing; use fewer autoencoder.channels")
+    try:
+        about |= reconstructed(codec, datasets.open_split(experiment.source, "test"), folder)
+    except UserError as error:  # pictures of one's own, one a class
+        logger.warning("the autoencoder is trained, but how good it is cannot be said: %s", error)
+    if is_first():
+        with replacing(folder / LATENTS_JSON) as temporary:
+            temporary.write_text(json.dumps(about, indent=2) + "\n")
+
+
+def statistics(codec: Codec, train: Records) -> dict[str, Any]:
+    """Mean and standard deviation of each of the latents' channels, over all places of the images measured."""
+    encode, count, images = jax.jit(codec.encode), 0, 0
+    total = squares = np.float64(0)
+    for batch in measured(train):
+        latents = whole(encode(codec.weights, to_float(batch))).astype(np.float64)
+        total, squares = total + latents.sum((0, 1, 2)), squares + np.square(latents).sum((0, 1, 2))
+        count, images = count + latents[..., 0].size, images + len(batch)
+    mean = total / count
+    return {"mean": mean.tolist(), "std": np.sqrt(squares / count - mean**2).tolist(), "images": images}
+
+
+def reconstructed(codec: Codec, test: Records, folder: Path) -> dict[str, Any]:
+    """How near to themselves test images come back, over all of their values; the first ones also in a picture."""
+    again = jax.jit(lambda weights, x: codec.decode(weights, codec.encode(weights, x)))
+    pairs = [(batch, to_uint8(whole(again(codec.weights, to_float(batch))))) for batch in measured(test)]
+    images, decoded = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    result = {"psnr_db": psnr(decoded, images), "psnr_n": len(images), "psnr_split": "test"}
+    if is_first():
+        rows = [side[:COLUMNS] for side in (images, decoded)]
+        labels = np.repeat([0, 1], len(rows[0]))
+        save_png(folder / "reconstructions.png", label_grid(np.concatenate(rows), labels, ("image", "decoded")), result)
+    logger.info("autoencoder: test images come back at a PSNR of %.1f dB (n = %d)", result["psnr_db"], len(images))
+    return result
+
+
+def measured(records: Records) -> Iterator[np.ndarray]:
+    """MEASURED images spread evenly over a split, or all of them, a batch at a time: uint8 [any, H, W, C]."""
+    height, width, _ = records.image_shape
+    most = max(1, min(MEASURED, PIXELS // (height * width)))
+    index = np.unique(np.linspace(0, records.count - 1, most).astype(int))
+    size = max(1, min(BATCH, BATCH_PIXELS // (height * width)))
+    with Progress(len(index), "image") as progress:
+        for first in range(0, len(index), size):
+            yield records.read(index[first : first + size]).images
+            progress.update(min(first + size, len(index)))

@@ -1,0 +1,43 @@
+"""Class labels as users write them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dit_jax.errors import UserError
+
+
+def parse_labels(text: str, class_names: Sequence[str]) -> list[int]:
+    """Classes by name or number, separated by commas, in any brackets: "cat, dog" or "[3, 5]"; "" is all of them.
+
+    Raises:
+      UserError: a class that the data set does not have, with those it has.
+    """
+    exact = {name: i for i, name in enumerate(class_names)}  # first: a class may be named 7, or Cat beside cat
+    text = text.strip()
+    if text in exact:  # it may hold a comma
+        return [exact[text]]
+    inner = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text
+    words = [word if (word := part.strip()) in exact else word.strip(" '\"") for part in inner.split(",")]
+    if not words[-1]:  # nothing at all, or a comma behind the last: (2,)
+        words.pop()
+    numbers = {name.lower(): i for i, name in enumerate(class_names)} | {str(i): i for i in range(len(class_names))}
+    labels = [exact.get(word, numbers.get(word.lower())) for word in words]
+    for word, label in zip(words, labels, strict=True):
+        if label is None:
+            raise UserError(f"sample.labels={text}: there is no class '{word}'; {known_classes(class_names)}")
+    return [label for label in labels if label is not None] or list(range(len(class_names)))
+
+
+def label_range(labels: np.ndarray, class_names: Sequence[str], unlabelled: bool = True) -> None:
+    """Refuses none at all, and labels outside 0..num_classes; num_classes, "no class", too unless `unlabelled`."""
+    if not labels.size:
+        raise UserError(f"labels=[]: give at least one; {known_classes(class_names)}")
+    wrong = labels[(labels < 0) | (labels >= len(class_names) + unlabelled)]
+    if wrong.size:
+        raise UserError(f"label {wrong[0]} is out of range; {known_classes(class_names)}")
+
+
+def known_classes(class_names: Sequence[str]) -> str:
+    """One phrase that lists the classes."""
+    return "the classes are " + ", ".join(f"{i} {name}" for i, name in enumerate(class_names))
