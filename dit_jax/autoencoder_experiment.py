@@ -21,7 +21,7 @@ from dit_jax.models.autoencoder import Autoencoder, AutoencoderOutput, Codec
 from dit_jax.together import whole
 from dit_jax.training import autoencoder as training
 from dit_jax.training import sharding
-from dit_jax.training.state import Params
+from dit_jax.training.state import Params, TrainState
 from dit_jax.training.step import CallResult, make_train_call
 from dit_jax.workdir import has_begun
 
@@ -86,7 +86,9 @@ def autoencoder_config(config: ConfigDict) -> ConfigDict:
 
 
 def with_codec(workdir: Path, config: ConfigDict) -> Experiment:
-    """The experiment of a run in `workdir`; with `model.latents` it has the workdir's autoencoder, noted in the config.
+    """The experiment of a run in `workdir`; with `model.latents` it has the workdir's autoencoder.
+
+    What the autoencoder is, and the SHA-256 of all that makes its latents, are noted in the config.
 
     Raises:
       UserError: there is no trained autoencoder, one of other latents, or not the one that the run has learnt with.
@@ -98,14 +100,16 @@ def with_codec(workdir: Path, config: ConfigDict) -> Experiment:
     for key in ("downsample", "channels"):
         fix = f"{folder} has {made[key]}; use that, or train another in another workdir"
         require(config.autoencoder[key] == made[key], f"autoencoder.{key}", config.autoencoder[key], fix)
-    sha256, about = weights_hash(state.ema_params), read_latents(folder)
-    if about.get("weights_sha256") != sha256:
+    about = read_latents(folder, state, made.channels)
+    if about is None:
         raise UserError(f"{folder} is not trained to its end; first run --mode=train_autoencoder --workdir {workdir}")
-    learnt = learnt_with(workdir)
-    fix = f"the run has learnt latents of weights {learnt[:12]}...; put that autoencoder back"
+    codec = experiment.codec_of(state.ema_params, about["mean"], about["std"])
+    learnt, sha256 = learnt_with(workdir), weights_hash(codec.weights)
+    fix = f"the run has learnt latents of {learnt[:12]}...; put that autoencoder with its {LATENTS_JSON} back"
     require(learnt in ("", sha256), f"{folder}: weights", f"{sha256[:12]}...", fix)
+    config.autoencoder.update(made)
     config.autoencoder.sha256 = sha256
-    return Experiment(config, experiment.codec_of(state.ema_params, about["mean"], about["std"]))
+    return Experiment(config, codec)
 
 
 def learnt_with(workdir: Path) -> str:
@@ -113,11 +117,13 @@ def learnt_with(workdir: Path) -> str:
     return configs.read(workdir).autoencoder.sha256 if configs.path_of(workdir).exists() and has_begun(workdir) else ""
 
 
-def read_latents(folder: Path) -> dict[str, Any]:
-    """What latents.json says; nothing where it is missing or damaged."""
+def read_latents(folder: Path, state: TrainState, channels: int) -> dict[str, Any] | None:
+    """What latents.json says of the averaged weights of `state`; None where it is missing, damaged or of others."""
     try:
         about = json.loads((folder / LATENTS_JSON).read_text())
-    except (FileNotFoundError, ValueError, RecursionError):
-        return {}
-    sound = isinstance(about, dict) and all(isinstance(about.get(key), list) for key in ("mean", "std"))
-    return about if sound else {}
+        mean, std = (np.asarray(about[key], np.float64) for key in ("mean", "std"))
+        same = about["weights_sha256"] == weights_hash(state.ema_params)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError):
+        return None
+    sound = mean.shape == std.shape == (channels,) and bool(np.isfinite(mean).all() and np.isfinite(std).all())
+    return about if same and sound and bool((std > 0).all()) else None

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,18 @@ from ml_collections import ConfigDict
 
 from dit_jax import config as configs
 from dit_jax import jobs
-from dit_jax.autoencoder_experiment import LATENTS_JSON, AutoencoderExperiment, autoencoder_config, learnt_with
-from dit_jax.checks import require
+from dit_jax.autoencoder_experiment import (
+    LATENTS_JSON,
+    AutoencoderExperiment,
+    autoencoder_config,
+    learnt_with,
+    read_latents,
+)
+from dit_jax.checks import check_downsample, require
 from dit_jax.companions import free_keys, restore
 from dit_jax.data import datasets
 from dit_jax.data.datasets import Records
-from dit_jax.draw import psnr, to_float
+from dit_jax.draw import to_float
 from dit_jax.errors import UserError
 from dit_jax.evaluation.features import weights_hash
 from dit_jax.files import expanded, replacing
@@ -52,18 +59,19 @@ def train_autoencoder(config: ConfigDict, workdir: Path, out: Path | None) -> in
     require(out is None, "--out", out, "the autoencoder goes to WORKDIR/autoencoder; leave --out away")
     check_workdir(workdir, config, SAMPLE_FREE_KEYS)
     experiment = AutoencoderExperiment(autoencoder_config(config))
-    folder = workdir / experiment.section
-    if config.autoencoder.pretrained:
+    c = config.autoencoder
+    check_downsample(c.downsample, experiment.info.image_shape)
+    if c.pretrained:
         put_pretrained(workdir, experiment)
-        measure(workdir, experiment.config)
+        measure(workdir, experiment)
         return 0
     if learnt_with(workdir):
         _, state = restore(AutoencoderExperiment, workdir, config)
         fix = f"the run in {workdir} has learnt the latents of step {int(state.step)}; use another workdir"
-        require(config.autoencoder.steps <= int(state.step), "autoencoder.steps", config.autoencoder.steps, fix)
-    code = jobs.run_training(experiment, folder, free_keys(config, OWN_KEYS))
+        require(c.steps <= int(state.step), "autoencoder.steps", c.steps, fix)
+    code = jobs.run_training(experiment, workdir / experiment.section, free_keys(config, OWN_KEYS))
     if not code:
-        measure(workdir, experiment.config)
+        measure(workdir, experiment)
     return code
 
 
@@ -91,14 +99,18 @@ def put_pretrained(workdir: Path, experiment: AutoencoderExperiment) -> None:
         checkpointer.save(state, config.to_dict(), {})
 
 
-def measure(workdir: Path, config: ConfigDict) -> None:
-    """Keeps mean and deviation of the latents' channels, and how well test images come back, in latents.json."""
-    experiment, state = restore(AutoencoderExperiment, workdir, config)
-    folder, channels = workdir / experiment.section, experiment.latent_shape[-1]
-    codec = experiment.codec_of(state.ema_params, [0.0] * channels, [1.0] * channels)
-    train = datasets.open_split(experiment.source, "train")
-    about = {"weights_sha256": weights_hash(state.ema_params), "step": int(state.step), "data": config.data.name}
-    about |= statistics(codec, train)
+def measure(workdir: Path, experiment: AutoencoderExperiment) -> None:
+    """Keeps mean and deviation of the latents' channels, and how well test images come back, in latents.json.
+
+    What was measured of these weights stays as it is: a run may have learnt it.
+    """
+    made, state = restore(AutoencoderExperiment, workdir, experiment.config)
+    folder, channels = workdir / experiment.section, made.latent_shape[-1]
+    if read_latents(folder, state, channels):
+        return
+    codec = made.codec_of(state.ema_params, [0.0] * channels, [1.0] * channels)
+    about = {"weights_sha256": weights_hash(state.ema_params), "step": int(state.step), "data": made.info.name}
+    about |= statistics(codec, datasets.open_split(experiment.source, "train"))
     dead = [i for i, std in enumerate(about["std"]) if not std > 0]
     if dead:
         raise UserError(f"{folder}: channels {dead} of the latents say nothing; use fewer autoencoder.channels")
@@ -126,14 +138,18 @@ def statistics(codec: Codec, train: Records) -> dict[str, Any]:
 def reconstructed(codec: Codec, test: Records, folder: Path) -> dict[str, Any]:
     """How near to themselves test images come back, over all of their values; the first ones also in a picture."""
     again = jax.jit(lambda weights, x: codec.decode(weights, codec.encode(weights, x)))
-    pairs = [(batch, to_uint8(whole(again(codec.weights, to_float(batch))))) for batch in measured(test)]
-    images, decoded = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    result = {"psnr_db": psnr(decoded, images), "psnr_n": len(images), "psnr_split": "test"}
+    squares, values, images, rows = 0.0, 0, 0, []
+    for batch in measured(test):
+        decoded = to_uint8(whole(again(codec.weights, to_float(batch))))
+        rows = rows or [batch[:COLUMNS], decoded[:COLUMNS]]
+        squares += np.square(decoded.astype(np.float64) - batch).sum()
+        values, images = values + batch.size, images + len(batch)
+    decibels = float(10 * np.log10(255**2 * values / squares)) if squares else math.inf
+    result = {"psnr_db": decibels, "psnr_n": images, "psnr_split": "test"}
     if is_first():
-        rows = [side[:COLUMNS] for side in (images, decoded)]
         labels = np.repeat([0, 1], len(rows[0]))
         save_png(folder / "reconstructions.png", label_grid(np.concatenate(rows), labels, ("image", "decoded")), result)
-    logger.info("autoencoder: test images come back at a PSNR of %.1f dB (n = %d)", result["psnr_db"], len(images))
+    logger.info("autoencoder: test images come back at a PSNR of %.1f dB (n = %d)", decibels, images)
     return result
 
 

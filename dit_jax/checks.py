@@ -100,9 +100,16 @@ def diffused_shape(config: ConfigDict, image_shape: tuple[int, int, int]) -> tup
     return (H // c.downsample, W // c.downsample, c.channels) if config.model.latents else image_shape
 
 
+def check_downsample(downsample: int, image_shape: tuple[int, int, int]) -> None:
+    """Refuses images that have no whole number of latents."""
+    H, W, _ = image_shape
+    fix = f"it must divide the images, {H} x {W} pixels"
+    require(H % downsample == 0 and W % downsample == 0, "autoencoder.downsample", downsample, fix)
+
+
 def check_autoencoder(config: ConfigDict, info: DatasetInfo) -> None:
     """Checks the autoencoder and its training, and what latents cannot do."""
-    c, (H, W, _) = config.autoencoder, info.image_shape
+    c = config.autoencoder
     require(c.downsample in DOWNSAMPLES, "autoencoder.downsample", c.downsample, f"use one of {DOWNSAMPLES}")
     groups = c.width >= 4 and c.width % (4 if c.width <= 4 * GROUPS else GROUPS) == 0
     fix = f"use a multiple of 4, above {4 * GROUPS} of {GROUPS}, for its norms' groups"
@@ -115,8 +122,7 @@ def check_autoencoder(config: ConfigDict, info: DatasetInfo) -> None:
     require(c.kl_weight >= 0, "autoencoder.kl_weight", c.kl_weight, "use 0 (none) or a number above it")
     if not config.model.latents:
         return
-    fix = f"it must divide the images, {H} x {W} pixels"
-    require(H % c.downsample == 0 and W % c.downsample == 0, "autoencoder.downsample", c.downsample, fix)
+    check_downsample(c.downsample, info.image_shape)
     fix = "latents (model.latents=true) do not end at -1 and 1; use false"
     require(not config.sample.clip_x_0, "sample.clip_x_0", config.sample.clip_x_0, fix)
     fix = "the classifier knows noisy images, not noisy latents (model.latents=true); use 0"
@@ -171,7 +177,8 @@ def check_diffusion(c: ConfigDict) -> None:
     fix = "they leave no trace of the image long before the last timestep; lower diffusion.beta_end (DDPM has 0.02)"
     require(bool(schedule.alpha[:-1].all()), "diffusion.beta_start", c.beta_start, fix)
     end = f"diffusion.schedule={c.schedule} with diffusion.zero_terminal_snr={c.zero_terminal_snr}"
-    fix = f"it cannot tell the image from pure noise, which {end} reaches; use velocity or v"
+    more = ", or lower diffusion.beta_end" if c.schedule == "linear" and not c.zero_terminal_snr else ""
+    fix = f"it cannot tell the image from pure noise, which {end} reaches; use velocity or v{more}"
     require(solvable(schedule, c.prediction), "diffusion.prediction", c.prediction, fix)
 
 

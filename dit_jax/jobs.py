@@ -47,6 +47,7 @@ def train(config: ConfigDict, workdir: Path, out: Path | None) -> int:
         not fit devices or data; later, the disk is full, or too many steps in a row were not finite.
     """
     require(out is None, "--out", out, "training writes to --workdir; leave --out away")
+    check_workdir(workdir, config)
     return run_training(with_codec(workdir, config), workdir)
 
 

@@ -19,6 +19,7 @@ BAD = [
     ("model.preset=DiT-XL", "DiT-XL/2"),
     ("data.name=cifar100", "shapes, cifar10"),
     ("data.root=pictures", "use data.name=image_folder"),
+    ("diffusion.num_steps=3000", "use velocity or v, or lower diffusion.beta_end"),
     ("data.image_size=0", "the images of data.name=cifar10 have 32 pixels"),
     ("data.image_size=64", "the images of data.name=cifar10 have 32 pixels"),
     ("data.skip_broken=True", "use false"),

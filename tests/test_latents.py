@@ -1,5 +1,6 @@
 """Latent diffusion through the jobs: an autoencoder is trained, then a run on its latents, which gives images."""
 
+import dataclasses
 import json
 import shutil
 from functools import partial
@@ -134,10 +135,14 @@ def test_the_loss_is_of_latents(trained):
 
 
 @pytest.mark.long
-def test_the_same_losses_on_one_device_and_on_eight(trained, tmp_path, monkeypatch):
-    tiny.on_devices(monkeypatch, 8)
+@pytest.mark.parametrize(
+    ("devices", "more"),
+    [(8, {}), (4, {"train__shard_params": True, "train__microbatches": 2}), (1, {"data__resident": "false"})],
+)
+def test_the_same_losses_however_they_are_computed(devices, more, trained, tmp_path, monkeypatch):
+    tiny.on_devices(monkeypatch, devices)
     shutil.copytree(trained / "autoencoder", tmp_path / "autoencoder")
-    jobs.train(config(), tmp_path, None)
+    jobs.train(config(**more), tmp_path, None)
     rows = [
         [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for folder in (trained, tmp_path)
@@ -145,6 +150,24 @@ def test_the_same_losses_on_one_device_and_on_eight(trained, tmp_path, monkeypat
     np.testing.assert_allclose(*rows, rtol=1e-4)
 
 
+@pytest.mark.long
+def test_evaluation_and_report_see_images(trained, tmp_path, capfd):
+    """With a classifier that is trained beside the autoencoder, and evaluations while a run on latents trains."""
+    shutil.copytree(trained / "autoencoder", tmp_path / "autoencoder")
+    flags = ["--workdir", tmp_path, *tiny.flags(**LATENTS, evaluate__every_steps=4)]
+    for mode in ("train_classifier", "train", "evaluate", "report"):
+        done = tiny.run_main(capfd, f"--mode={mode}", *flags)
+        assert done.code == 0, done.err
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    assert np.isfinite(result["fd_classifier"])
+    assert "bits_per_dim" not in result
+    assert [json.loads(row)["step"] for row in (tmp_path / "evaluations.jsonl").read_text().splitlines()] == [4, 4]
+    page = (tmp_path / "report.html").read_text()
+    assert "python main.py --mode=train_autoencoder --config configs/default.py" in page
+    assert "autoencoder.sha256" not in page.partition("runs/again")[2].partition("</pre>")[0]
+
+
+@pytest.mark.long
 def test_samples_and_their_pictures(sampled, tmp_path):
     drawn = sampled()
     assert drawn["images"].shape == (7, 8, 8, 3)
@@ -168,6 +191,19 @@ def test_tasks_that_start_from_images(sampled, given, trained, tmp_path):
     drawn = sampled(sample__task="inpaint", sample__mask=tmp_path / "mask.png", sample__n=4, **flags)["images"]
     np.testing.assert_array_equal(drawn[:, mask == 0], images[:4][:, mask == 0])
     assert (drawn[:, mask > 0] != images[:4][:, mask > 0]).any(axis=(1, 2)).all()
+
+
+def test_a_latent_is_known_whose_pixels_all_are(trained, given):
+    """White are rows 2 to 4 and columns 3 and on: of the 4 x 4 blocks of 2 x 2 pixels, rows 1 and 2, columns 1 to 3."""
+    run = load(trained, config(sample__task="inpaint", sample__mask="m.png", **given[0]))
+    mask = np.zeros((8, 8, 1), bool)
+    mask[2:5, 3:] = True
+    latents, known = draw.inpaint(run, given[1], np.zeros(5, int), mask).inputs
+    expected = np.ones((4, 4), bool)
+    expected[1:3, 1:] = False
+    np.testing.assert_array_equal(known, np.broadcast_to(expected[None, :, :, None], (5, 4, 4, 1)))
+    codec = run.experiment.codec
+    np.testing.assert_allclose(latents, codec.encode(codec.weights, draw.to_float(given[1])), atol=1e-5)
 
 
 @pytest.mark.long
@@ -230,26 +266,83 @@ def test_another_autoencoder_is_refused(trained, tmp_path, capfd):
     learnt.autoencoder.sha256 = "0" * 64
     configs.write(learnt, copy)
     line = refused(capfd, "--mode=sample", "--workdir", copy)
-    assert "put that autoencoder back" in line
+    assert "put that autoencoder with its latents.json back" in line
 
 
 @pytest.mark.long
 def test_the_same_commands_again_change_nothing(trained, tmp_path, capfd):
     copy = copy_of(trained, tmp_path)
-    before = tiny.snapshot(copy / "checkpoints")
+    before = [tiny.snapshot(copy / "checkpoints"), tiny.snapshot(copy / "autoencoder/checkpoints")]
+    before.append((copy / "autoencoder/latents.json").read_bytes())
     sha256 = configs.read(copy).autoencoder.sha256
     assert len(sha256) == 64
     for mode in ("train_autoencoder", "train"):
         assert tiny.run_main(capfd, f"--mode={mode}", "--workdir", copy, *tiny.flags(**LATENTS)).code == 0
-    assert tiny.snapshot(copy / "checkpoints") == before
+    after = [tiny.snapshot(copy / "checkpoints"), tiny.snapshot(copy / "autoencoder/checkpoints")]
+    assert [*after, (copy / "autoencoder/latents.json").read_bytes()] == before
     assert configs.read(copy).autoencoder.sha256 == sha256
 
 
-def test_an_unfinished_or_unmeasured_autoencoder_is_told(trained, tmp_path, capfd):
+DAMAGE = {
+    "no JSON": lambda about: "{",
+    "a number that is none": lambda about: json.dumps(about | {"mean": [float("nan"), 1.0]}),
+    "nothing": lambda about: json.dumps(about | {"std": [None, 1.0]}),
+    "too few": lambda about: json.dumps(about | {"mean": [0.5]}),
+    "no numbers": lambda about: json.dumps(about | {"mean": ["x", "y"]}),
+    "no spread": lambda about: json.dumps(about | {"std": [0.0, 1.0]}),
+    "of other weights": lambda about: json.dumps(about | {"weights_sha256": "0" * 64}),
+    "a list": lambda about: "[]",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_measures_are_told(damage, trained, tmp_path):
+    shutil.copytree(trained / "autoencoder", tmp_path / "autoencoder")
+    path = tmp_path / "autoencoder/latents.json"
+    path.write_text(DAMAGE[damage](json.loads(path.read_text())))
+    with pytest.raises(UserError, match="is not trained to its end; first run --mode=train_autoencoder"):
+        with_codec(tmp_path, config())
+
+
+def test_other_measures_of_the_same_weights_are_refused(trained, tmp_path):
     copy = copy_of(trained, tmp_path)
-    shutil.rmtree(copy / "checkpoints")
-    (copy / "autoencoder/latents.json").write_text("{")
-    line = refused(capfd, "--workdir", copy, *tiny.flags(**LATENTS))
-    assert "is not trained to its end; first run" in line
-    assert tiny.run_main(capfd, "--mode=train_autoencoder", "--workdir", copy).code == 0
-    assert json.loads((copy / "autoencoder/latents.json").read_text())["step"] == 2
+    path = copy / "autoencoder/latents.json"
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps(about | {"mean": [about["mean"][0] + 1e-3, about["mean"][1]]}))
+    with pytest.raises(UserError, match=r"put that autoencoder with its latents.json back"):
+        with_codec(copy, config())
+
+
+def test_measures_that_are_missing_are_made_again_from_the_data_that_are_asked_for(trained, tmp_path, monkeypatch):
+    """As after a kill between the last checkpoint and the measuring, on a machine that has the data elsewhere."""
+    shutil.copytree(trained / "autoencoder", tmp_path / "autoencoder")
+    (tmp_path / "autoencoder/latents.json").unlink()
+    asked, real = [], datasets.open_split
+    monkeypatch.setattr(datasets, "open_split", lambda of, *rest: asked.append(of.data_dir) or real(of, *rest))
+    assert train_autoencoder(config(data__data_dir="elsewhere"), tmp_path, None) == 0
+    assert set(asked) == {"elsewhere"}
+    again, before = (json.loads((folder / "autoencoder/latents.json").read_text()) for folder in (tmp_path, trained))
+    assert again == before
+
+
+def test_what_the_autoencoder_is_goes_into_the_runs_config(trained):
+    asked = config(autoencoder__width=64, autoencoder__kl_weight=0.5)
+    with_codec(trained, asked)
+    assert (asked.autoencoder.width, asked.autoencoder.kl_weight) == (4, 1e-6)
+    assert configs.read(trained).autoencoder.sha256 == asked.autoencoder.sha256
+
+
+def test_images_without_a_whole_number_of_latents_are_refused_before_training(tmp_path, monkeypatch):
+    """Also where the config does not yet say `model.latents`."""
+    monkeypatch.setitem(datasets.DATASETS, "tiny", dataclasses.replace(tiny.INFO, image_shape=(12, 12, 3)))
+    pixels = tiny.config(model__patch_size=2, autoencoder__downsample=8)
+    with pytest.raises(UserError, match=r"autoencoder.downsample=8: it must divide the images, 12 x 12 pixels"):
+        train_autoencoder(pixels, tmp_path / "w", None)
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_run_on_pixels_is_told_as_such(tmp_path, capfd):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "loss": 1.0}\n')
+    configs.write(tiny.config(model__patch_size=2), tmp_path)
+    line = refused(capfd, "--workdir", tmp_path, *tiny.flags(**LATENTS))
+    assert "holds a run of another config (model.latents: False -> True" in line

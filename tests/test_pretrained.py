@@ -127,6 +127,7 @@ def test_a_damaged_file_is_one_line(damage, tmp_path):
         load_autoencoder(tmp_path / "b.safetensors", shapes())
 
 
+@pytest.mark.long
 def test_a_run_on_latents_of_a_pretrained_autoencoder(tmp_path, capfd):
     tensors = {name: 0.2 * array for name, array in theirs().items()}
     file, flags = saved(tmp_path / "a.safetensors", tensors), tiny.flags(**LATENTS)

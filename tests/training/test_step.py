@@ -1,5 +1,7 @@
 """The train step: the same numbers on any mesh and at any rhythm, and draws that differ."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import optax
 import pytest
 
 from dit_jax.data.datasets import Split
-from dit_jax.training.step import zero_sums
+from dit_jax.training.step import batch_loss, zero_sums
 from tests.training.toy import RECIPE, Trainer, apply
 
 
@@ -150,6 +152,30 @@ def test_every_image_of_every_device_and_step_has_its_own_noise():
     for others in (shown(1, 3), shown(1, 3, microbatches=2)):
         for ours, theirs in zip((x, t, labels, keys), others, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_the_flipped_images_are_what_is_encoded_and_their_latents_what_is_noised():
+    count, noted = 400, {}
+
+    def encode(x_0):
+        noted["images"] = np.asarray(x_0)
+        return jnp.full((count, 2, 2, 5), 7.0)
+
+    def network(params, x_t, t_B, labels_B, keys_B):
+        noted.update(x_t=np.asarray(x_t), t=np.asarray(t_B))
+        return jnp.zeros_like(x_t)
+
+    recipe = dataclasses.replace(RECIPE, encode=encode)
+    ramp = jnp.broadcast_to(jnp.arange(4.0)[None, None, :, None], (count, 4, 4, 3))
+    keys_B = jax.random.split(jax.random.key(0), count)
+    loss, _ = batch_loss({}, network, recipe, ramp, jnp.zeros(count, jnp.int32), keys_B, jnp.arange(count))
+    mirrored = noted["images"][:, 0, 0, 0] == 3
+    assert 150 <= mirrored.sum() <= 250  # 200 +- 10 is one standard deviation
+    np.testing.assert_array_equal(noted["images"][mirrored][0, 0, :, 0], [3, 2, 1, 0])
+    alpha, sigma = (table[noted["t"]][:, None, None, None] for table in RECIPE.schedule)
+    eps = (noted["x_t"] - 7 * alpha) / sigma
+    assert eps.mean() == pytest.approx(0, abs=0.05)  # 8,000 draws: four standard errors
+    assert float(loss) == pytest.approx(np.square(eps).mean(), rel=1e-3)  # noise, predicted as 0
 
 
 def test_the_keys_for_dropout_are_those_of_no_other_draw():
