@@ -29,11 +29,12 @@ from dit_jax.draw import to_float
 from dit_jax.errors import UserError
 from dit_jax.evaluation.features import weights_hash
 from dit_jax.files import expanded, replacing
+from dit_jax.lock import only_trainer
 from dit_jax.models.autoencoder import Codec
 from dit_jax.pretrained import load_autoencoder
 from dit_jax.reporting.images import COLUMNS, label_grid, save_png, to_uint8
 from dit_jax.reporting.progress import Progress
-from dit_jax.together import is_first, whole
+from dit_jax.together import first_before_others, is_first, whole
 from dit_jax.training import sharding
 from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.state import create
@@ -92,11 +93,15 @@ def put_pretrained(workdir: Path, experiment: AutoencoderExperiment) -> None:
         return
     if is_first():
         make_folder(folder, "--workdir")
-        configs.write(config, folder)
+    with first_before_others():
+        jobs.find_data(experiment, folder)
     state = create(lambda: params, experiment.optimizer)
     state = jax.tree.map(lambda leaf: sharding.put_replicated(np.asarray(leaf), experiment.mesh), state)
-    with Checkpointer(folder, keep=1) as checkpointer:
+    with only_trainer(folder), Checkpointer(folder, keep=1) as checkpointer:
+        if is_first():
+            configs.write(config, folder)
         checkpointer.save(state, config.to_dict(), {})
+    logger.info("%s has the weights of %s", folder, path)
 
 
 def measure(workdir: Path, experiment: AutoencoderExperiment) -> None:
@@ -110,7 +115,9 @@ def measure(workdir: Path, experiment: AutoencoderExperiment) -> None:
         return
     codec = made.codec_of(state.ema_params, [0.0] * channels, [1.0] * channels)
     about = {"weights_sha256": weights_hash(state.ema_params), "step": int(state.step), "data": made.info.name}
-    about |= statistics(codec, datasets.open_split(experiment.source, "train"))
+    with first_before_others():
+        train = datasets.open_split(experiment.source, "train")
+    about |= statistics(codec, train)
     dead = [i for i, std in enumerate(about["std"]) if not std > 0]
     if dead:
         raise UserError(f"{folder}: channels {dead} of the latents say nothing; use fewer autoencoder.channels")

@@ -14,6 +14,7 @@ from jax.sharding import AxisType
 
 from benchmarks import variants
 from dit_jax.models import attention
+from dit_jax.models.autoencoder import Autoencoder
 from dit_jax.training import loop, sharding
 from tests import tiny
 
@@ -65,6 +66,19 @@ def test_bfloat16_learns_as_float32_does(monkeypatch):
     assert not np.array_equal(full, half)
     np.testing.assert_allclose(half, full, rtol=0.05)
     assert half[-5:].mean() < half[:5].mean() - 0.01
+
+
+def test_an_autoencoder_is_the_cpus(monkeypatch):
+    """Its convolutions are XLA's on a GPU and products on a CPU; both in full float32."""
+    model = Autoencoder(3, 4, 4, 32, 1)
+    x, eps = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(4, 32, 32, 3), (4, 8, 8, 4)]))
+    params = jax.device_get(jax.jit(model.init)(jax.random.key(2), x, eps))
+    inputs, found = jax.device_get((params, x, eps)), []
+    for device in (accelerator(), jax.devices("cpu")[0]):
+        with jax.default_device(device), jax.default_matmul_precision("highest"):
+            found.append(jax.device_get(jax.jit(model.apply)(*inputs)))
+    np.testing.assert_allclose(found[0].images, found[1].images, atol=1e-3)
+    np.testing.assert_allclose(found[0].kl_B, found[1].kl_B, rtol=1e-3)
 
 
 def test_two_runs_are_equal_to_the_bit(monkeypatch):
