@@ -237,6 +237,7 @@ def test_a_broken_picture_is_named_and_left_out_if_asked(trained, given, tiny_da
     assert without_seconds(trained, "evaluation_images.json")["n"] == 11
 
 
+@pytest.mark.long
 def test_classifier_guidance(trained, tiny_data, tmp_path, capfd, monkeypatch):
     """With it the classifier finds images likelier, on one device and on eight alike; evaluation says who guided."""
     _, extractor = load_classifier(trained, tiny.config())

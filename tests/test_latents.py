@@ -105,6 +105,7 @@ def test_latents_have_mean_0_and_deviation_1(trained):
     np.testing.assert_allclose(latents.std((0, 1, 2)), 1, atol=1e-4)
 
 
+@pytest.mark.long
 def test_the_run_diffuses_latents_and_gives_images(trained):
     run = load(trained)
     assert run.experiment.x_shape == SHAPE
@@ -122,6 +123,7 @@ def test_the_run_diffuses_latents_and_gives_images(trained):
     np.testing.assert_allclose(frames[:, 1, -1], images, atol=1e-5)
 
 
+@pytest.mark.long
 def test_the_loss_is_of_latents(trained):
     """A fresh network says 0, so it loses the mean square of what it should say: x_0, the latents of a batch."""
     experiment = with_codec(trained, config(diffusion__prediction="x0"))
@@ -193,6 +195,7 @@ def test_tasks_that_start_from_images(sampled, given, trained, tmp_path):
     assert (drawn[:, mask > 0] != images[:4][:, mask > 0]).any(axis=(1, 2)).all()
 
 
+@pytest.mark.long
 def test_a_latent_is_known_whose_pixels_all_are(trained, given):
     """White are rows 2 to 4 and columns 3 and on: of the 4 x 4 blocks of 2 x 2 pixels, rows 1 and 2, columns 1 to 3."""
     run = load(trained, config(sample__task="inpaint", sample__mask="m.png", **given[0]))
@@ -313,6 +316,7 @@ def test_other_measures_of_the_same_weights_are_refused(trained, tmp_path):
         with_codec(copy, config())
 
 
+@pytest.mark.long
 def test_measures_that_are_missing_are_made_again_from_the_data_that_are_asked_for(trained, tmp_path, monkeypatch):
     """As after a kill between the last checkpoint and the measuring, on a machine that has the data elsewhere."""
     shutil.copytree(trained / "autoencoder", tmp_path / "autoencoder")
