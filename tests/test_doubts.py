@@ -22,7 +22,9 @@ def told(mode, *assignments):
 
 
 @pytest.mark.parametrize("mode", modes.MODES)
-@pytest.mark.parametrize("recipe", ["cifar10.py:report", "cifar10.py:best", "cifar10.py:cpu", "shapes.py"])
+@pytest.mark.parametrize(
+    "recipe", ["cifar10.py:report", "cifar10.py:best", "cifar10.py:cpu", "shapes.py", "shapes_latents.py"]
+)
 def test_no_recipe_of_ours_is_doubtful(recipe, mode):
     assert doubts(resolve(configs.load(f"configs/{recipe}")), mode) == []
 
@@ -48,6 +50,18 @@ def test_a_spacing_that_begins_half_way(steps, start):
     assert told("sample", "sample.spacing=leading", "sample.steps=50") == ""  # DDIM's own, from 980
     given = ("sample.task=image_to_image", "sample.images=pictures")
     assert told("sample", "sample.spacing=leading", f"sample.steps={steps}", *given) == ""
+
+
+def test_heun_of_images_predicted_that_ends_far_from_where_it_was():
+    """On the straight path of 1000 steps sigma is (t + 1) / 1000; 20 steps of linspace end at 53 and 0."""
+    flow = ("diffusion.schedule=rectified", "sample.sampler=heun", "sample.steps=20")
+    line = told("sample", *flow, "diffusion.prediction=x0")
+    assert "its last two timesteps, 53 and 0, are 54 times apart in noise" in line
+    assert line.endswith("use sample.spacing=trailing")
+    assert told("sample", *flow, "diffusion.prediction=velocity") == ""
+    for spacing in ("trailing", "karras", "log_snr"):
+        assert told("sample", *flow, "diffusion.prediction=x0", f"sample.spacing={spacing}") == ""
+    assert told("sample", "diffusion.prediction=x0", "sample.sampler=heun", "sample.steps=1") == ""
 
 
 def test_guidance_where_no_step_goes():
