@@ -25,6 +25,7 @@ from dit_jax.training.state import Params, TrainState
 from dit_jax.training.step import CallResult, make_train_call
 from dit_jax.workdir import has_begun
 
+LARGEST = 1e30  # of a latent's mean and deviation; float32 ends at 3e38
 LATENTS_JSON = "latents.json"  # what `--mode=train_autoencoder` measured of the latents when it had done
 
 
@@ -119,11 +120,26 @@ def learnt_with(workdir: Path) -> str:
 
 def read_latents(folder: Path, state: TrainState, channels: int) -> dict[str, Any] | None:
     """What latents.json says of the averaged weights of `state`; None where it is missing, damaged or of others."""
+    about = read_about(folder)
     try:
-        about = json.loads((folder / LATENTS_JSON).read_text())
         mean, std = (np.asarray(about[key], np.float64) for key in ("mean", "std"))
         same = about["weights_sha256"] == weights_hash(state.ema_params)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return None
-    sound = mean.shape == std.shape == (channels,) and bool(np.isfinite(mean).all() and np.isfinite(std).all())
+    sound = mean.shape == std.shape == (channels,) and bool((np.abs(mean) < LARGEST).all() and (std < LARGEST).all())
     return about if same and sound and bool((std > 0).all()) else None
+
+
+def measured_step(folder: Path) -> int:
+    """The autoencoder's step that latents.json was measured at; 0 where it does not say."""
+    step = read_about(folder).get("step")
+    return step if isinstance(step, int) else 0
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """The object in latents.json; empty where there is none."""
+    try:
+        about = json.loads((folder / LATENTS_JSON).read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return about if isinstance(about, dict) else {}

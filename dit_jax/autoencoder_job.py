@@ -19,6 +19,7 @@ from dit_jax.autoencoder_experiment import (
     AutoencoderExperiment,
     autoencoder_config,
     learnt_with,
+    measured_step,
     read_latents,
 )
 from dit_jax.checks import check_downsample, require
@@ -62,15 +63,24 @@ def train_autoencoder(config: ConfigDict, workdir: Path, out: Path | None) -> in
     experiment = AutoencoderExperiment(autoencoder_config(config))
     c = config.autoencoder
     check_downsample(c.downsample, experiment.info.image_shape)
+    if is_first():
+        make_folder(workdir, "--workdir")
+    with only_trainer(workdir):  # a run there may be about to learn these latents
+        return train_or_put(config, workdir, experiment)
+
+
+def train_or_put(config: ConfigDict, workdir: Path, experiment: AutoencoderExperiment) -> int:
+    """What is left of `train_autoencoder` when nobody else trains in the workdir."""
+    c, folder, code = config.autoencoder, workdir / experiment.section, 0
     if c.pretrained:
         put_pretrained(workdir, experiment)
-        measure(workdir, experiment)
-        return 0
-    if learnt_with(workdir):
-        _, state = restore(AutoencoderExperiment, workdir, config)
-        fix = f"the run in {workdir} has learnt the latents of step {int(state.step)}; use another workdir"
-        require(c.steps <= int(state.step), "autoencoder.steps", c.steps, fix)
-    code = jobs.run_training(experiment, workdir / experiment.section, free_keys(config, OWN_KEYS))
+    else:
+        if learnt_with(workdir):
+            _, state = restore(AutoencoderExperiment, workdir, config)
+            step = max(int(state.step), measured_step(folder))  # the checkpoint of what was measured may be damaged
+            fix = f"the run in {workdir} has learnt the latents of step {step}; use another workdir"
+            require(c.steps <= step, "autoencoder.steps", c.steps, fix)
+        code = jobs.run_training(experiment, folder, free_keys(config, OWN_KEYS))
     if not code:
         measure(workdir, experiment)
     return code
@@ -85,7 +95,7 @@ def put_pretrained(workdir: Path, experiment: AutoencoderExperiment) -> None:
     folder, config = workdir / experiment.section, experiment.config
     path = expanded(config.autoencoder.pretrained)
     params = load_autoencoder(path, jax.eval_shape(experiment.init_params))
-    if any((folder / "checkpoints").glob("[0-9]*")):
+    if any(path.name.isdigit() for path in (folder / "checkpoints").glob("*")):  # not what a kill left half-written
         _, state = restore(AutoencoderExperiment, workdir, config)
         fix = f"{folder} holds another autoencoder; use another workdir"
         require(weights_hash(state.ema_params) == weights_hash(jax.tree.map(jnp.asarray, params)),

@@ -47,6 +47,8 @@ def load(spec: str) -> ConfigDict:
         if not hasattr(module, "get_config"):
             raise UserError(f"--config={spec}: {path} defines no get_config(); see configs/default.py")
         config = module.get_config(*([argument] if argument else []))
+        if isinstance(config, ConfigDict):
+            dict(leaves(config))  # a section within itself, a key that is no text, a value that is still required
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # the file is the user's: whatever it raises is theirs to mend
@@ -131,6 +133,8 @@ def check_keys(config: ConfigDict, known: ConfigDict, source: str) -> None:
         section, _, name = key.rpartition(".")
         holder, kind = (config[section], known[section].get_type(name)) if section else (config, known.get_type(name))
         if kind is float and type(have[key]) is int:
+            if abs(have[key]) >= 2**1024:
+                raise UserError(f"{source}: {key} is more than a float holds; mend it there")
             with holder.ignore_type():
                 holder[name] = float(have[key])
         elif type(have[key]) is not kind and not (have[key] is None and want[key] is None):

@@ -24,6 +24,8 @@ def replacing(path: Path) -> Iterator[Path]:
     A reader sees the old file or the new one, never a part; an exception leaves the old one. Folders are made. Of two
     processes the later one's file stays.
     """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, where a file belongs; move it away")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:

@@ -20,7 +20,10 @@ def resolve(config: ConfigDict) -> ConfigDict:
     Raises:
       UserError: an unknown name or an impossible combination, one line with key, value and fix.
     """
-    config = config.copy_and_resolve_references()
+    try:
+        config = config.copy_and_resolve_references()
+    except (ArithmeticError, TypeError, ValueError) as error:  # of values that are worked out from others
+        raise UserError(f"the config's references cannot be worked out ({error}); mend the values they take") from None
     checks.choice("model.preset", config.model.preset, PRESETS)
     with config.unlocked():
         for key, value in PRESETS[config.model.preset].items():

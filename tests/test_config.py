@@ -357,3 +357,30 @@ def test_a_preset_of_the_command_line_replaces_the_sizes_of_a_recipe(recipe):
         configs.override(config, words)
         model = resolve(config).model
         assert (model.patch_size, model.width, model.depth, model.num_heads, model.num_kv_heads) == (4, 768, 3, 12, 12)
+
+
+WORKED_OUT = {
+    "c.data.unlock(); c.data.image_size = required_placeholder(int)": "cannot be loaded (RequiredValueError",
+    "c.unlock(); c[3] = 4": "cannot be loaded (TypeError",
+    "c.unlock(); c.train.loop = c": "cannot be loaded (RecursionError",
+    "c.optimizer.unlock(); del c.optimizer['clip_norm']; c.optimizer.clip_norm = 10**400": "is more than a float holds",
+}
+
+
+@pytest.mark.parametrize("line", WORKED_OUT)
+def test_a_config_that_cannot_be_read_is_one_line(line, tmp_path):
+    file = tmp_path / "mine.py"
+    head = "from ml_collections.config_dict import required_placeholder\nfrom configs import shapes\n"
+    file.write_text(f"{head}def get_config():\n    c = shapes.get_config()\n    {line}\n    return c\n")
+    with pytest.raises(UserError) as error:
+        configs.check_keys(configs.load(str(file)), default.get_config(), str(file))
+    assert WORKED_OUT[line] in str(error.value)
+
+
+def test_references_that_cannot_be_worked_out_are_one_line():
+    config = configs.load("configs/shapes.py")
+    t = config.train
+    t.steps = t.get_oneway_ref("log_every") * 640 // t.get_oneway_ref("batch_size")
+    configs.override(config, ["train.batch_size=0"])
+    with pytest.raises(UserError, match="references cannot be worked out"):
+        resolve(config)

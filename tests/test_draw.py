@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from dit_jax import draw
+from dit_jax.errors import UserError
 from dit_jax.loading import load
 from tests import tiny
 
@@ -112,3 +113,9 @@ def test_images_that_have_diverged_are_told(sampled, caplog):
     lost = re.search(r"(\d) of 7 images have diverged", caplog.text)
     assert lost
     assert drawn["images"].shape == (7, 8, 8, 3)
+
+
+def test_a_folder_where_a_file_belongs_is_told(sampled, tmp_path):
+    (tmp_path / "out/samples.npz").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"samples.npz is a folder, where a file belongs; move it away"):
+        sampled()

@@ -19,6 +19,7 @@ from dit_jax.diffusion import tasks
 from dit_jax.errors import UserError
 from dit_jax.experiment import make_sample
 from dit_jax.loading import load
+from dit_jax.lock import only_trainer
 from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.step import zero_sums
 from tests import tiny
@@ -291,6 +292,7 @@ DAMAGE = {
     "a number that is none": lambda about: json.dumps(about | {"mean": [float("nan"), 1.0]}),
     "nothing": lambda about: json.dumps(about | {"std": [None, 1.0]}),
     "too few": lambda about: json.dumps(about | {"mean": [0.5]}),
+    "too much": lambda about: json.dumps(about | {"std": [1e300, 1.0]}),
     "no numbers": lambda about: json.dumps(about | {"mean": ["x", "y"]}),
     "no spread": lambda about: json.dumps(about | {"std": [0.0, 1.0]}),
     "of other weights": lambda about: json.dumps(about | {"weights_sha256": "0" * 64}),
@@ -350,3 +352,24 @@ def test_a_run_on_pixels_is_told_as_such(tmp_path, capfd):
     configs.write(tiny.config(model__patch_size=2), tmp_path)
     line = refused(capfd, "--workdir", tmp_path, *tiny.flags(**LATENTS))
     assert "holds a run of another config (model.latents: False -> True" in line
+
+
+def test_no_autoencoder_is_trained_beside_a_run(trained, tmp_path):
+    """Which may have learnt its latents already, and saved and logged nothing yet."""
+    copy = copy_of(trained, tmp_path)
+    with only_trainer(copy), pytest.raises(UserError, match="another training run has it"):
+        train_autoencoder(config(), copy, None)
+
+
+@pytest.mark.long
+def test_a_damaged_newest_autoencoder_is_trained_again_to_the_same_latents(tmp_path):
+    often = config(train__checkpoint_every=1, train__steps_per_call=1)
+    assert train_autoencoder(often, tmp_path, None) == 0
+    assert jobs.train(often, tmp_path, None) == 0
+    before = (tmp_path / "autoencoder/latents.json").read_bytes()
+    for file in (tmp_path / "autoencoder/checkpoints/2/state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    assert train_autoencoder(often, tmp_path, None) == 0
+    assert (tmp_path / "autoencoder/latents.json").read_bytes() == before
+    assert load(tmp_path).step == 4

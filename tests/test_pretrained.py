@@ -132,6 +132,7 @@ def test_a_run_on_latents_of_a_pretrained_autoencoder(tmp_path, capfd):
     tensors = {name: 0.2 * array for name, array in theirs().items()}
     file, flags = saved(tmp_path / "a.safetensors", tensors), tiny.flags(**LATENTS)
     put = ["--mode=train_autoencoder", "--workdir", tmp_path / "w", *flags]
+    (tmp_path / "w/autoencoder/checkpoints/0.orbax-checkpoint-tmp").mkdir(parents=True)  # as a kill leaves it
     assert tiny.run_main(capfd, *put, f"--config.autoencoder.pretrained={file}").code == 0
     about = json.loads((tmp_path / "w/autoencoder/latents.json").read_text())
     assert about["step"] == 0
