@@ -82,6 +82,7 @@ def weights_of(folder):
     return experiment, jax.tree.map(np.asarray, state.ema_params)
 
 
+@pytest.mark.long
 def test_what_is_measured_of_an_autoencoder(trained):
     about = json.loads((trained / "autoencoder/latents.json").read_text())
     experiment, params = weights_of(trained)
@@ -98,6 +99,7 @@ def test_what_is_measured_of_an_autoencoder(trained):
         assert picture.size[0] > 10 * 16
 
 
+@pytest.mark.long
 def test_latents_have_mean_0_and_deviation_1(trained):
     codec = with_codec(trained, config()).codec
     latents = np.asarray(codec.encode(codec.weights, draw.to_float(tiny.split().images)))
@@ -216,6 +218,7 @@ def test_interpolation_is_between_noises_of_latents(sampled):
     assert drawn["images"].shape == (6, 8, 8, 3)
 
 
+@pytest.mark.long
 def test_held_out_latents_have_losses_and_no_bound(trained):
     run = load(trained, config())
     figures = evaluate_job.held_out_figures(run, datasets.open_split(run.experiment.source, "test"))
@@ -257,6 +260,7 @@ def test_what_cannot_be(more, words):
     assert words in str(error.value)
 
 
+@pytest.mark.long
 def test_another_autoencoder_is_refused(trained, tmp_path, capfd):
     """And so is training the one that the run has learnt with on."""
     copy = copy_of(trained, tmp_path)
@@ -300,6 +304,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_measures_are_told(damage, trained, tmp_path):
     shutil.copytree(trained / "autoencoder", tmp_path / "autoencoder")
@@ -309,6 +314,7 @@ def test_damaged_measures_are_told(damage, trained, tmp_path):
         with_codec(tmp_path, config())
 
 
+@pytest.mark.long
 def test_other_measures_of_the_same_weights_are_refused(trained, tmp_path):
     copy = copy_of(trained, tmp_path)
     path = copy / "autoencoder/latents.json"
@@ -331,6 +337,7 @@ def test_measures_that_are_missing_are_made_again_from_the_data_that_are_asked_f
     assert again == before
 
 
+@pytest.mark.long
 def test_what_the_autoencoder_is_goes_into_the_runs_config(trained):
     asked = config(autoencoder__width=64, autoencoder__kl_weight=0.5)
     with_codec(trained, asked)
@@ -354,6 +361,7 @@ def test_a_run_on_pixels_is_told_as_such(tmp_path, capfd):
     assert "holds a run of another config (model.latents: False -> True" in line
 
 
+@pytest.mark.long
 def test_no_autoencoder_is_trained_beside_a_run(trained, tmp_path):
     """Which may have learnt its latents already, and saved and logged nothing yet."""
     copy = copy_of(trained, tmp_path)
