@@ -45,7 +45,7 @@ def reference():
 
 @pytest.mark.parametrize(
     ("devices", "optimizer", "shard"),
-    [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in ALL],
+    [pytest.param(*case, marks=pytest.mark.long if case in QUICK else pytest.mark.slow) for case in ALL],
 )
 def test_fifty_steps_are_the_same(devices, optimizer, shard, reference):
     loss, norm, state = steps(devices, optimizer, train__shard_params=shard)
