@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dit_jax import config as configs
-from dit_jax.checks import require
+from dit_jax.checks import latent_shape, require
 from dit_jax.companions import companion_config, restore
 from dit_jax.errors import UserError
 from dit_jax.evaluation.features import weights_hash
@@ -47,8 +47,7 @@ class AutoencoderExperiment(Experiment):
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Of an image's latents, (h, w, c)."""
-        c, (H, W, _) = self.config.autoencoder, self.info.image_shape
-        return H // c.downsample, W // c.downsample, c.channels
+        return latent_shape(self.config.autoencoder, self.info.image_shape)
 
     def init_params(self) -> Params:
         """Fresh parameters, float32."""

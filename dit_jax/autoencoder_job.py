@@ -95,7 +95,9 @@ def put_pretrained(workdir: Path, experiment: AutoencoderExperiment) -> None:
     folder, config = workdir / experiment.section, experiment.config
     path = expanded(config.autoencoder.pretrained)
     params = load_autoencoder(path, jax.eval_shape(experiment.init_params))
-    if any(path.name.isdigit() for path in (folder / "checkpoints").glob("*")):  # not what a kill left half-written
+    with first_before_others():
+        jobs.find_data(experiment, folder)
+    if any(found.name.isdigit() for found in (folder / "checkpoints").glob("*")):  # not what a kill left half-written
         _, state = restore(AutoencoderExperiment, workdir, config)
         fix = f"{folder} holds another autoencoder; use another workdir"
         require(weights_hash(state.ema_params) == weights_hash(jax.tree.map(jnp.asarray, params)),
@@ -103,8 +105,6 @@ def put_pretrained(workdir: Path, experiment: AutoencoderExperiment) -> None:
         return
     if is_first():
         make_folder(folder, "--workdir")
-    with first_before_others():
-        jobs.find_data(experiment, folder)
     state = create(lambda: params, experiment.optimizer)
     state = jax.tree.map(lambda leaf: sharding.put_replicated(np.asarray(leaf), experiment.mesh), state)
     with only_trainer(folder), Checkpointer(folder, keep=1) as checkpointer:

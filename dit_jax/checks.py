@@ -96,8 +96,13 @@ def check_folder(c: ConfigDict) -> None:
 
 def diffused_shape(config: ConfigDict, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
     """What the network sees of an image (H, W, C): all of it, or with `model.latents` its latents."""
-    c, (H, W, _) = config.autoencoder, image_shape
-    return (H // c.downsample, W // c.downsample, c.channels) if config.model.latents else image_shape
+    return latent_shape(config.autoencoder, image_shape) if config.model.latents else image_shape
+
+
+def latent_shape(c: ConfigDict, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The latents (h, w, c) of an image (H, W, C)."""
+    H, W, _ = image_shape
+    return H // c.downsample, W // c.downsample, c.channels
 
 
 def check_downsample(downsample: int, image_shape: tuple[int, int, int]) -> None:
