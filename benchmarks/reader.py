@@ -16,13 +16,14 @@ from dit_jax.data import datasets
 from dit_jax.data.stream import Batches, Reader
 
 REPEATS = 3
+STEPS_PER_CALL = 8  # training reads that far ahead, and a batch a thread (configs/default.py)
 
 
 def measure(records: datasets.Records, batch_size: int, threads: int, seconds: float) -> float:
     """Images/s of one reader, its first batches aside."""
     batches = Batches(records, jax.random.key(0), batch_size, np.arange(batch_size), 2**31 - 1)
-    reader = Reader(batches, ahead=8 + threads, threads=threads)
-    warm = 2 * (8 + threads)
+    ahead = STEPS_PER_CALL + threads
+    reader, warm = Reader(batches, ahead=ahead, threads=threads), 2 * ahead
     for step in range(warm):
         reader.batch(step)
     step, start = warm, time.perf_counter()

@@ -23,7 +23,7 @@ def table(results: Path) -> str:
     for path in sorted(results.glob("*/result.json")):
         row = json.loads(path.read_text()).get("readme")
         if row:
-            link = f"[{row['run']}]({path.parent.name and path.relative_to(results.parent).as_posix()})"
+            link = f"[{row['run']}]({path.relative_to(results.parent).as_posix()})"
             lines.append(f"| {link} | {row['hardware']} | {row['size']} | {row['time']} | {row['result']} |")
     return "\n".join(lines)
 

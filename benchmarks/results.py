@@ -26,9 +26,12 @@ from dit_jax.reporting.images import about_png, label_grid, save_png
 from dit_jax.reporting.jsonl import read_objects, read_rows
 from dit_jax.reporting.plots import plot_loss
 
+# what a judge calls its figures, in words
+JUDGED = {"is": "Inception Score", "fd": "Frechet distance", "fd_class": "Frechet distance by class"}
 PER_ROW, GRID_PER_CLASS = 50, 10
 SAMPLING = ("sampler", "steps", "guidance", "guidance_from", "guidance_to", "spacing", "seed", "clip_x_0")
-FIGURES = ("fid", "fd", "accuracy", "is", "kid", "precision", "recall", "density", "coverage")  # or NAME_features
+# names of figures, or how they begin: NAME_features
+FIGURES = ("fid", "fd", "accuracy", "inception_score", "kid", "precision", "recall", "density", "coverage")
 
 
 def last_step(run: Path) -> int:
@@ -120,8 +123,9 @@ def judged(judge: dict[str, Any]) -> str:
     """An outside judge's figures; if it has `samples` and `real_test`, the one beside the other, of the same n."""
     samples, real = judge.get("samples", judge), judge.get("real_test", {})
     real = real.get("by_n", {}).get(str(samples.get("n")), real)
-    beside = lambda name: f" (real images {real[name]:.3g})" if name in real else ""  # noqa: E731
-    return ", ".join(f"{name} {value:.3g}{beside(name)}" for name, value in samples.items() if isinstance(value, float))
+    beside = lambda name: f" ({real[name]:.3g})" if name in real else ""  # noqa: E731
+    told = [f"{JUDGED.get(k, k)} {value:.3g}{beside(k)}" for k, value in samples.items() if isinstance(value, float)]
+    return ", ".join(told)
 
 
 def headline(result: dict[str, Any]) -> str:
@@ -129,12 +133,14 @@ def headline(result: dict[str, Any]) -> str:
     found = []
     if result.get("judge"):
         n = result["judge"].get("samples", result["judge"]).get("n")
-        found.append(f"outside classifier: {judged(result['judge'])}" + (f" (n = {n:,})" if n else ""))
+        known = "; real images in parentheses" if "real_test" in result["judge"] else ""
+        found.append(f"by an outside classifier{f' (n = {n:,}{known})' if n else ''}: {judged(result['judge'])}")
         if not result["figures"]:
-            found.append("n = {n:,}, {sampler} {steps} steps, guidance {guidance:g}".format(**result["samples"]))
+            found.append("{sampler}, {steps} steps, guidance {guidance:g}".format(**result["samples"]))
     if result["figures"]:
         last = result["figures"][-1]
-        names = [name for name in last if name.partition("_")[0] in ("fid", "fd", "accuracy") and name in last["real"]]
+        shown = lambda name: name.partition("_")[0] in ("fid", "fd", "accuracy") or name == "inception_score"  # noqa: E731
+        names = [name for name in last if shown(name) and name in last["real"]]
         pairs = [f"`{name}` {last[name]:.3g} (real images {last['real'][name]:.3g})" for name in names]
         how = f"n = {last['n']:,}, {last['sampler']} {last['steps']} steps, guidance {last['guidance']:g}"
         found.append(f"{', '.join(pairs)}; {how}")

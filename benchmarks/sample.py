@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks import commands, flops
+from dit_jax.errors import UserError
 
 DEFAULTS = ("sample.sampler=ddim", "sample.steps=10", "sample.guidance=2.0")
 
@@ -23,10 +24,13 @@ def main(argv: Sequence[str]) -> dict:
 
 
 def count(made: commands.Experiment) -> int:
-    """Products of one image."""
+    """Products of one image. Raises UserError where steps differ in their work."""
     c = made.config.sample
+    for key, value in {"guidance_from": 0.0, "guidance_to": 1.0, "classifier_scale": 0.0}.items():
+        if c[key] != value:
+            raise UserError(f"sample.{key}={c[key]}: what that costs is not counted here; use {value}")
     evaluations = len(made.plan(made.timesteps()).t)
-    return flops.sampling(made.model, made.info.image_shape, evaluations, guided=c.guidance != 1)
+    return flops.sampling(made.model, made.info.image_shape, evaluations, guided=c.guidance not in (0, 1))
 
 
 if __name__ == "__main__":

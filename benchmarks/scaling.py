@@ -26,6 +26,7 @@ from dit_jax.errors import UserError
 from dit_jax.files import replacing
 
 BASE = {"train.batch_size": 16, "model.width": 128, "model.depth": 4, "model.patch_size": 4, "train.steps_per_call": 4}
+SHOWN = ("model.width", "model.depth", "train.batch_size", "model.patch_size")  # of it, in the title
 # axis: (key, values); tokens are set by the patch size, devices by JAX_NUM_CPU_DEVICES
 AXES: dict[str, tuple[str, tuple[int, ...]]] = {
     "batch": ("train.batch_size", (4, 8, 16, 32, 64)),
@@ -39,7 +40,7 @@ BASE_COLOR, PREDICTED_COLOR = "#1f3b70", "#c0602a"
 
 @dataclass(frozen=True)
 class Point:
-    """One size: `x` is where it lies on its axis; `predicted` is relative to the base's time."""
+    """One size: `x` is where it lies on its axis, `settings` the config that makes it, on so many devices."""
 
     axis: str
     x: int
@@ -169,9 +170,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     predict(rows, cost(Point("base", 0, BASE, 1), flags.config))
     result = {**about, "rows": rows}
     commands.write(result, flags.out / "scaling.json")
-    base = "width {model.width}, depth {model.depth}, batch {train.batch_size}, patch {model.patch_size}"
-    for key, value in BASE.items():
-        base = base.replace("{" + key + "}", str(value))
+    width, depth, batch, patch = (BASE[key] for key in SHOWN)
+    base = f"width {width}, depth {depth}, batch {batch}, patch {patch}"
     draw(rows, f"{base}; {', '.join(result['gpus']) or result['processor']}", flags.out / "scaling.png")
     return result
 

@@ -150,7 +150,8 @@ def from_run(config: ConfigDict, workdir: Path, class_counts: np.ndarray) -> Sou
 def progress_of(run: loading.Run, num_examples: int) -> dict[str, Any]:
     """Images and epochs that the checkpoint has seen."""
     batch_size = run.experiment.config.train.batch_size
-    return {"images": run.step * batch_size, "epoch": run.step / steps_per_epoch(num_examples, batch_size)}
+    per_epoch = max(1, steps_per_epoch(num_examples, batch_size))  # the folder may have shrunk since
+    return {"images": run.step * batch_size, "epoch": run.step / per_epoch}
 
 
 def held_out_figures(run: loading.Run, test: datasets.Records) -> dict[str, Any]:
@@ -169,7 +170,7 @@ def held_out_figures(run: loading.Run, test: datasets.Records) -> dict[str, Any]
         c.sample.clip_x_0, experiment.mesh, c.sample.batch_size, lambda both, x: codec.encode(both[1], x),
     )  # fmt: skip
     with Progress(count, "held-out image") as progress:
-        terms = terms_of((run.weights, codec.weights), *test.first(count).load(), c.sample.seed, progress.update)
+        terms = terms_of((run.weights, codec.weights), test.read, count, c.sample.seed, progress.update)
     about = {"images": count, "split": "test", "seed": c.sample.seed}
     losses = held_out.loss_by_noise(terms, T) | {"prediction": c.diffusion.prediction} | about
     if c.diffusion.prediction == "x0" or c.model.latents:

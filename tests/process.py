@@ -62,7 +62,7 @@ def kill(process):
 
 
 def wait_for(condition, process):
-    """Waits until something is so; a process that ends before does not stop the waiting's test."""
+    """Waits until `condition()` holds or the process has ended, whichever comes first."""
     while not condition() and process.poll() is None:
         time.sleep(0.0005)
 

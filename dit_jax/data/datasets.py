@@ -45,7 +45,7 @@ class DatasetInfo:
 
 
 class Split(NamedTuple):
-    """All examples of one split, in its order: images uint8 [n, H, W, C] in 0..255, labels int32 [n]."""
+    """Examples, a whole split or some of it: images uint8 [n, H, W, C] in 0..255, labels int32 [n]."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -82,7 +82,7 @@ class Records:
         return replace(self, count=min(count, self.count))
 
     def load(self, wanted: Callable[[], bool] = lambda: True) -> Split:
-        """All examples; those read until then once they are no longer `wanted`, which is asked now and then."""
+        """All examples. Once they are no longer `wanted`, asked now and then, the rest stays unread: any bytes."""
         whole = Split(np.empty((self.count, *self.image_shape), np.uint8), np.empty(self.count, np.int32))
         for indices in self._parts():
             whole.images[indices], whole.labels[indices] = self.read(indices)

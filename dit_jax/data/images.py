@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dit_jax.data.datasets import Records
-from dit_jax.data.pictures import FORMATS, turned
+from dit_jax.data.pictures import FORMATS, check_sums, turned
 from dit_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -129,8 +129,10 @@ def decode(file: Path, shape: tuple[int, int, int], what: str) -> np.ndarray:
     try:
         if not file.is_file():
             raise OSError("it is no file")  # Pillow would wait for what a pipe never says
+        check_sums(file)
         with Image.open(file, formats=[FORMATS[file.suffix.lower()]]) as picture:
             refusal = not_plain(picture)
+            picture.load()  # here, as `turned` forgives what it meets
             upright = turned(picture).convert("RGB" if shape[2] == 3 else "L")
             pixels = np.asarray(upright).reshape(*upright.size[::-1], shape[2])
     except Exception as error:  # a broken picture raises whatever the decoder that stumbles on it likes

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+READABLE = sorted(set(FORMATS.values()))
 
 
 def read_square(path: Path, size: int) -> tuple[np.ndarray, bool]:
@@ -13,10 +14,17 @@ def read_square(path: Path, size: int) -> tuple[np.ndarray, bool]:
 
     What the file holds decides how it is read, not its name. Turned as its EXIF says; of moving ones the first frame.
     """
-    with Image.open(path, formats=sorted(set(FORMATS.values()))) as picture:
+    check_sums(path)
+    with Image.open(path, formats=READABLE) as picture:
         picture.load()
         upright = turned(picture)
         return np.asarray(resize(center_crop(to_rgb(upright)), size)), min(upright.size) < size
+
+
+def check_sums(path: Path) -> None:
+    """Raises whatever PIL raises where a PNG's checksums are not those of its bytes, which decoding does not ask."""
+    with Image.open(path, formats=READABLE) as picture:
+        picture.verify()  # of other formats, nothing
 
 
 def turned(picture: Image.Image) -> Image.Image:

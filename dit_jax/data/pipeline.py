@@ -21,7 +21,7 @@ def epoch_order(key: jax.Array, epoch: jax.Array | int, num_examples: int) -> ja
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """Whole batches in an epoch, at least 1 (a batch larger than the data is refused before)."""
+    """Whole batches in an epoch: 0 of a batch larger than the data, which training refuses."""
     return num_examples // batch_size
 
 

@@ -28,7 +28,8 @@ def ddim_inverse(schedule: Schedule, timesteps: np.ndarray) -> Plan:
 def slerp(a: jax.Array, b: jax.Array, weight: jax.Array | float) -> jax.Array:
     """From noise a (weight 0) to noise b (weight 1) along the arc between them, which keeps their length.
 
-    a, b [B, H, W, C]; weight in [0, 1], one number or [B]. Images that point the same way are mixed linearly.
+    a, b [B, H, W, C]; weight in [0, 1], one number or [B]. Noises that point the same way, or opposite ways, are mixed
+    linearly: between them is no arc, or no single one.
     Source: Shoemake 1985; DDIM (Song et al. 2021), equation 67.
     """
     axes = (1, 2, 3)

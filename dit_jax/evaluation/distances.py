@@ -159,8 +159,20 @@ def class_frechet_distances(
                 f"label {label} has {len(parts[0])} reference images and {len(parts[1])} samples, "
                 f"a distance by class needs 2 of each: draw more, or of every class"
             )
-        distances[label] = frechet_distance(*map(Moments.of, parts))
+        (mean_a, root_a), (mean_b, root_b) = map(_mean_and_root, parts)
+        distances[label] = _distance(mean_a - mean_b, root_a, root_b)
     return distances
+
+
+def _mean_and_root(features_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [D] of the rows and a root [D, any] of their covariance: of few rows they are one themselves."""
+    count, D = features_ND.shape
+    if count > D:
+        moments = Moments.of(features_ND)
+        return moments.mean_D, root(moments.covariance_DD)
+    rows_ND = widened(features_ND)
+    mean_D = rows_ND.mean(0)
+    return mean_D, (rows_ND - mean_D).T / np.sqrt(count - 1)
 
 
 class InceptionScore(NamedTuple):

@@ -22,7 +22,7 @@ Extract = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Extractor:
-    """extract(images uint8 [n, H, W, C]) -> (features [n, D], logits [n, K]), float32, for any n.
+    """extract(images uint8 [n, H, W, C]) -> (features [n, D], logits [n, K]), float32, for any n >= 1.
 
     `sha256` is of the weights: figures from others are not comparable.
     """
@@ -33,9 +33,13 @@ class Extractor:
 
 
 def make_extract(network: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]], weights: Any, mesh: Mesh) -> Extract:
-    """Runs network(weights, images uint8 [B, H, W, C]) jitted, each batch split over the mesh's only axis."""
+    """Runs network(weights, images uint8 [B, H, W, C]) jitted, each batch split over the mesh's only axis.
+
+    Products of float32 are exact ones, where GPUs would take them in TF32: figures must not depend on the card.
+    """
     (axis,) = mesh.axis_names
-    mapped = jax.shard_map(network, mesh=mesh, in_specs=(P(), P(axis)), out_specs=P(axis), check_vma=False)
+    exact = jax.default_matmul_precision("highest")(network)
+    mapped = jax.shard_map(exact, mesh=mesh, in_specs=(P(), P(axis)), out_specs=P(axis), check_vma=False)
     call, size = jax.jit(mapped), -(-BATCH // mesh.size) * mesh.size
     weights = jax.device_put(weights, NamedSharding(mesh, P()))
 

@@ -27,6 +27,7 @@ from dit_jax.diffusion.schedule import Schedule, gather, q_sample
 BINS = 10  # of the timesteps; each image has one draw in each
 HALF_LEVEL = 1 / 255  # half the distance of two grey levels in [-1, 1]
 GOLDEN = (np.sqrt(5) - 1) / 2
+Read = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 T_SAMPLING = "one t of each tenth of 0..T-1, spread evenly over the images"
 
 
@@ -101,6 +102,35 @@ def prior_nats(schedule: Schedule, images: np.ndarray) -> np.ndarray:
     return 0.5 * (alpha**2 * squares_N + each * images[0].size)
 
 
+def _terms_on_device(
+    apply: Callable[..., Any],
+    schedule: Schedule,
+    prediction: str,
+    clip_x_0: bool,
+    encode: Callable[[Any, jax.Array], jax.Array],
+    axis: str,
+    params: Any,
+    key: jax.Array,
+    column: jax.Array,
+    images: jax.Array,
+    labels_B: jax.Array,
+    t_B: jax.Array,
+    index_B: jax.Array,
+) -> jax.Array:
+    """(mean squared error, KL, decoder's nats) of every device's images at timesteps t_B: [all B, 3]."""
+    x_0 = encode(params, images.astype(jnp.float32) / 127.5 - 1)
+    keys_B = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), column))(index_B)
+    eps = jax.vmap(lambda own: jax.random.normal(own, x_0.shape[1:]))(keys_B)
+    x_t = q_sample(schedule, x_0, eps, t_B)
+    output = apply(params, x_t, t_B, labels_B).astype(jnp.float32)
+    estimate, _ = to_x_0_and_eps(schedule, prediction, output, x_t, t_B)
+    estimate = jnp.clip(estimate, -1, 1) if clip_x_0 else estimate
+    error = jnp.square(output - target_of(schedule, prediction, x_0, eps, t_B)).mean((1, 2, 3))
+    kl = (gather(kl_weights(schedule), t_B) * jnp.square(estimate - x_0)).sum((1, 2, 3))
+    decoder = decoder_nats(x_0, estimate, decoder_std(schedule)).sum((1, 2, 3))
+    return jax.lax.all_gather(jnp.stack([error, kl, decoder], 1), axis, tiled=True)
+
+
 def make_terms(
     apply: Callable[..., Any],
     schedule: Schedule,
@@ -110,52 +140,39 @@ def make_terms(
     batch_size: int,
     encode: Callable[[Any, jax.Array], jax.Array] = lambda params, x: x,
 ) -> Callable[..., Terms]:
-    """terms(params, images uint8 [N, H, W, C], labels int [N], seed, told) of the network with its labels, unguided.
+    """terms(params, read, count, seed, told) of the network with its labels, unguided.
 
+    `read(indices [B])` gives (images uint8 [B, H, W, C], labels int [B]) of those among `count`.
     The noise is keyed by seed, image and bin, so nothing depends on `batch_size` or the mesh. Batches are split over
     the mesh, the last one filled up. `told(done)` hears of each image that is done. Where `encode`, of the same
     params, makes latents of the images, the errors alone mean something: the bound is one of images.
     """
     (axis,) = mesh.axis_names
-    weights, std = kl_weights(schedule), decoder_std(schedule)
-
-    def per_device(params: Any, key: jax.Array, column: jax.Array, images: Any, labels_B: Any, t_B: Any, index_B: Any):
-        x_0 = encode(params, images.astype(jnp.float32) / 127.5 - 1)
-        keys_B = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), column))(index_B)
-        eps = jax.vmap(lambda own: jax.random.normal(own, x_0.shape[1:]))(keys_B)
-        x_t = q_sample(schedule, x_0, eps, t_B)
-        output = apply(params, x_t, t_B, labels_B).astype(jnp.float32)
-        estimate, _ = to_x_0_and_eps(schedule, prediction, output, x_t, t_B)
-        estimate = jnp.clip(estimate, -1, 1) if clip_x_0 else estimate
-        error = jnp.square(output - target_of(schedule, prediction, x_0, eps, t_B)).mean((1, 2, 3))
-        kl = (gather(weights, t_B) * jnp.square(estimate - x_0)).sum((1, 2, 3))
-        decoder = decoder_nats(x_0, estimate, std).sum((1, 2, 3))
-        return jax.lax.all_gather(jnp.stack([error, kl, decoder], 1), axis, tiled=True)
-
+    per_device = partial(_terms_on_device, apply, schedule, prediction, clip_x_0, encode, axis)
     whole, split = P(), P(axis)
     specs = (whole, whole, whole, split, split, split, split)
     call = jax.jit(jax.shard_map(per_device, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False))
 
-    def terms(
-        params: Any, images: np.ndarray, labels: np.ndarray, seed: int, told: Callable[[int], None] = lambda done: None
-    ) -> Terms:
-        count, found = len(images), []
+    def terms(params: Any, read: Read, count: int, seed: int, told: Callable[[int], None] = lambda done: None) -> Terms:
+        found, prior = [], []
         size = -(-min(batch_size, count) // mesh.size) * mesh.size
         t_NM = timesteps(count, schedule.num_steps, seed)
         columns_NM = np.append(t_NM, np.zeros((count, 1), int), 1).astype(np.int32)  # at last the decoder's, at t = 0
         for first in range(0, count, size):
             index = np.arange(first, first + size) % count
             batch = partial(call, params, jax.random.key(seed))
-            of_images = images[index], labels[index].astype(np.int32)
+            images, labels = read(index)
+            own = images, labels.astype(np.int32)
             parts = [
-                batch(np.int32(column), *of_images, columns_NM[index, column], index.astype(np.int32))
+                batch(np.int32(column), *own, columns_NM[index, column], index.astype(np.int32))
                 for column in range(BINS + 1)
             ]
             found.append(np.stack(parts, 1)[: count - first])
+            prior.append(prior_nats(schedule, images[: count - first]))
             told(min(first + size, count))
         error, kl, decoder = np.moveaxis(np.concatenate(found).astype(np.float64), 2, 0)
-        prior_N = prior_nats(schedule, images)
-        return Terms(t_NM, error[:, :BINS], kl[:, :BINS], decoder[:, BINS], prior_N, images[0].size)
+        values = images[0].size
+        return Terms(t_NM, error[:, :BINS], kl[:, :BINS], decoder[:, BINS], np.concatenate(prior), values)
 
     return terms
 

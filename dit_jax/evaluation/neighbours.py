@@ -11,7 +11,8 @@ from dit_jax.errors import UserError
 from dit_jax.evaluation.distances import blocks, widened
 
 TILE = 2_000  # a tile of pairwise distances is 32 MB in float64
-UNSEEN = float(np.finfo(np.float32).eps) ** 2  # of the squared lengths; so much rounding could make of two copies
+# of |a|^2 + |b|^2: float32 rounding alone may set two equal vectors so far apart
+UNSEEN = float(np.finfo(np.float32).eps) ** 2
 
 
 class NeighbourScores(NamedTuple):

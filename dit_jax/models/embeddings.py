@@ -45,7 +45,7 @@ def axis_frequencies(kind: str, count: int, cells: int) -> np.ndarray:
     """Angular frequencies [count] along an axis of `cells` patches, in radians a patch.
 
     `mae`: 10,000^(-i / count), as MAE and DiT have it. `grid`: wavelengths spread geometrically from twice the axis
-    down to two patches, so that every one of them varies within a small image.
+    down to two patches, of which the sine is 0 throughout.
     """
     if kind == "mae":
         return 10_000.0 ** (-np.arange(count) / count)

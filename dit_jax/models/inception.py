@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 SIZE = 299  # pixels
-FEATURES = 2048
 LOGITS = 1008
 # Ampere and newer GPUs would round factors to ten bits of mantissa, which is above the 1e-3 that features must keep.
 PRECISION = jax.lax.Precision.HIGHEST

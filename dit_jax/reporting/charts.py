@@ -8,29 +8,34 @@ from typing import NamedTuple
 import numpy as np
 
 from dit_jax.reporting.markup import Html, element, joined
-from dit_jax.reporting.smoothing import thinned
+from dit_jax.reporting.smoothing import is_wide, thinned
 
 WIDE, HALF, NARROW = (960, 380), (470, 300), (360, 270)  # pixels; the page shows the one that fits
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 34, 58  # margins, of which the names of the axes are a part
 MOST_POINTS = 400
 DOTS_UP_TO = 40  # points of a curve; with more they would hide it
-LOG_FROM = 5.0  # a logarithmic axis if the largest value is so many times the smallest
+FROM_ZERO = 0.35  # a linear axis begins at 0 if the smallest value is less of the largest
+PAD = 0.06  # of an axis, left free above its values, and below where they do not reach 0
 
 
 @dataclass(frozen=True)
 class Curve:
-    """x and y of a curve, NaN at a gap; `style` is its colour's class, `look` bold, plain, faint or dashed."""
+    """x and y of a curve, NaN at a gap; `style` is its colour's class, `look` bold, plain, faint or dashed.
+
+    `dots`: whether points may be told apart from the line.
+    """
 
     name: str
     x: np.ndarray
     y: np.ndarray
     style: str
     look: str = "plain"
+    dots: bool = True
 
     @property
     def dotted(self) -> bool:
         """Whether each point gets a dot: a line through one point is invisible."""
-        return self.look in ("bold", "plain") and len(self.x) <= DOTS_UP_TO
+        return self.dots and self.look in ("bold", "plain") and len(self.x) <= DOTS_UP_TO
 
 
 class Axes(NamedTuple):
@@ -81,7 +86,7 @@ def _svg(curves: Sequence[Curve], axes: Axes, alt: str, size: tuple[int, int]) -
     width, height = size
     levels = [] if axes.level is None else [np.array([axes.level])]
     xs, ys = _finite([curve.x for curve in curves]), _finite([*(curve.y for curve in curves), *levels])
-    logarithmic = ys.min() > 0 and ys.max() > LOG_FROM * ys.min()
+    logarithmic = is_wide(ys)
     x_scale = _linear(min(0.0, xs.min()), xs.max(), LEFT, width - RIGHT, width // 70, pad=0)
     y_scale = (_logarithmic if logarithmic else _linear)(ys.min(), ys.max(), height - BOTTOM, TOP, 5)
     parts = [_y_grid(y_scale, width), _x_ticks(x_scale, height, axes.x_per_epoch)]
@@ -101,9 +106,9 @@ def _finite(columns: Sequence[np.ndarray]) -> np.ndarray:
     return finite if len(finite) else np.zeros(1)
 
 
-def _linear(low: float, high: float, start: float, end: float, count: int, pad: float = 0.06) -> Scale:
+def _linear(low: float, high: float, start: float, end: float, count: int, pad: float = PAD) -> Scale:
     """From 0 where the values are not far above it; a single value lies in the middle."""
-    if 0 < low < 0.35 * high:
+    if 0 < low < FROM_ZERO * high:
         low = 0.0
     if high == low:
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
@@ -113,7 +118,7 @@ def _linear(low: float, high: float, start: float, end: float, count: int, pad: 
 
 def _logarithmic(low: float, high: float, start: float, end: float, count: int) -> Scale:
     first, last = math.log10(low), math.log10(high)
-    pad = 0.06 * (last - first)
+    pad = PAD * (last - first)
     first, last = first - pad, last + pad
     place = lambda v: start + (math.log10(v) - first) / (last - first) * (end - start)  # noqa: E731
     return Scale(place, log_ticks(10**first, 10**last, count))

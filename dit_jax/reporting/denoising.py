@@ -7,7 +7,17 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from dit_jax.files import replacing
-from dit_jax.reporting.images import BACKGROUND, INK, MARGIN, PADDING, fitting, font_of, tile, to_font_size
+from dit_jax.reporting.images import (
+    BACKGROUND,
+    INK,
+    MARGIN,
+    MOST_PIXELS,
+    PADDING,
+    fitting,
+    font_of,
+    tile,
+    to_font_size,
+)
 
 MOMENTS = 48  # of an animation, at most
 COLUMNS = 8  # moments in a line of the strip
@@ -88,8 +98,13 @@ def _block(
 
 
 def animation(x_t: np.ndarray, x_0: np.ndarray, scale: int = 2) -> list[np.ndarray]:
-    """Frames uint8 [height, width, 3]: x_t in the upper row and the predicted x_0 in the lower one."""
-    chosen = spread(x_t.shape[1], MOMENTS)
+    """Frames uint8 [height, width, 3]: x_t in the upper row and the predicted x_0 in the lower one.
+
+    Enlarged by `scale`, less, or of fewer moments, where the frames together would be too large.
+    """
+    frame = 2 * len(x_t) * x_t.shape[2] * x_t.shape[3]
+    chosen = spread(x_t.shape[1], min(MOMENTS, max(2, MOST_PIXELS // frame)))
+    scale = fitting(2 * len(x_t) * len(chosen), x_t.shape[2:4], scale)
     return [np.concatenate([_side_by_side(x[:, moment], scale) for x in (x_t, x_0)]) for moment in chosen]
 
 

@@ -12,7 +12,7 @@ from clu.metric_writers import MetricWriter
 from dit_jax.errors import UserError
 from dit_jax.files import replacing
 
-MOST = 1e100  # a figure beyond it, or but 0 below its inverse, is none, and cannot be drawn
+MOST = 1e100  # a larger figure cannot be drawn and counts as none; one below its inverse counts as 0
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -102,7 +102,7 @@ class JsonlWriter(MetricWriter):
         """Appends `{"step": step, **scalars}`; NaN and infinities, which JSON lacks, become null."""
         if "loss" not in scalars:
             return
-        row = {"step": int(step)} | {name: _number(value) for name, value in scalars.items()}
+        row = {"step": int(step)} | {name: to_json(value) for name, value in scalars.items()}
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def write_summaries(self, step: int, values: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> None:
@@ -137,6 +137,7 @@ class JsonlWriter(MetricWriter):
         self._file.close()
 
 
-def _number(value: Any) -> int | float | None:
-    number = np.asarray(value).item()
-    return number if math.isfinite(number) else None
+def to_json(value: Any) -> int | float | None:
+    """A scalar array as JSON can hold it: null where it is not finite."""
+    scalar = np.asarray(value).item()
+    return scalar if math.isfinite(scalar) else None

@@ -10,14 +10,13 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethod
 
 from dit_jax.files import replacing
 from dit_jax.reporting.jsonl import column, number, read_rows
-from dit_jax.reporting.smoothing import running_mean
-from dit_jax.reporting.smoothing import window as _window
+from dit_jax.reporting.smoothing import is_wide, running_mean, window
 
 QUARTILES = ("loss_q1", "loss_q2", "loss_q3", "loss_q4")  # by noise level, q1 the least noise
 QUARTILE_COLORS = ("#9ecae1", "#a1d99b", "#fdc98e", "#bcbddc")  # lighter than the loss, which is the subject
 QUARTILE_LABELS = ("the quarter with least noise", "second quarter", "third quarter", "the quarter with most noise")
 LOSS_COLOR, GRAD_COLOR = "#1f3b70", "#8c4b3c"
-LOG_FROM = 5.0  # a logarithmic axis if the largest value is so many times the smallest
+DOTS_UP_TO = 20  # points of a curve: a line through one alone is invisible
 
 
 def plot_loss(metrics_jsonl: Path, out: Path) -> bool:
@@ -66,14 +65,13 @@ def _draw_loss(axes: Axes, images: np.ndarray, loss: np.ndarray, quartiles: dict
 
 def _draw_curve(axes: Axes, images: np.ndarray, values: np.ndarray, color: str, label: str | None = None) -> None:
     """Draws the values, faint behind their running mean if there are many."""
-    if _window(values) > 1:
+    if window(values) > 1:
         axes.plot(images, values, color=color, alpha=0.2, lw=0.8)
     axes.plot(images, running_mean(values), color=color, lw=1.8, label=label, marker=_marker(values), zorder=3)
 
 
 def _style(axes: Axes, label: str, values: np.ndarray) -> None:
-    finite = values[np.isfinite(values)]
-    if finite.min() > 0 and finite.max() > LOG_FROM * finite.min():
+    if is_wide(values[np.isfinite(values)]):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -84,5 +82,5 @@ def _style(axes: Axes, label: str, values: np.ndarray) -> None:
 
 
 def _marker(values: np.ndarray) -> str:
-    """Returns a dot for short runs: a line through one point is invisible."""
-    return "." if len(values) <= 20 else ""
+    """Returns a dot for short runs."""
+    return "." if len(values) <= DOTS_UP_TO else ""

@@ -73,7 +73,7 @@ def draw_page(report: Report) -> str:
         "Training loss": loss_section(report.logged, report.clock),
         "Progress": progress_section(report.evaluations, report.clock, report.commands["evaluate"]),
         "Newest evaluation": evaluation_section(report.newest("floor", dict)),
-        "Loss by noise level": noise_section(report.newest("loss_by_noise", list, dict), report.commands["evaluate"]),
+        "Loss by noise level": noise_section(report.newest("loss_by_noise", dict), report.commands["evaluate"]),
         "Samples by class": report.samples,
         "Denoising": report.denoising,
         "Nearest training images": report.neighbours,

@@ -33,7 +33,7 @@ SETTINGS = (
     "weights",
     "features_sha256",
     "during",
-)  # figures of others differ
+)
 # Beginnings of the names of figures; a feature's name follows.
 FIGURES = ("fid", "inception_score", "fd_", "kid", "precision", "recall", "density", "coverage", PERCENT)
 HEADS = {"fid": "FID", "inception_score": "IS"}
@@ -225,18 +225,16 @@ def evaluation_section(row: Row | None) -> Html:
 
 def noise_section(row: Row | None, how: str) -> Html:
     """The loss by noise level on held-out images, in bins of timesteps, and the bits per dimension where they exist."""
-    found = row.get("loss_by_noise") if row else None
-    bins = noise_bins(found)
-    if row is None or not bins:
+    about = row.get("loss_by_noise") if row else None
+    bins = noise_bins(about) if isinstance(about, dict) else []
+    if row is None or not isinstance(about, dict) or not bins:
         return missing("The loss by noise level on held-out images has not been measured. This measures it:", how)
     edges = np.array([(low, high) for low, high, _ in bins], float)
     values = np.array([loss for _, _, loss in bins], float)
-    first = found if isinstance(found, dict) else found[0] if found else {}
-    about = first if isinstance(first, dict) else {}
-    curve = Curve("loss", edges.ravel(), np.repeat(values, 2), "s0", "bold step")
+    curve = Curve("loss", edges.ravel(), np.repeat(values, 2), "s0", "bold", dots=False)
     told = (
         f"Mean squared error{of_what(about)}, by timestep, least noise at the left, without weights or guidance: step "
-        f"{shown('', row.get('step'))}, {shown('n', about.get('images', about.get('n')))} images of the "
+        f"{shown('', row.get('step'))}, {shown('n', about.get('images'))} images of the "
         f"{about.get('split', 'unknown')} split, seed {shown('', about.get('seed'))}."
     )
     parts = [figure(chart([curve], Axes("loss", "timestep t"), "Loss by timestep"), told)]
@@ -261,14 +259,10 @@ def bits_line(row: Row) -> str:
     return f"Variational bound: {shown('', row['bits_per_dim'])} bits per dimension on the same images{told}{error}."
 
 
-def noise_bins(found: Any) -> list[tuple[float, float, float]]:
-    """(t_from, t_to, loss) of each bin: from a list of bins, or from one object with a list under each name."""
-    if isinstance(found, dict) and all(isinstance(found.get(key), list) for key in ("t_from", "t_to", "loss")):
-        found = [
-            dict(zip(("t_from", "t_to", "loss"), values, strict=True))
-            for values in zip(found["t_from"], found["t_to"], found["loss"], strict=False)
-        ]
-    if not isinstance(found, list):
+def noise_bins(found: Row) -> list[tuple[float, float, float]]:
+    """(t_from, t_to, loss) of each bin that has a loss, from lists under these names."""
+    columns = [found.get(key) for key in ("t_from", "t_to", "loss")]
+    if not all(isinstance(column, list) for column in columns):
         return []
-    bins = [tuple(number(b.get(key)) for key in ("t_from", "t_to", "loss")) for b in found if isinstance(b, dict)]
+    bins = [tuple(map(number, values)) for values in zip(*columns, strict=False)]  # pyright: ignore
     return [(low, high, loss) for low, high, loss in bins if None not in (low, high, loss)]  # pyright: ignore

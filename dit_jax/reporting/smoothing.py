@@ -1,8 +1,14 @@
-"""Curves that a person can read: running means, and no more points than a screen shows."""
+"""Curves that a person can read: running means, logarithmic axes, and no more points than a screen shows."""
 
 import numpy as np
 
+LOG_FROM = 5.0  # a logarithmic axis if the largest value is so many times the smallest
 SMOOTHED_FROM = 100  # rows; with fewer the raw curve is clear enough
+
+
+def is_wide(values: np.ndarray) -> bool:
+    """Whether finite values are better seen on a logarithmic axis."""
+    return bool(values.min() > 0 and values.max() > LOG_FROM * values.min())
 
 
 def window(values: np.ndarray) -> int:

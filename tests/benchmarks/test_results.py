@@ -40,10 +40,13 @@ def test_a_table_by_hand(tmp_path):
 def test_a_judge_that_saw_real_images_has_them_beside():
     told = {"n": 20, "accuracy": 0.5, "fd": 2.0}
     real = {"n": 99, "accuracy": 0.875, "by_n": {"20": {"n": 20, "accuracy": 0.75}}}
-    assert results.judged({"samples": told, "real_test": real}) == "accuracy 0.5 (real images 0.75), fd 2"
+    assert results.judged({"samples": told, "real_test": real}) == "accuracy 0.5 (0.75), Frechet distance 2"
     drawn = {"n": 2000, "sampler": "ddim", "steps": 7, "guidance": 1.5}
-    line = results.headline({"judge": {"samples": told, "real_test": {}}, "figures": [], "samples": drawn})
-    assert line == "outside classifier: accuracy 0.5, fd 2 (n = 20); n = 2,000, ddim 7 steps, guidance 1.5"
+    line = results.headline({"judge": {"samples": told, "real_test": real}, "figures": [], "samples": drawn})
+    assert line == (
+        "by an outside classifier (n = 20; real images in parentheses): accuracy 0.5 (0.75), Frechet distance 2; "
+        "ddim, 7 steps, guidance 1.5"
+    )
 
 
 def test_tiles_are_the_first_of_each_class_in_order():
@@ -80,7 +83,8 @@ def test_a_runs_files(tmp_path, monkeypatch, capfd):
     words = [f"--config.sample.{setting}" for setting in settings]
     assert tiny.run_main(capfd, f"--workdir={run}", "--mode=sample", *words).code == 0
     evaluated = {"step": 4, "weights": "ema", "n": 100, "features": "classifier", "sampler": "ddim", "steps": 7,
-                 "guidance": 1.5, "fd_classifier": 3.25, "accuracy_classifier": 0.5, "floor": {"fd_classifier": 0.5},
+                 "guidance": 1.5, "fd_classifier": 3.25, "accuracy_classifier": 0.5, "inception_score": 7.5,
+                 "floor": {"fd_classifier": 0.5, "inception_score": 9.5},
                  "fd_classifier_by_class": {"red": 1.0}}  # fmt: skip
     theirs = {"images": "theirs.npz", "n": 100, "fd_classifier": 9.0, "floor": {"fd_classifier": 0.5}}
     (run / "evaluations.jsonl").write_text(json.dumps(evaluated) + "\n" + json.dumps(theirs) + "\n")
@@ -91,11 +95,12 @@ def test_a_runs_files(tmp_path, monkeypatch, capfd):
     assert (made["steps"], made["images_seen"], made["batch_size"]) == (4, 32, 8)
     assert made["samples"] == made["samples"] | {"n": 9, "guidance": 2.0, "seed": 5, "steps": 3}
     (figure,) = made["figures"]
-    assert figure["real"] == {"fd_classifier": 0.5}
+    assert figure["real"] == {"fd_classifier": 0.5, "inception_score": 9.5}
     assert figure == figure | {"n": 100, "fd_classifier": 3.25, "sampler": "ddim", "steps": 7, "guidance": 1.5}
     assert "fd_classifier_by_class" not in figure
     assert "accuracy 0.25" in made["readme"]["result"]
-    assert "`fd_classifier` 3.25 (real images 0.5); n = 100, ddim 7 steps, guidance 1.5" in made["readme"]["result"]
+    assert "`fd_classifier` 3.25 (real images 0.5), `inception_score` 7.5 (real images 9.5)" in made["readme"]["result"]
+    assert "; n = 100, ddim 7 steps, guidance 1.5" in made["readme"]["result"]
     assert made["readme"]["size"] == "4 x 8"
     assert made["readme"]["time"] == f"{made['training_seconds']:.0f} s of training"
     told = made | {"wall_seconds": 7200.0, "recipe": "cifar10.py:best"}

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from dit_jax.data.images import open_images, read_mask
+from dit_jax.data.pictures import read_square
 from dit_jax.errors import UserError
 
 SHAPE = (4, 6, 3)
@@ -69,6 +70,24 @@ def test_any_flipped_bit_of_an_npz_is_found(save, tmp_path):
         except UserError:
             continue
         np.testing.assert_array_equal(images, PIXELS)
+
+
+def test_any_flipped_bit_of_a_png_is_found(tmp_path):
+    """Or changes no pixel; `read_square` sees the same file."""
+    pixels = np.random.default_rng(3).integers(0, 256, (8, 8, 3), np.uint8)
+    path = tmp_path / "x.png"
+    Image.fromarray(pixels).save(path)
+    content, found = path.read_bytes(), 0
+    for i in range(0, 8 * len(content), 5):
+        damaged = bytearray(content)
+        damaged[i // 8] ^= 1 << i % 8
+        path.write_bytes(damaged)
+        for read in (lambda: read_images(path, (8, 8, 3), "x")[0][0], lambda: read_square(path, 8)[0]):
+            try:
+                np.testing.assert_array_equal(read(), pixels, f"bit {i}")
+            except (OSError, SyntaxError, ValueError, UserError):
+                found += 1
+    assert found > 300
 
 
 def test_a_mask_is_where_it_is_white(tmp_path):

@@ -158,6 +158,12 @@ def test_distance_by_class_is_that_of_the_class_alone():
     assert by_class[5] == pytest.approx(expected, rel=1e-9)
 
 
+def test_a_class_of_fewer_images_than_features_has_the_distance_of_its_covariances():
+    x, y = normal(8, 20), normal(30, 20, 1) * 2 + 1
+    by_class = class_frechet_distances(x, np.arange(8) % 2, y, np.arange(30) % 2)
+    assert by_class[1] == pytest.approx(frechet_distance(Moments.of(x[1::2]), Moments.of(y[1::2])), rel=1e-9)
+
+
 def test_a_class_without_samples_is_named():
     with pytest.raises(UserError, match="label 1 has 2 reference images and 0 samples"):
         class_frechet_distances(normal(4, 2), np.array([0, 0, 1, 1]), normal(3, 2), np.array([0, 0, 0]))

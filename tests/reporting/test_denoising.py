@@ -49,6 +49,7 @@ def test_the_animation_ends_with_the_image_and_repeats(tmp_path):
     assert [frame.shape for frame in frames] == [(8, 12, 3)] * 3
     assert frames[-1][0, 0].tolist() == [30] * 3
     assert frames[-1][-1, -1].tolist() == [31] * 3
+    assert len(animation(*(np.zeros((10, 60, 512, 512, 1), np.uint8) for _ in "ab"))) == 15  # 80 of 5.2 million pixels
     save_gif(tmp_path / "new" / "a.gif", frames)
     with Image.open(tmp_path / "new" / "a.gif") as gif:
         assert (gif.n_frames, gif.info["loop"]) == (3, 0)

@@ -161,14 +161,8 @@ def test_evaluation_beside_its_floor():
 BINS = [(0, 100, 0.5), (100, 200, 0.1)]
 
 
-@pytest.mark.parametrize(
-    "found",
-    [
-        [{"t_from": 0, "t_to": 100, "loss": 0.5, "n": 64}, {"t_from": 100, "t_to": 200, "loss": 0.1}],
-        {"t_from": [0, 100], "t_to": [100, 200], "loss": [0.5, 0.1], "n": 64, "split": "test", "seed": 0},
-    ],
-)
-def test_loss_by_noise(found):
+def test_loss_by_noise():
+    found = {"t_from": [0, 100], "t_to": [100, 200], "loss": [0.5, 0.1], "images": 64, "split": "test", "seed": 0}
     assert noise_bins(found) == BINS
     made = noise_section({"step": 9, "loss_by_noise": found, "bits_per_dim": 3.75}, HOW)
     assert tables(made) == [[["t", "loss"], ["0 to 100", "0.5"], ["100 to 200", "0.1"]]]
