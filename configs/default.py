@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     config.model.class_table_width = (
         128  # width of the class table before its MLP, token conditioning only (the report)
     )
-    config.model.dtype = "float32"  # of matrix products: float32 | bfloat16; all else stays float32
+    config.model.dtype = "float32"  # of matrix products: float32 (README on TF32) | bfloat16; all else stays float32
     config.model.remat = False  # recompute each block in the backward pass: less memory, a third more work
 
     config.diffusion = ConfigDict()
@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
     config.diffusion.stratified_timesteps = False  # a batch's timesteps spread over their range: a steadier loss
     # of the squared error by noise: uniform | min_snr (Hang et al. 2023) | velocity (Li & He 2025)
     config.diffusion.loss_weighting = "uniform"
-    config.diffusion.min_snr_gamma = 5.0  # where min_snr stops to grow with the SNR (Hang et al. 2023)
+    config.diffusion.min_snr_gamma = 5.0  # where min_snr stops growing with the SNR (Hang et al. 2023)
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 2e-4  # peak (the report)
@@ -80,7 +80,7 @@ def get_config() -> ConfigDict:
     config.train.log_every = 100  # steps
     config.train.max_seconds = 0.0  # then save, and end with exit code 75; 0 is no limit
     config.train.max_bad_steps = 10  # in a row with a loss or gradient that is not finite: then the run ends
-    config.train.sample_every = 5_000  # steps between sample grids in TensorBoard; 0 is never
+    config.train.sample_every = 5_000  # steps between sample grids in TensorBoard (DDIM, 25 steps); 0 is never
 
     config.sample = ConfigDict()
     config.sample.checkpoint = "newest"  # newest | best (of the evaluations in training) | its step, such as 5000
@@ -101,7 +101,7 @@ def get_config() -> ConfigDict:
     config.sample.guidance_to = 1.0
     config.sample.images = ""  # to start from: an .npz with `images` (and `labels`), a picture, or a folder of pictures
     config.sample.mask = ""  # inpaint: a picture of the images' size, white where to draw anew
-    config.sample.strength = 0.6  # image_to_image: share of the steps that is done, 0 (little changes) to 1 (all does)
+    config.sample.strength = 0.6  # image_to_image: share of the steps that is done, above 0 (hardly any) to 1 (all)
     config.sample.denoising = True  # also picture how images come about: denoising.png and denoising.gif
     config.sample.clip_x_0 = True  # keep each predicted x_0 in [-1, 1] (DDPM's code)
 

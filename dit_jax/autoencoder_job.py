@@ -58,7 +58,7 @@ def train_autoencoder(config: ConfigDict, workdir: Path, out: Path | None) -> in
       UserError: as `jobs.train`; the workdir holds a run of another config, or one that has learnt these latents, or
         the file is none.
     """
-    require(out is None, "--out", out, "the autoencoder goes to WORKDIR/autoencoder; leave --out away")
+    require(out is None, "--out", out, "the autoencoder goes to WORKDIR/autoencoder; omit --out")
     check_workdir(workdir, config, SAMPLE_FREE_KEYS)
     experiment = AutoencoderExperiment(autoencoder_config(config))
     c = config.autoencoder

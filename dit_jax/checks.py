@@ -75,7 +75,7 @@ def check_data(c: ConfigDict, info: DatasetInfo) -> None:
     choice("data.resident", c.resident, ("auto", "true", "false"))
     if c.name != image_folder.NAME:
         require(not c.root, "data.root", c.root, f"data.name={c.name} reads no folder; use data.name=image_folder")
-        sizes = f"the images of data.name={c.name} have {info.image_shape[0]} pixels; leave it away"
+        sizes = f"the images of data.name={c.name} have {info.image_shape[0]} pixels; omit it"
         require(c.image_size == info.image_shape[0], "data.image_size", c.image_size, sizes)
         require(not c.skip_broken, "data.skip_broken", c.skip_broken, "it is for data.name=image_folder; use false")
         for key in ("class_names", "content"):

@@ -31,7 +31,7 @@ def train_classifier(config: ConfigDict, workdir: Path, out: Path | None) -> int
     Raises:
       UserError: as `jobs.train`; the workdir holds a run of another config.
     """
-    require(out is None, "--out", out, "the classifier goes to WORKDIR/classifier; leave --out away")
+    require(out is None, "--out", out, "the classifier goes to WORKDIR/classifier; omit --out")
     check_workdir(workdir, config, SAMPLE_FREE_KEYS)
     experiment = ClassifierExperiment(classifier_config(config))
     code = jobs.run_training(experiment, workdir / "classifier", free_keys(config, OWN_KEYS))

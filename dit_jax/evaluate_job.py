@@ -63,7 +63,7 @@ def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path |
     Raises:
       UserError: no checkpoint, no weights for the features, or images that are none.
     """
-    require(out is None, "--out", out, "evaluation writes to --workdir; leave --out away")
+    require(out is None, "--out", out, "evaluation writes to --workdir; omit --out")
     check_workdir(workdir, config, SAMPLE_FREE_KEYS)
     start = time.perf_counter()
     experiment = Experiment(config)

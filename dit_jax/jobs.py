@@ -46,7 +46,7 @@ def train(config: ConfigDict, workdir: Path, out: Path | None) -> int:
       UserError: the workdir holds another run or is in use, the data or the autoencoder is missing, or the batch does
         not fit devices or data; later, the disk is full, or too many steps in a row were not finite.
     """
-    require(out is None, "--out", out, "training writes to --workdir; leave --out away")
+    require(out is None, "--out", out, "training writes to --workdir; omit --out")
     check_workdir(workdir, config)
     return run_training(with_codec(workdir, config), workdir)
 

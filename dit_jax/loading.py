@@ -1,5 +1,6 @@
 """Reading a run back: the config of a workdir, and its weights with their sampler (`dit_jax.load`)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from dit_jax import config as configs
 from dit_jax import evaluations
 from dit_jax.autoencoder_experiment import with_codec
 from dit_jax.classifier_experiment import load_guide
@@ -16,10 +18,11 @@ from dit_jax.diffusion.guidance import Logits
 from dit_jax.errors import UserError
 from dit_jax.experiment import Experiment, Sample, make_sample
 from dit_jax.files import expanded
-from dit_jax.resolving import read_resolved
+from dit_jax.resolving import read_resolved, resolve
 from dit_jax.training import sharding
 from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.state import Params
+from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,23 @@ class Run:
         return make_sample(self.experiment, plan, draw, self.classifier)
 
 
-def load(workdir: str | Path, config: ConfigDict | None = None) -> Run:
+def load(workdir: str | Path, config: ConfigDict | None = None, overrides: Sequence[str] = ()) -> Run:
     """The checkpoint of a workdir that `sample.checkpoint` names, and its sampler; `config` replaces the workdir's own.
 
+    `overrides` are those of the command line: `["sample.sampler=dpmpp_2m", "sample.steps=20"]`.
+
     Raises:
-      UserError: no workdir, no such checkpoint in it, or none that can be read.
+      UserError: no workdir, no such checkpoint in it, or none that can be read; a wrong override, or one of a key that
+        the weights depend on.
     """
     workdir = expanded(workdir)
-    experiment = with_codec(workdir, config or read_resolved(workdir))
+    config = config or read_resolved(workdir)
+    if overrides:
+        config = config.copy_and_resolve_references()
+        configs.override(config, overrides)
+        config = resolve(config)
+        check_workdir(workdir, config, SAMPLE_FREE_KEYS)
+    experiment = with_codec(workdir, config)
     missing = UserError(
         f"--workdir={workdir}: no checkpoint in it yet; train first with --config FILE --workdir {workdir}"
     )

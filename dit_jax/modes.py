@@ -54,7 +54,7 @@ def run(mode: str, config: ConfigDict, workdir: Path, out: Path | None, images: 
       UserError: `images` with another mode, a report by several processes, and what the mode itself refuses.
     """
     evaluates = mode == "evaluate"
-    require(images is None or evaluates, "--images", images, f"--mode={mode} reads none; leave --images away")
+    require(images is None or evaluates, "--images", images, f"--mode={mode} reads none; omit --images")
     require(mode != "report" or not several(), "--mode", mode, "it reads files: start one process (--cluster=none)")
     check_alike("config", [mode, *(leaf for leaf in configs.leaves(config) if leaf[0] not in PLACES)],
                 "start them with the same flags")  # fmt: skip

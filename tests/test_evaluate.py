@@ -311,7 +311,7 @@ def test_other_mistakes_are_one_line(trained, tiny_data, tmp_path, capfd, monkey
         ("evaluate.features=vgg is not known", "evaluate", trained, ["--config.evaluate.features=vgg"]),
         ("evaluate.n=9", "evaluate", trained, ["--config.evaluate.n=9"]),
         ("--mode=sample reads none", "sample", trained, ["--images=x"]),
-        ("leave --out away", "evaluate", trained, ["--out=x"]),
+        ("omit --out", "evaluate", trained, ["--out=x"]),
         ("=12 does not split over 8", "train_classifier", tmp_path, ["--config.classifier.batch_size=12"]),
         ("=48: the data has 40 images", "train_classifier", tmp_path, ["--config.classifier.batch_size=48"]),
         ("classifier.width=12", "train_classifier", tmp_path, ["--config.classifier.width=12"]),
