@@ -146,7 +146,7 @@ def test_the_importable_twin(workdir, reference, monkeypatch):
 def test_the_importable_twin_takes_the_overrides_of_the_command_line(workdir, monkeypatch):
     tiny.install(monkeypatch)
     run = load(workdir, overrides=["sample.sampler=ddim", "sample.steps=2", "model.dtype=bfloat16"])
-    assert run.experiment.model.dtype == "bfloat16"
+    assert run.experiment.config.model.dtype == "bfloat16"
     expected = run.experiment.sampler("ddim", 2)(run.ema_params, jax.random.key(3), [0, 1])
     np.testing.assert_array_equal(run.sample(run.ema_params, jax.random.key(3), [0, 1]), expected)
     for wrong, told in (("sample.stps=2", "did you mean"), ("model.width=8", "run of another config"),
