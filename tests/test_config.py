@@ -135,6 +135,53 @@ def test_the_list_of_configs_is_whole():
         assert configs.load(spec).to_dict() == configs.load("configs/default.py").to_dict()
 
 
+# The student report's, from its text and its code. 4 GPUs, batches of 64 on each, 200 epochs of CIFAR-10's 50,000
+# images without the batch that is not full.
+REPORT = {
+    "data.name": "cifar10",
+    "model.patch_size": 4,
+    "model.width": 384,
+    "model.depth": 12,
+    "model.num_heads": 8,
+    "model.num_kv_heads": 2,
+    "model.qk_norm": False,
+    "model.mlp_ratio": 4,
+    "model.long_skips": False,
+    "model.conditioning": "token",
+    "model.class_table_width": 128,
+    "model.latents": False,
+    "diffusion.num_steps": 1000,
+    "diffusion.schedule": "linear",
+    "diffusion.beta_start": 1e-4,
+    "diffusion.beta_end": 0.02,
+    "diffusion.zero_terminal_snr": False,
+    "diffusion.prediction": "eps",
+    "diffusion.timestep_sampling": "uniform",
+    "diffusion.stratified_timesteps": False,
+    "diffusion.loss_weighting": "uniform",
+    "optimizer.learning_rate": 2e-4,
+    "optimizer.b1": 0.9,
+    "optimizer.b2": 0.999,
+    "optimizer.weight_decay": 1e-4,
+    "optimizer.schedule": "constant",
+    "optimizer.warmup_steps": 0,
+    "train.batch_size": 4 * 64,
+    "train.steps": 200 * (50_000 // 256),
+    "train.dropout": 0.0,
+    "sample.sampler": "ddpm",
+    "sample.steps": 1000,
+    "sample.guidance": 1.0,
+    "sample.classifier_scale": 0.0,
+    "evaluate.features": "inception",
+}
+
+
+def test_the_reports_recipe_is_the_reports():
+    assert REPORT["train.steps"] == 39_000
+    recipe = dict(configs.leaves(resolve(configs.load("configs/cifar10.py:report"))))
+    assert {key: recipe[key] for key in REPORT} == REPORT
+
+
 @pytest.mark.parametrize("recipe", ["best", "cpu"])
 def test_the_average_of_our_recipes_follows_the_length_of_the_run(recipe):
     """Half of the average's weight is on the last twentieth of the images, at any step (the ramp of Karras et al.)."""

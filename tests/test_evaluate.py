@@ -1,6 +1,7 @@
 """The modes train_classifier and evaluate through main.py: what they leave, what a kill costs, one line a mistake."""
 
 import json
+import logging
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,8 @@ from dit_jax.classifier_experiment import load_classifier
 from dit_jax.classifier_job import train_classifier
 from dit_jax.data import datasets
 from dit_jax.errors import UserError
-from dit_jax.evaluation.features import weights_hash
+from dit_jax.evaluation.features import Extractor, weights_hash
+from dit_jax.loading import load
 from dit_jax.training.checkpoint import Checkpointer
 from tests import tiny
 
@@ -322,3 +324,50 @@ def test_other_mistakes_are_one_line(trained, tiny_data, tmp_path, capfd, monkey
         assert len(done.err) == 1
         assert told in done.err[0]
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_images_that_are_kept_are_used_for_another_n(tmp_path, monkeypatch):
+    """Batches of 4, two of them a file: a file is drawn again if it has too few, and no image changes by it."""
+    first_bytes = lambda run, labels, first: np.arange(first, first + 4, dtype=np.uint8)  # noqa: E731
+    asked, run = [], SimpleNamespace(experiment=SimpleNamespace(info=SimpleNamespace(image_shape=(1, 1, 1))))
+    monkeypatch.setattr(evaluate_job, "CHUNK", 8)
+    monkeypatch.setattr(
+        evaluate_job, "draw", lambda *given: asked.append(given[2]) or first_bytes(*given)[:, *3 * [None]]
+    )
+    for n, drawn in ((10, [0, 4, 8]), (12, []), (3, []), (14, [8, 12]), (20, [16])):
+        asked.clear()
+        chunks = list(evaluate_job.drawn(run, np.zeros(-(-n // 4) * 4, int), n, 4, tmp_path))
+        assert np.concatenate(chunks).ravel().tolist() == list(range(n))
+        assert asked == drawn
+
+
+def test_the_folder_of_images_depends_on_what_they_do(trained, tiny_data, monkeypatch):
+    """Not on the features, nor on how many there are, unless they are fewer than a batch."""
+    monkeypatch.setattr(evaluate_job, "drawn", lambda run, labels, n, batch_size, folder: folder)
+    run = load(trained, tiny.config(train__steps=2))
+    monkeypatch.setattr(evaluate_job.loading, "load", lambda *_: run)
+
+    def folder(counts=(5, 5, 5), **more):
+        config = tiny.config(train__steps=2, **{"sample__batch_size": 12} | more)
+        return evaluate_job.from_run(config, trained, np.array(counts)).images.chunks()
+
+    same = [folder(evaluate__n=n, evaluate__features=name) for n in (12, 40) for name in ("classifier", "inception")]
+    assert len({*same, folder((1, 1, 1))}) == 1
+    others = [{"counts": (5, 5, 6)}, {"evaluate__n": 11}, {"sample__batch_size": 10}, {"sample__seed": 1}]
+    others += [{"sample__guidance": 2.0}, {"sample__steps": 4}, {"sample__sampler": "ddim"}]
+    assert len({same[0], *(folder(**other) for other in others)}) == 1 + len(others)
+
+
+def test_an_inception_score_of_fewer_than_1000_images_is_warned_of(tiny_data, tmp_path, monkeypatch, caplog):
+    """The score of a split is at most its number of images: of 999 in ten splits, 100."""
+    features = lambda images: (images[:, 0, 0, :2].astype(np.float32), images[:, 1, 1].astype(np.float32))  # noqa: E731
+    monkeypatch.setattr(evaluate_job, "load_features", lambda *_: Extractor("inception", "", features))
+    images = np.random.default_rng(0).integers(0, 256, (1_000, 8, 8, 3), dtype=np.uint8)
+    for n, told in ((1_000, 0), (999, 1)):
+        np.savez(tmp_path / "given.npz", images=images[:n])
+        evaluate_job.evaluate(tiny.config(evaluate__features="inception"), tmp_path / "w", None, tmp_path / "given.npz")
+        found = [
+            text for text in map(logging.LogRecord.getMessage, caplog.records) if text.startswith("inception_score")
+        ]
+        few = "inception_score: 999 images in ten splits score low, at most 100; compare only with figures of as many"
+        assert found == [few] * told

@@ -1,8 +1,10 @@
 """A trained run sampled as a library: image i of a seed is the same in any batch and on any mesh."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -14,6 +16,7 @@ from dit_jax.loading import Run, load
 from dit_jax.training import loop
 from dit_jax.training.checkpoint import Checkpointer
 from tests import tiny
+from tests.training.test_optimizer import numpy_adamw
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +128,69 @@ def test_the_plan_is_the_one_asked_for(monkeypatch):
     assert recipe.stratified_timesteps
     snr = (recipe.schedule.alpha / recipe.schedule.sigma) ** 2
     np.testing.assert_allclose(recipe.loss_weights, np.minimum(snr, 5) / snr)  # Hang et al. 2023, of an eps loss
+
+
+# No two values of a kind are the same, and none is the default.
+MODEL = {"patch_size": 2, "width": 48, "depth": 5, "num_heads": 12, "num_kv_heads": 6, "qk_norm": True, "mlp_ratio": 7,
+         "long_skips": True, "conditioning": "adaln_zero", "class_table_width": 10, "positions": "grid",
+         "dtype": "bfloat16", "remat": True}  # fmt: skip
+RECIPE = {"prediction": "v", "timestep_sampling": "logit_normal", "logit_mean": 0.3, "logit_std": 0.7,
+          "stratified_timesteps": True, "label_dropout": 0.15, "batch_size": 16, "microbatches": 4,
+          "steps_per_call": 5, "ema_half_life": 77.0, "ema_ramp": 0.02}  # fmt: skip
+
+
+@pytest.fixture
+def unlike(monkeypatch):
+    """An experiment whose every setting is recognised."""
+    tiny.install(monkeypatch)
+    of_training = ("label_dropout", "batch_size", "microbatches", "steps_per_call", "ema_half_life", "ema_ramp")
+    settings = {f"model__{key}": value for key, value in MODEL.items()}
+    settings |= {f"{'train' if key in of_training else 'diffusion'}__{key}": value for key, value in RECIPE.items()}
+    more = dict(data__flip=False, train__dropout=0.35, train__steps=6, diffusion__zero_terminal_snr=True,
+                diffusion__num_steps=25, diffusion__beta_start=0.01, diffusion__beta_end=0.3,
+                diffusion__loss_weighting="min_snr", diffusion__min_snr_gamma=3.0, optimizer__learning_rate=0.04,
+                optimizer__b1=0.8, optimizer__b2=0.95, optimizer__weight_decay=0.1, optimizer__warmup_steps=2,
+                optimizer__schedule="cosine", optimizer__clip_norm=0.5)  # fmt: skip
+    return tiny.experiment(**settings, **more)
+
+
+def test_every_setting_of_the_network_and_of_a_step_goes_where_it_belongs(unlike):
+    expected = MODEL | {"num_classes": 3, "dropout": 0.35, "dtype": jnp.bfloat16}
+    assert {name: getattr(unlike.model, name) for name in expected} == expected
+    expected = RECIPE | {"flip": False, "null_class": 3}
+    assert {name: getattr(unlike.recipe, name) for name in expected} == expected
+    # Lin et al. 2023, algorithm 1, on DDPM's alpha; Hang et al. 2023, section 3.4, for v.
+    alpha = np.sqrt(np.cumprod(1 - np.linspace(0.01, 0.3, 25)))
+    alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+    snr = alpha**2 / (1 - alpha**2)
+    np.testing.assert_allclose(unlike.recipe.schedule, [alpha, np.sqrt(1 - alpha**2)], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(unlike.recipe.loss_weights, np.minimum(snr, 3) / (snr + 1), rtol=1e-9, atol=1e-12)
+
+
+def test_every_setting_of_the_optimizer_goes_where_it_belongs(unlike):
+    """Two steps of warm-up to 0.04, then (1 + cos(pi k / 4)) / 2 of it: six steps as the paper's algorithm has them."""
+    rates = 0.04 * np.array([0.5, 1, 1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2])
+    np.testing.assert_allclose(unlike.learning_rate(np.arange(6)), rates, rtol=1e-5)
+    start, *gradients = np.random.default_rng(0).normal(size=(7, 3, 4))
+    params, update = {"kernel": start.astype(np.float32)}, jax.jit(unlike.optimizer.update)
+    state = unlike.optimizer.init(params)
+    for gradient in gradients:
+        updates, state = update({"kernel": gradient.astype(np.float32)}, state, params)
+        params = {"kernel": params["kernel"] + np.asarray(updates["kernel"])}
+    expected = numpy_adamw(start, gradients, rates.__getitem__, 0.8, 0.95, 0.1, 0.5)
+    np.testing.assert_allclose(params["kernel"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_up_to_a_gib_of_decoded_images_stays_on_the_devices(monkeypatch):
+    """As docs/data.md says: 2^30 / (64 x 64 x 3) = 87,381.3."""
+    tiny.install(monkeypatch)
+    for name in ("Resident", "Stream"):
+        monkeypatch.setattr(f"dit_jax.experiment.{name}", lambda *_, name=name: name)
+    found = []
+    for count, resident in ((87_381, "auto"), (87_382, "auto"), (87_382, "true"), (40, "false")):
+        records = dataclasses.replace(tiny.records(), count=count, image_shape=(64, 64, 3))
+        found.append(tiny.experiment(data__resident=resident).feed(records))
+    assert found == ["Resident", "Stream", "Resident", "Stream"]
 
 
 def test_the_importable_twin(workdir, reference, monkeypatch):

@@ -87,6 +87,8 @@ def test_rows_say_what_they_depend_on_and_the_run_is_as_without(make, undisturbe
     drawn = scalars(undisturbed, "fd_classifier")
     assert drawn == [(row["step"], pytest.approx(row["fd_classifier"], rel=1e-6)) for row in found]
     assert metrics(undisturbed) == metrics(plain)
+    # Batches of 8 of 40 images.
+    assert [(row["images"], row["epoch"]) for row in metrics(plain)] == [(16, 2 / 5), (32, 4 / 5), (48, 6 / 5)]
     with pytest.raises(UserError, match=r"sample\.checkpoint=best: no evaluation was made in training"):
         load(plain, tiny.config(sample__checkpoint="best"))
 

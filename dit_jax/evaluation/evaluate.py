@@ -45,10 +45,11 @@ def in_proportion(class_counts: np.ndarray, n: int) -> np.ndarray:
     """Labels int32 [n] in the shares that the classes have of a data set; all in turn where they have equally many.
 
     A distance between sets of other shares would measure those too. The j-th image of a class comes at
-    (j + 1/2) / its share, so any first part of the labels has the shares as nearly as it can (Sainte-Lague's method).
+    (j + 1/2) / its share (Sainte-Lague's method), so the labels of fewer images are the first of those of more.
     """
     shares = class_counts / class_counts.sum()
-    labels = np.repeat(np.arange(len(shares), dtype=np.int32), np.ceil(shares * n + 1).astype(int) * (shares > 0))
+    most = np.ceil(shares * (n + len(shares) / 2) + 1)  # by n + K/2 each class is at most 1/2 behind: n have come
+    labels = np.repeat(np.arange(len(shares), dtype=np.int32), most.astype(int) * (shares > 0))
     first = np.searchsorted(labels, np.arange(len(shares)))
     place = (np.arange(len(labels)) - first[labels] + 0.5) / shares[labels]
     return labels[np.argsort(place, kind="stable")][:n]

@@ -29,13 +29,17 @@ def test_info_names_shape_and_classes():
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_load_gives_every_example_once(prepared, split):
+def test_load_gives_every_example_once(prepared, split, monkeypatch):
+    monkeypatch.setattr(datasets, "CHUNK", 7)
     images, labels = datasets.load("shapes", prepared, split)
     assert images.dtype == np.uint8
     assert labels.dtype == np.int32
     drawn = {image.tobytes(): label for image, label in (shapes.example(split, i) for i in range(SMALL[split]))}
     assert {image.tobytes(): label for image, label in zip(images, labels, strict=True)} == drawn
     assert len(images) == SMALL[split]
+    records = datasets.open_split(datasets.Source("shapes", prepared), split)
+    np.testing.assert_array_equal(records.labels(), labels)
+    assert np.concatenate([part.images for part in records.first(9).chunks()]).tobytes() == images[:9].tobytes()
 
 
 def test_the_order_of_a_split_is_fixed(prepared, tmp_path):

@@ -57,7 +57,8 @@ def root(tmp_path):
     return tmp_path / "root"
 
 
-def test_every_picture_is_in_one_split_under_its_class(tmp_path):
+def test_every_picture_is_in_one_split_under_its_class(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_folder, "AT_ONCE", 7)
     made = fill(tmp_path / "root", {"dog": 3, "cat": 40})
     found = source(tmp_path / "root", tmp_path / "data")
     splits = read(found)

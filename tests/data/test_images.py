@@ -41,6 +41,18 @@ def test_pictures_in_order_of_name(tmp_path):
     np.testing.assert_array_equal(read_images(tmp_path / "b.png", SHAPE, "k")[0], PIXELS[1:])
 
 
+def test_parts_are_all_images_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr("dit_jax.data.images.CHUNK", 3)
+    many = np.random.default_rng(0).integers(0, 256, (8, *SHAPE), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=many)
+    for i, pixels in enumerate(many):
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    for path in (tmp_path / "a.npz", tmp_path):
+        parts = list(open_images(path, SHAPE, 3).chunks())
+        assert [len(part) for part in parts] == [3, 3, 2]
+        np.testing.assert_array_equal(np.concatenate(parts), many)
+
+
 def test_hidden_files_are_passed_over(tmp_path):
     """Macs leave such a file beside each one that they copy."""
     Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")

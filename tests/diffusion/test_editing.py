@@ -77,6 +77,7 @@ def test_last_steps_by_hand():
     assert last_steps(t, 1.0).tolist() == t.tolist()
     assert last_steps(t, 0.3).tolist() == [2, 1, 0]
     assert last_steps(t, 0.01).tolist() == [0]
+    assert len(last_steps(np.arange(100), 0.29)) == 29  # 28.999999999999996 in floats
 
 
 def test_noised_by_hand():

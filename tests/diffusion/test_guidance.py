@@ -130,6 +130,14 @@ def test_clipping_keeps_x_0_in_range_and_eps_agrees(prediction):
     np.testing.assert_allclose(free.ravel(), x_0, rtol=1e-5)  # off unless asked for
 
 
+def test_what_a_classifier_moves_is_clipped_too():
+    """x = 0.4 at t = 0, x_0 = 0.5 moved by 2 to 2.5: cut to 1, and 0.8 x 1 + 0.6 eps = 0.4."""
+    shift = lambda x, t: (0 * x + 2, 0 * x - 7)  # noqa: E731
+    denoise = denoiser(lambda x, t: 0 * x + 0.5, TABLES, "x0", clip_x_0=True, shift=shift)
+    x_0, eps = denoise(jnp.full((1, 1, 1, 1), 0.4), jnp.array([0]))
+    np.testing.assert_allclose([x_0.item(), eps.item()], [1, -0.4 / 0.6], rtol=1e-6)
+
+
 @pytest.mark.parametrize("prediction", ["x0", "v", "velocity"])
 def test_no_nan_where_nothing_of_the_image_is_left(prediction):
     """alpha = 0: eps is x itself, whatever x_0 is said to be."""

@@ -200,6 +200,14 @@ def test_samples_in_the_order_of_their_classes_are_shuffled_before_the_split():
     assert 0 < score.std < 1
 
 
+def test_the_score_is_of_ten_splits_and_their_deviation_is_divided_by_their_number(monkeypatch):
+    """Splits that score 1, 2 .. 10: mean 5.5, variance (10^2 - 1) / 12, as `np.std` in the code of Salimans et al."""
+    seen = []
+    monkeypatch.setattr(distances, "_score", lambda rows: seen.append(rows[:, 0]) or float(len(seen)))
+    assert inception_score(np.arange(57.0)[:, None]) == (5.5, pytest.approx(np.sqrt(99 / 12)))
+    assert sorted(np.concatenate(seen)) == list(range(57))
+
+
 def test_bad_logits_are_refused():
     for row in ([np.nan, 0], [-np.inf, -np.inf], [np.inf, 0]):
         with pytest.raises(UserError, match="no class is likeliest"):
@@ -236,14 +244,19 @@ def test_kid_takes_disjoint_subsets(monkeypatch):
     for rows in (np.concatenate([pair[i] for pair in seen]).ravel() for i in (0, 1)):
         assert len(rows) == len(set(rows.tolist())) == 30
     assert score == (2, pytest.approx(1 / np.sqrt(3)))  # 1, 2, 3: mean 2, variance 1
-    assert len(kid_calls(monkeypatch, subsets=2)) == 2
+    assert kid_subsets(monkeypatch, 50, subset_size=10, subsets=2) == [(10, 10)] * 2
 
 
-def kid_calls(monkeypatch, subsets):
+def kid_subsets(monkeypatch, count, **sizes):
     seen = []
-    monkeypatch.setattr(distances, "mmd2", lambda a, b: seen.append(a) or 0.0)
-    kid(normal(50, 1), normal(50, 1), subset_size=10, subsets=subsets)
+    monkeypatch.setattr(distances, "mmd2", lambda a, b: seen.append((len(a), len(b))) or 0.0)
+    kid(np.zeros((count, 1)), np.zeros((count, 1)), **sizes)
     return seen
+
+
+def test_kids_subsets_are_of_1000_images_and_at_most_100(monkeypatch):
+    assert kid_subsets(monkeypatch, 2_999) == [(1_000, 1_000)] * 2
+    assert kid_subsets(monkeypatch, 101_000) == [(1_000, 1_000)] * 100
 
 
 def test_kids_standard_error_is_the_spread_over_repetitions():

@@ -81,8 +81,17 @@ def test_labels_have_the_shares_of_the_data():
     assert in_proportion(np.array([3, 1]), 9).tolist() == [0, 0, 1, 0, 0, 0, 1, 0, 0]
     assert in_proportion(np.array([0, 2, 2]), 4).tolist() == [1, 2, 1, 2]  # a class without images is not drawn
     np.testing.assert_array_equal(in_proportion(np.full(10, 5_000), 25), np.arange(25) % 10)  # CIFAR-10: in turn
+    # Two thirds are one class, at 0.75 and every 1.5 from there; the first of each of ten others comes at 15.
+    assert in_proportion(np.array([20, *[1] * 10]), 12).tolist() == [0] * 10 + [1, 2]
     counts = np.random.default_rng(0).integers(1, 1_000, 30)
     for n in (1, 10, 777):
         drawn = np.bincount(in_proportion(counts, n), minlength=30)
         assert drawn.sum() == n
         assert np.abs(drawn - n * counts / counts.sum()).max() < 1.5
+
+
+@pytest.mark.parametrize("counts", [[5_000] * 10, [3, 1], [0, 7, 7, 1], [20, *[1] * 10], [10_000, *[50] * 100]])
+def test_labels_of_fewer_images_are_the_first_of_those_of_more(counts):
+    """So that images which are kept can be used again, with their labels."""
+    for m in (1, 8, 100, 999):
+        np.testing.assert_array_equal(in_proportion(np.array(counts), m), in_proportion(np.array(counts), 1_000)[:m])

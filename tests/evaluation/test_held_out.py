@@ -179,6 +179,18 @@ def test_the_bound_of_gaussian_pixels_is_the_exact_one(name, prediction, T):
     assert bits > ENTROPY
 
 
+def test_the_standard_error_by_hand():
+    """Three images of 1, 2 and 6 nats: variance (4 + 1 + 9) / 2, of their mean a third of it. A draw stands for 3 t."""
+    kl_NM = np.zeros((3, 10))
+    kl_NM[2, 4] = 1
+    of_images = (kl_NM, kl_NM, kl_NM, np.array([0.5, 1, 2]), np.array([0.5, 1, 1]))
+    bits, parts = held_out.bits_per_dim(held_out.Terms(*of_images, values=7), 30)
+    assert bits == pytest.approx(3 / (7 * np.log(2)))
+    assert parts["standard_error"] == pytest.approx(np.sqrt(7 / 3) / (7 * np.log(2)))
+    one = held_out.Terms(*(part[:1] for part in of_images), values=7)
+    assert held_out.bits_per_dim(one, 30)[1]["standard_error"] is None
+
+
 def even_in_log_snr(T, sigma=0.05):
     """sigma at t = 0, half of that SNR at t = 1, and from there to an SNR of 1e-4 in even steps of its logarithm."""
     first = (1 - sigma**2) / sigma**2

@@ -32,6 +32,14 @@ def test_fewer_than_k():
     np.testing.assert_allclose(search.distances_NK, np.full((2, 4), np.sqrt(3)))
 
 
+def test_fifty_neighbours_unless_asked_otherwise():
+    """Carlini et al. 2023, section 5.1, n = 50; with neighbours at 1, 2 .. 50 the ratio is 1 / 25.5."""
+    search = NearestSearch([np.zeros((1, 1))])
+    search.update(np.arange(1.0, 61)[:, None])
+    np.testing.assert_array_equal(search.distances_NK, [np.arange(1, 51)])
+    np.testing.assert_allclose(memorisation_ratio(search.distances_NK), [1 / 25.5])
+
+
 def test_as_all_distances_at_once(monkeypatch):
     """Whatever the blocks and chunks: distances of bytes are square roots of whole numbers, so exactly these."""
     rng = np.random.default_rng(0)

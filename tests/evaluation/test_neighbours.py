@@ -75,6 +75,19 @@ def test_a_limit_draws_images_of_both_sets():
     assert scores.density == pytest.approx(1, abs=0.15)
 
 
+def test_the_published_settings_are_the_defaults(monkeypatch):
+    """Kynkaanniemi et al. 2019: k = 3; Naeem et al. 2020: k = 5, 10,000 images of each."""
+    rng, limits = np.random.default_rng(0), []
+    monkeypatch.setattr(neighbours, "_drawn", lambda features, limit, seed: limits.append(limit) or features)
+    reference, samples = rng.normal(size=(2, 60, 3))
+    scores = neighbour_scores(reference, samples)
+    assert limits == [10_000] * 2
+    for k in range(2, 7):
+        other = neighbour_scores(reference, samples, precision_k=k, density_k=k)
+        assert (other[:2] == scores[:2]) == (k == 3)
+        assert (other[2:4] == scores[2:4]) == (k == 5)
+
+
 def test_too_few_images():
     with pytest.raises(UserError, match="more than 5 images in each set, got 6 reference images and 4 samples"):
         neighbour_scores(REFERENCE, SAMPLES)

@@ -149,11 +149,6 @@ def test_nothing_leaks_across_the_batch(make_tiny, make_inputs, randomised, cond
     np.testing.assert_array_equal(other[1], apply(params, x, t, labels)[1])
 
 
-def test_deterministic_without_any_random_key(net):
-    apply, inputs = net
-    np.testing.assert_array_equal(apply(*inputs), apply(*inputs))
-
-
 def test_bfloat16_is_close_and_its_products_are_summed_in_float32(make_tiny, make_inputs, randomised, conditioning):
     inputs = make_inputs()
     single, half = (make_tiny(conditioning=conditioning, depth=1, dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16))

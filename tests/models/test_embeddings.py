@@ -111,6 +111,14 @@ def test_class_table_has_a_last_row_for_no_class():
     np.testing.assert_array_equal(layer.apply(params, labels), table[np.array([0, 9, 10])])
 
 
+def test_rows_for_an_mlp_are_drawn_from_n_0_1():
+    """As those of PyTorch's `nn.Embedding`, which the report has."""
+    init = jax.jit(ClassEmbedding(999, 8, 64, jnp.float32).init)
+    table = np.asarray(init(jax.random.key(0), jnp.zeros(1, int))["params"]["Embed_0"]["embedding"])
+    assert table.mean() == pytest.approx(0, abs=0.02)  # 64,000 values: five standard errors
+    assert table.std() == pytest.approx(1, abs=0.015)
+
+
 def test_what_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="patches of 3 do not divide images of 6 x 8"):
         patchify(jnp.zeros((1, 6, 8, 3)), 3)

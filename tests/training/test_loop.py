@@ -3,6 +3,7 @@
 import dataclasses
 import random
 from functools import partial
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -127,6 +128,49 @@ def test_a_run_that_is_asked_to_end_saves_where_it_is():
     assert loop.run(recorder.call, state, feed, Pace(8, 2, 6, 5, 4), 8, hooks) == 4
     # Asked before each dispatch; the two under way are finished, the third is not begun.
     assert recorder.events == ["call 2", "call 4", "at 2", "draw 4", "save 4"]
+
+
+class Lazy:
+    """A sum that the devices are still at: waiting for it takes four seconds of a clock."""
+
+    def __init__(self, value, clock):
+        self.value, self.clock = value, clock
+
+    def block_until_ready(self):
+        self.clock.now, self.clock = self.clock.now + 4, SimpleNamespace(now=0)
+
+    def __array__(self, *_, **__):
+        self.block_until_ready()
+        return np.asarray(self.value)
+
+
+class Timed(Recorder):
+    """A call computes for four seconds, whoever waits for it; drawing takes fifty, evaluating three hundred."""
+
+    def __init__(self, clock):
+        super().__init__()
+        self.clock = clock
+        self.hooks = dataclasses.replace(self.hooks, evaluate=lambda step, state: self.spend(300))
+
+    def spend(self, seconds):
+        self.clock.now += seconds
+
+    def call(self, *given):
+        state, sums, reached = super().call(*given)
+        return state, sums | {"loss": Lazy(sums["loss"], self.clock)}, reached
+
+    def draw(self, step, state):
+        self.spend(50)
+
+
+def test_the_speed_is_of_training_alone_and_of_work_that_is_done(monkeypatch):
+    """Two steps of eight images a call of four seconds: four images a second in every window."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    recorder, state = Timed(clock), TrainState(jnp.int32(0), {}, {}, ())
+    loop.run(recorder.call, state, feed, Pace(8, 2, 2, 100, 4, evaluate_every=6), 8, recorder.hooks)
+    assert [row["images_per_s"] for row in recorder.rows.values()] == [4, 4, 4, 4]
+    assert clock.now == 1000 + 4 * 4 + 2 * 50 + 2 * 300
 
 
 class Failing(Recorder):
