@@ -32,7 +32,6 @@ def get_config() -> ConfigDict:
     config.train.steps_per_call = 100  # which also share one shuffling of the data
     config.train.ema_half_life = 5_000.0
     config.train.checkpoint_every = 2_000
-    config.train.log_every = 100
     config.train.sample_every = 0
     config.sample.sampler = "dpmpp_2m"
     config.sample.spacing = "trailing"

@@ -39,13 +39,13 @@ from dit_jax.together import first_before_others, is_first, whole
 from dit_jax.training import sharding
 from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.state import create
-from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir, make_folder
+from dit_jax.workdir import SAMPLE_FREE_KEYS, check_savable, check_workdir, make_folder
 
 logger = logging.getLogger(__name__)
 OWN_KEYS = ("autoencoder.downsample", "autoencoder.channels", "autoencoder.width", "autoencoder.depth",
             "autoencoder.kl_weight", "autoencoder.batch_size", "autoencoder.learning_rate")  # fmt: skip
-MEASURED, PIXELS = 10_000, 2**28  # images, and pixels in them, at most: of training images for the latents' mean and
-# deviation, of test images for PSNR
+# Images, and pixels in them, at most: of training images for the latents' mean and deviation, of test images for PSNR.
+MEASURED, PIXELS = 10_000, 2**28
 BATCH, BATCH_PIXELS = 100, 2**20  # of them at a time
 
 
@@ -60,6 +60,7 @@ def train_autoencoder(config: ConfigDict, workdir: Path, out: Path | None) -> in
     """
     require(out is None, "--out", out, "the autoencoder goes to WORKDIR/autoencoder; omit --out")
     check_workdir(workdir, config, SAMPLE_FREE_KEYS)
+    check_savable(workdir)
     experiment = AutoencoderExperiment(autoencoder_config(config))
     c = config.autoencoder
     check_downsample(c.downsample, experiment.info.image_shape)

@@ -15,7 +15,7 @@ from dit_jax.diffusion.schedule import SCHEDULES, make_schedule
 from dit_jax.diffusion.spacing import SPACINGS
 from dit_jax.errors import UserError
 from dit_jax.evaluation.evaluate import LEAST_IMAGES, NAMES
-from dit_jax.files import expanded
+from dit_jax.files import real
 from dit_jax.labels import parse_labels
 from dit_jax.models.autoencoder import DOWNSAMPLES, GROUPS
 from dit_jax.models.classifier import GROUP_WIDTH
@@ -86,7 +86,7 @@ def check_folder(c: ConfigDict) -> None:
     """Checks what is to be known before a folder of pictures is looked at."""
     fix = "name the folder of pictures by --config.data.root=DIR, with a folder for each class in it"
     require(bool(c.root), "data.root", "''", fix)
-    root, data_dir = expanded(c.root).resolve(), expanded(c.data_dir).resolve()
+    root, data_dir = (real(path) for path in (c.root, c.data_dir))
     fix = f"the copy would lie within data.root={c.root}, where each folder is a class; name another"
     within = data_dir.relative_to(root).parts if data_dir.is_relative_to(root) else (".",)
     require(bool(within) and within[0].startswith("."), "data.data_dir", c.data_dir, fix)

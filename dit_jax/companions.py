@@ -14,7 +14,7 @@ from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.state import TrainState
 
 Kind = TypeVar("Kind", bound=Experiment)
-WARMUP_STEPS = 100
+WARMUP_STEPS = 100  # of Adam, whose first estimates are of few gradients; of a short training a tenth
 # Of the config, these make every such network another one; its own section has more.
 OWN_KEYS = ("seed", "data.name", "data.image_size", "data.class_names", "data.flip", "train.ema_")
 

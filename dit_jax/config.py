@@ -21,10 +21,11 @@ from dit_jax.models.dit import PRESETS
 
 CONFIG_JSON = "config.json"
 MAIN_FLAGS = ("config", "workdir", "mode", "out", "images", "coordinator", "num_processes", "process_id", "cluster")
-# Keys that a resumed run may change: they end it earlier or later, watch it, or say where things are.
+# What a resumed run may change, as beginnings of keys: its length and pace, how a step is shared out, where things are,
+# and what comes after training.
 FREE_KEYS = ("train.steps", "train.log_every", "train.sample_every", "train.checkpoint_every", "train.keep_checkpoints",
              "train.steps_per_call", "train.max_seconds", "train.max_bad_steps",
-             "train.microbatches", "train.shard_params",
+             "train.microbatches", "train.shard_params", "model.remat",
              "data.data_dir", "data.resident", "data.root", "data.content", "data.skip_broken",
              "sample.", "autoencoder.", "classifier.", "evaluate.")  # fmt: skip
 
@@ -72,7 +73,7 @@ def _parse(text: str, kind: type) -> Any:
     """`text` as a value of `kind`: bool, int, float or str."""
     if kind is bool:
         return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-    if kind is int and text.replace("_", "").lstrip("+-").isdigit() is False:
+    if kind is int and not text.replace("_", "").lstrip("+-").isdigit():
         value = float(text)  # 1e6 is a fine way to write an int
         if value != int(value):
             raise ValueError(text)
@@ -122,14 +123,11 @@ def check_keys(config: ConfigDict, known: ConfigDict, source: str) -> None:
             near = difflib.get_close_matches(key, want, n=1, cutoff=0)
             raise UserError(f"{source}: there is no key {key}; did you mean {near[0]}?")
     missing = [key for key in want if key not in have]
-    if len(missing) > 1:
+    if missing:
         values = ", ".join(f"{key}={want[key]!r}" for key in missing)
-        raise UserError(
-            f"{source}: the keys {', '.join(missing)} are missing; add them, configs/default.py has {values}"
-        )
+        are, them = ("s {} are", "them") if len(missing) > 1 else (" {} is", "it")
+        raise UserError(f"{source}: the key{are.format(', '.join(missing))} missing; add {them}, such as {values}")
     for key in want:
-        if key in missing:
-            raise UserError(f"{source}: the key {key} is missing; add it, configs/default.py has {want[key]!r}")
         section, _, name = key.rpartition(".")
         holder, kind = (config[section], known[section].get_type(name)) if section else (config, known.get_type(name))
         if kind is float and type(have[key]) is int:
@@ -137,7 +135,10 @@ def check_keys(config: ConfigDict, known: ConfigDict, source: str) -> None:
                 raise UserError(f"{source}: {key} is more than a float holds; mend it there")
             with holder.ignore_type():
                 holder[name] = float(have[key])
-        elif type(have[key]) is not kind and not (have[key] is None and want[key] is None):
+        elif have[key] is None and want[key] is None:
+            with holder.unlocked(), holder.ignore_type():
+                holder[name] = placeholder(kind)  # JSON's null knows no type
+        elif type(have[key]) is not kind:
             raise UserError(f"{source}: {key}={have[key]!r} is not of type {kind.__name__}; mend it there")
 
 

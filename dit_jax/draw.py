@@ -38,7 +38,9 @@ class Task(NamedTuple):
 
 
 def sample(config: ConfigDict, workdir: Path, out: Path | None) -> None:
-    """Does `sample.task` with the EMA weights: `samples.npz` and pictures in `out` (default: WORKDIR/samples).
+    """Does `sample.task` with the weights of `sample.weights`: `samples.npz` and pictures in `out`.
+
+    `out` is WORKDIR/samples by default.
 
     Raises:
       UserError: no checkpoint, one of another config, images that do not fit, or `out` is a file.
@@ -165,11 +167,11 @@ def psnr(images: np.ndarray, reference: np.ndarray) -> float:
 
 def settings_of(run: loading.Run) -> dict[str, Any]:
     """The checkpoint, and every key of `sample.*`: what the images depend on."""
-    return {"step": run.step, "weights": "ema"} | dict(run.experiment.config.sample.items())
+    return {"step": run.step} | dict(run.experiment.config.sample.items())
 
 
 def picture_denoising(run: loading.Run, labels: np.ndarray, out: Path, about: dict[str, Any]) -> None:
-    """`denoising.png` and `denoising.gif`: how the first images came about, one a class, ten at most."""
+    """`denoising.png` and `denoising.gif`: how the first images came about, as many as classes, ten at most."""
     count = min(PICTURED, len(np.unique(labels)))
     plan = run.experiment.plan(run.experiment.timesteps())
     watched = frames_of(np.flatnonzero(plan.keep))

@@ -36,10 +36,9 @@ def facts() -> dict[str, Any]:
 
 def record(workdir: Path, step: int) -> None:
     """Appends a line to WORKDIR/sessions.jsonl: a training process begins at `step`."""
-    if jax.process_index() == 0:
-        command = shlex.join(["python", *sys.argv])
-        about = {"step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "command": command}
-        append(workdir / SESSIONS, about | facts())
+    command = shlex.join(["python", *sys.argv])
+    about = {"step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "command": command}
+    append(workdir / SESSIONS, about | facts())
 
 
 def processor() -> str:

@@ -1,6 +1,7 @@
 """Errors that a user can mend: told in one line on stderr, without a traceback, with exit code 2."""
 
 import errno
+import re
 import signal
 import sys
 import threading
@@ -11,8 +12,11 @@ from clu.asynclib import AsyncError
 # Full disks, folders that may not be written, files where folders should be: all else is a bug and keeps its traceback.
 USERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
                errno.ENOTDIR, errno.EISDIR, errno.ELOOP}  # fmt: skip
-# What keeps a file from being read though it may be whole.
-MACHINES_ERRNO = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EACCES, errno.EPERM}
+# What keeps a file from being read though it may be whole: no memory, no handles, no permission, no file server. EIO is
+# none of them, as a bad disk says so too.
+MACHINES_ERRNO = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT,
+                  errno.ENOTCONN, errno.ESHUTDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN,
+                  errno.ENETUNREACH, errno.ECONNREFUSED, errno.ECONNRESET}  # fmt: skip
 
 
 class UserError(ValueError):
@@ -30,7 +34,7 @@ def explain(error: BaseException) -> tuple[int, str | None]:
         return 2, f"error: {error.strerror}{place}; make room, or name another folder"
     if is_out_of_memory(error):
         reason = " ".join(str(error).removeprefix("RESOURCE_EXHAUSTED: ").split())[:200]
-        fix = "lower train.batch_size or sample.batch_size, or set model.remat=true"
+        fix = "raise train.microbatches, set model.remat=true, or lower the batch_size of what ran"
         return 2, f"error: out of memory ({reason}); {fix}"
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT, "interrupted"
@@ -39,7 +43,15 @@ def explain(error: BaseException) -> tuple[int, str | None]:
 
 def is_the_machines(error: BaseException) -> bool:
     """Whether the machine failed to read a file, which says nothing of the file."""
-    return is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in MACHINES_ERRNO)
+    return is_out_of_memory(error) or errno_of(error) in MACHINES_ERRNO
+
+
+def errno_of(error: BaseException) -> int | None:
+    """The operating system's number of what went wrong; TensorStore raises a ValueError that has it in its text."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"os_error_code='(\d+)'", str(error)) if isinstance(error, ValueError) else None
+    return int(found[1]) if found else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -183,9 +183,8 @@ def held_out_figures(run: loading.Run, test: datasets.Records) -> dict[str, Any]
 def drawn(run: loading.Run, labels: np.ndarray, n: int, batch_size: int, folder: Path) -> Iterator[np.ndarray]:
     """The first n images of `labels`, which fill whole batches, uint8, in chunks.
 
-    Each chunk is on the disk before it is given, and read from there next time.
-
-    Batches begin where they would if nobody had stopped them, so the images are the same to the bit.
+    Each chunk is on the disk before it is given, and read from there next time. Batches begin where they would if
+    nobody had stopped them, so the images are the same to the bit.
     """
     size = -(-CHUNK // batch_size) * batch_size
     for first in range(0, n, size):

@@ -23,7 +23,7 @@ from dit_jax.diffusion import guidance, sampling, tasks
 from dit_jax.diffusion.objective import loss_weights
 from dit_jax.diffusion.schedule import Schedule, make_schedule
 from dit_jax.diffusion.spacing import SPACINGS
-from dit_jax.labels import label_range, parse_labels
+from dit_jax.labels import check_labels, parse_labels
 from dit_jax.models.autoencoder import PIXELS, Codec
 from dit_jax.models.dit import DiT, apply_shares
 from dit_jax.resolving import folder_of
@@ -278,7 +278,7 @@ def make_sample(
         if not isinstance(labels, Tracer):  # else what they are is not known yet
             labels = np.asarray(labels, np.int32)
             learnt_without = experiment.config.train.label_dropout > 0
-            label_range(labels, experiment.info.class_names, learnt_without)
+            check_labels(labels, experiment.info.class_names, learnt_without)
         index = first + np.arange(len(labels), dtype=np.int32)
 
         def fill(x: Any) -> Any:

@@ -17,6 +17,11 @@ def expanded(path: str | Path) -> Path:
         raise UserError(f"{path}: {error}; write the whole path") from None
 
 
+def real(path: str | Path) -> Path:
+    """The absolute path without links; a loop of links stays as it is, where `Path.resolve` raises."""
+    return Path(os.path.realpath(expanded(path)))
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which takes its place when the block ends without an exception.

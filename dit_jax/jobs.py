@@ -162,9 +162,16 @@ def warn_of_new_decay(workdir: Path, config: ConfigDict, step: int, section: str
 
 def pace_of(config: ConfigDict) -> loop.Pace:
     """When the loop logs, saves and draws."""
-    t, evaluate_every = config.train, config.evaluate.every_steps
-    every = (t.log_every, t.checkpoint_every, t.sample_every)
-    return loop.Pace(t.steps, t.steps_per_call, *every, t.max_bad_steps, evaluate_every)
+    t = config.train
+    return loop.Pace(
+        steps=t.steps,
+        steps_per_call=t.steps_per_call,
+        log_every=t.log_every,
+        checkpoint_every=t.checkpoint_every,
+        sample_every=t.sample_every,
+        max_bad_steps=t.max_bad_steps,
+        evaluate_every=config.evaluate.every_steps,
+    )
 
 
 def describe(writer: MetricWriter, config: ConfigDict, state: TrainState, step: int) -> None:

@@ -29,7 +29,7 @@ def parse_labels(text: str, class_names: Sequence[str]) -> list[int]:
     return [label for label in labels if label is not None] or list(range(len(class_names)))
 
 
-def label_range(labels: np.ndarray, class_names: Sequence[str], unlabelled: bool = True) -> None:
+def check_labels(labels: np.ndarray, class_names: Sequence[str], unlabelled: bool = True) -> None:
     """Refuses none at all, and labels outside 0..num_classes; num_classes, "no class", too unless `unlabelled`."""
     if not labels.size:
         raise UserError(f"labels=[]: give at least one; {known_classes(class_names)}")

@@ -32,6 +32,7 @@ class Stop:
     def __init__(self, max_seconds: float = 0.0, clock: Callable[[], float] = time.monotonic):
         """The time counts from here; `max_seconds` 0 is no limit."""
         self.code, self._max_seconds, self._clock, self._start = 0, max_seconds, clock, clock()
+        self._interrupted = False
         self._before: dict[int, Any] = {}
         self._agree = together.Agreement()
         self._busy_with, self._calls = "the steps under way", 0
@@ -91,11 +92,13 @@ class Stop:
         while byte := os.read(self._read, 1):
             if byte[0] not in SIGNALS:
                 continue
-            if self.code == INTERRUPTED and byte[0] == signal.SIGINT:
+            interrupt = byte[0] == signal.SIGINT
+            if interrupt and self._interrupted:
                 logger.info("ended at once; checkpoints that were complete stay so")
                 os._exit(INTERRUPTED)
-            if not self.code:
-                self.code = 128 + byte[0]
-                again = "; Ctrl-C once more ends at once" if byte[0] == signal.SIGINT else ""
+            if interrupt or not self.code:
+                again = "; Ctrl-C once more ends at once" if interrupt else ""
                 name = signal.Signals(byte[0]).name
                 logger.info("%s: finishing %s, then saving%s", name, self._busy_with, again)
+            self._interrupted = self._interrupted or interrupt
+            self.code = self.code or 128 + byte[0]

@@ -1,6 +1,6 @@
 """Several processes acting as one run: what the first does alone, what all agree on, and how all end when one does.
 
-The first process writes; all compute. Every function here is free of cost, and of effect, in a run of one process.
+The first process writes; all compute. In a run of one process none of these functions waits for anything.
 Messages go through the service by which JAX's processes know each other, so they pass while the devices are busy or
 stuck; the agreements of training go through the devices, in step with it.
 """

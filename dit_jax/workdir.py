@@ -10,7 +10,7 @@ from dit_jax.checks import require
 from dit_jax.errors import UserError
 from dit_jax.reporting.jsonl import read_rows
 
-SAMPLE_FREE_KEYS = (*configs.FREE_KEYS, "model.dtype", "model.remat")  # the same weights, other arithmetic
+SAMPLE_FREE_KEYS = (*configs.FREE_KEYS, "model.dtype")  # the same weights, other arithmetic
 
 
 def check_workdir(workdir: Path, config: ConfigDict, free: tuple[str, ...] = configs.FREE_KEYS) -> None:
@@ -26,10 +26,13 @@ def check_workdir(workdir: Path, config: ConfigDict, free: tuple[str, ...] = con
         fix = f"{folder} is a link to a folder that is not there; mount or make it"
         require(folder.exists() or not folder.is_symlink(), "--workdir", workdir, fix)
     if configs.path_of(workdir).exists():
-        changed = configs.differences(configs.read(workdir), config, free)
+        old = configs.read(workdir)
+        changed = configs.differences(old, config, free)
         if changed and has_begun(workdir):
             listed = "; ".join(changed)
             raise UserError(f"--workdir={workdir} holds a run of another config ({listed}); use another workdir")
+        if has_begun(workdir):
+            configs.check_keys(old, config, str(configs.path_of(workdir)))
     elif any(checkpoints.glob("[0-9]*")):
         raise UserError(f"--workdir={workdir} has checkpoints but no config.json; restore it, or use another workdir")
 

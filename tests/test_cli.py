@@ -223,7 +223,7 @@ def must_not_come_so_far(_):
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (MemoryError("Unable to allocate 1 PiB"), "out of memory (Unable to allocate 1 PiB); lower train.batch_size"),
+        (MemoryError("Unable to allocate 1 PiB"), "out of memory (Unable to allocate 1 PiB); raise train.microbatches"),
         (
             jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nwhile"),
             "out of memory (Out of memory while);",

@@ -1,5 +1,6 @@
 """Configs: every one builds, every key is read, and every wrong word is named."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -304,12 +305,30 @@ def test_keys_missing_or_unknown():
         configs.check_keys(config, default.get_config(), "F")
     config = default.get_config()
     del config.train.steps
-    with pytest.raises(UserError, match=r"^F: the key train\.steps is missing; add it, configs/default\.py has 39000$"):
+    with pytest.raises(UserError, match=r"^F: the key train\.steps is missing; add it, such as train\.steps=39000$"):
         configs.check_keys(config, default.get_config(), "F")
     del config.train.log_every  # as of an older version of dit-jax: all of them at once
-    told = r"^F: the keys train.log_every, train.steps are missing; add them, .* has train.log_every=100, train.steps="
+    told = r"^F: the keys train.log_every, train.steps are missing; add them, such as train.log_every=100, train.steps="
     with pytest.raises(UserError, match=told):
         configs.check_keys(config, default.get_config(), "F")
+
+
+def test_a_root_that_is_a_loop_of_links_is_one_line(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    config = configs.load("configs/image_folder.py")
+    config.data.root = str(tmp_path / "loop")
+    with pytest.raises(UserError, match=r"data\.root"):
+        resolve(config)
+
+
+def test_a_null_of_json_can_be_overridden():
+    config = ConfigDict(json.loads(json.dumps(default.get_config().to_dict())))
+    assert config.model.width is None
+    configs.check_keys(config, default.get_config(), "F")
+    configs.override(config, ["model.width=64"])
+    assert config.model.width == 64
+    with pytest.raises(UserError, match=r"model\.depth=x is not of type int"):
+        configs.override(config, ["model.depth=x"])
 
 
 @pytest.mark.parametrize("preset", PRESETS)

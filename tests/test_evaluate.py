@@ -328,12 +328,14 @@ def test_other_mistakes_are_one_line(trained, tiny_data, tmp_path, capfd, monkey
 
 def test_images_that_are_kept_are_used_for_another_n(tmp_path, monkeypatch):
     """Batches of 4, two of them a file: a file is drawn again if it has too few, and no image changes by it."""
-    first_bytes = lambda run, labels, first: np.arange(first, first + 4, dtype=np.uint8)  # noqa: E731
     asked, run = [], SimpleNamespace(experiment=SimpleNamespace(info=SimpleNamespace(image_shape=(1, 1, 1))))
+
+    def draw(run, labels, first):
+        asked.append(first)
+        return np.arange(first, first + 4, dtype=np.uint8).reshape(4, 1, 1, 1)
+
     monkeypatch.setattr(evaluate_job, "CHUNK", 8)
-    monkeypatch.setattr(
-        evaluate_job, "draw", lambda *given: asked.append(given[2]) or first_bytes(*given)[:, *3 * [None]]
-    )
+    monkeypatch.setattr(evaluate_job, "draw", draw)
     for n, drawn in ((10, [0, 4, 8]), (12, []), (3, []), (14, [8, 12]), (20, [16])):
         asked.clear()
         chunks = list(evaluate_job.drawn(run, np.zeros(-(-n // 4) * 4, int), n, 4, tmp_path))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dit_jax.errors import UserError
-from dit_jax.labels import label_range, parse_labels
+from dit_jax.labels import check_labels, parse_labels
 
 CLASSES = ("airplane", "cat", "dog")
 
@@ -55,9 +55,9 @@ def test_labels_that_are_none(text):
 
 
 def test_label_range():
-    label_range(np.array([0, 2, 3]), CLASSES)  # 3 is "no class"
+    check_labels(np.array([0, 2, 3]), CLASSES)  # 3 is "no class"
     with pytest.raises(UserError, match="label 3 is out of range"):
-        label_range(np.array([0, 2, 3]), CLASSES, unlabelled=False)
+        check_labels(np.array([0, 2, 3]), CLASSES, unlabelled=False)
     for wrong in (-1, 4):
         with pytest.raises(UserError, match=f"label {wrong} is out of range; the classes are 0 airplane"):
-            label_range(np.array([0, wrong]), CLASSES)
+            check_labels(np.array([0, wrong]), CLASSES)

@@ -91,6 +91,15 @@ def test_half_precision_and_old_names_are_read(tmp_path):
     )
 
 
+def test_a_workdir_that_orbax_cannot_name_gets_no_autoencoder(tmp_path, capfd):
+    folder = tmp_path / "lr[1]"
+    done = tiny.run_main(capfd, *tiny.flags(), "--mode=train_autoencoder", f"--workdir={folder}",
+                         "--config.data.name=shapes", "--config.autoencoder.pretrained=x")  # fmt: skip
+    assert done.code == 2
+    assert "for the [ or ** in it; use another folder" in done.err[-1]
+    assert not folder.exists()
+
+
 def drop(tensors):
     del tensors["encoder.conv_in.bias"]
 

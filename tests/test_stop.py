@@ -98,13 +98,15 @@ with Stop() as stop:
 """
 
 
-def test_a_second_ctrl_c_ends_a_process_whose_main_thread_is_busy():
+@pytest.mark.parametrize("before", [[], [signal.SIGTERM]])
+def test_a_second_ctrl_c_ends_a_process_whose_main_thread_is_busy(before):
     with subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "listening\n"
-        process.send_signal(signal.SIGINT)
         try:
-            with pytest.raises(subprocess.TimeoutExpired):
-                process.wait(0.5)
+            for number in [*before, signal.SIGINT]:
+                process.send_signal(number)
+                with pytest.raises(subprocess.TimeoutExpired):
+                    process.wait(0.3)
             process.send_signal(signal.SIGINT)
             assert process.wait(10) == 130
         finally:

@@ -1,5 +1,6 @@
 """What a workdir must not lose: a run of another config, and the record of one whose checkpoints are gone."""
 
+import json
 import shutil
 
 import pytest
@@ -45,6 +46,17 @@ def test_without_its_checkpoints_a_run_does_not_begin_again(run, tmp_path):
     (tmp_path / "run" / "checkpoints").rmdir()
     (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "unmounted")
     assert "is a link to a folder that is not there" in run().err[-1]
+
+
+def test_a_config_of_before_that_lacks_a_key_which_may_change_is_one_line(run, tmp_path):
+    assert run().code == 0
+    path = tmp_path / "run/config.json"
+    config = json.loads(path.read_text())
+    del config["train"]["steps"]
+    path.write_text(json.dumps(config))
+    done = run("--config.optimizer.schedule=constant")
+    assert done.code == 2
+    assert f"{path}: the key train.steps is missing; add it, such as train.steps=6" in done.err[-1]
 
 
 def test_a_checkpoint_that_is_a_link_to_nowhere_is_told_before_training(run, tmp_path):

@@ -8,7 +8,6 @@ the newest whole one is used. Nothing is ever unpickled.
 import contextlib
 import logging
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from dit_jax import together
-from dit_jax.errors import UserError, is_the_machines
+from dit_jax.errors import UserError, errno_of, is_the_machines
 from dit_jax.training import checksums
 from dit_jax.training.state import TrainState
 
@@ -123,12 +122,11 @@ class Checkpointer:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turns what the operating system refuses into one line; TensorStore raises it as a ValueError."""
+        """Turns what the operating system refuses into one line."""
         try:
             yield
         except (OSError, ValueError) as error:
-            found = re.search(r"os_error_code='(\d+)'", str(error))
-            code = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+            code = errno_of(error)
             if code is None:
                 raise
             raise UserError(

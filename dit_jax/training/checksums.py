@@ -31,7 +31,7 @@ def check(folder: Path) -> None:
         raise Damaged(f"{NAME} is not text") from None
     known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     files = _files(folder)
-    hidden = {name for name in files.keys() - known.keys() if name.split("/")[-1].startswith(".")}  # .DS_Store, .nfs...
+    hidden = {name for name in files.keys() - known.keys() if "/." in f"/{name}"}  # .DS_Store, .nfs..., .AppleDouble/
     for name in sorted((known.keys() | files.keys()) - hidden):
         if name not in files:
             raise Damaged(f"{name} is missing")

@@ -4,14 +4,14 @@ A feed is asked `feed(step, stop)` for what the call of these steps takes; `shap
 """
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from dit_jax.data.datasets import Records
+from dit_jax.data.datasets import Records, Split
 from dit_jax.data.stream import Batches, Reader
 from dit_jax.training import sharding
 
@@ -29,13 +29,13 @@ class Resident:
             jax.ShapeDtypeStruct((records.count,), np.int32, sharding=put),
         )
         self._reader = ThreadPoolExecutor(1, "data")
-        self._split = self._reader.submit(records.load, lambda: self._wanted)
+        self._split: Future[Split] | None = self._reader.submit(records.load, lambda: self._wanted)
 
     def ready(self) -> None:
         """Waits until all is read. Raises UserError if the data is damaged."""
-        self._arrays = self._arrays or tuple(
-            sharding.put_replicated(array, self._mesh) for array in self._split.result()
-        )
+        if self._split is not None:
+            self._arrays = tuple(sharding.put_replicated(array, self._mesh) for array in self._split.result())
+            self._split = None  # the devices have it: the host need not
 
     def __call__(self, step: int, stop: int) -> tuple[Any, ...]:
         del step, stop  # the call picks by itself

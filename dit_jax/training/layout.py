@@ -52,12 +52,12 @@ def split_share(tree: Any, axes: Axes) -> float:
 
 
 def specs(axes: Axes) -> Any:
-    """The same as PartitionSpecs."""
+    """The PartitionSpec of each leaf, by its axis."""
     return jax.tree.map(lambda axis: P(*[None] * axis, AXIS) if axis != WHOLE else P(), axes)
 
 
 def shardings(axes: Axes, mesh: Mesh) -> Any:
-    """The same as shardings of global arrays."""
+    """The sharding of each leaf as a global array, by its axis."""
     return jax.tree.map(lambda axis: NamedSharding(mesh, specs(axis)), axes)
 
 

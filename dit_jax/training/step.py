@@ -180,7 +180,7 @@ def make_train_call(
 ) -> Callable[..., CallResult]:
     """call(state, sums, images uint8 [n, H, W, C], labels int32 [n], count, weights=()) runs `count` steps.
 
-    At most steps_per_call. `weights` are those that `recipe.encode` takes, on all devices whole.
+    `count` is steps_per_call at most. `weights` are those that `recipe.encode` takes, on all devices whole.
 
     Images and labels are the whole data, or, if `streamed`, the batches of these steps alone: [steps_per_call, B, ...],
     split over the mesh along B (see feed.py). `where` tells along which axes the state is split (see layout.py); if it
@@ -207,7 +207,7 @@ def make_train_call(
             return state, guard.add(sums, metrics, state.step)
 
         state, sums = jax.lax.fori_loop(0, count, body, (state, sums))
-        return state, sums, state.step + 0
+        return state, sums, state.step + 0  # a copy: the next call is given the state's own
 
     whole, held = sharding.REPLICATED, layout.specs(where)
     data = sharding.SPLIT_STEPS if streamed else whole

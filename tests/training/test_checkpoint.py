@@ -141,7 +141,12 @@ def test_all_damaged_is_the_users_to_mend(tmp_path, caplog):
     assert tiny.snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "Too many open files")])
+# What TensorStore raises under `ulimit -n 16`, and a file server on a soft mount.
+NO_HANDLES = ValueError("RESOURCE_EXHAUSTED: Error opening: Too many open files [os_error_code='24']")
+LACKING = [MemoryError(), OSError(errno.EMFILE, "Too many open files"), NO_HANDLES, OSError(errno.ETIMEDOUT, "late")]
+
+
+@pytest.mark.parametrize("error", LACKING, ids=str)
 def test_what_the_machine_lacks_is_no_damage(error, tmp_path, monkeypatch):
     """Else a start without memory would set the newest checkpoint aside and lose the steps since the one before."""
     save(tmp_path, 2, 4)
@@ -231,6 +236,8 @@ def test_a_hidden_file_of_a_file_manager_is_no_damage(tmp_path):
     save(tmp_path, 2, 4)
     for folder in (tmp_path / "checkpoints" / "4", tmp_path / "checkpoints" / "4" / "state"):
         (folder / ".DS_Store").write_bytes(b"x")
+        (folder / ".AppleDouble").mkdir()
+        (folder / ".AppleDouble" / "manifest").write_bytes(b"x")
     assert int(restore(tmp_path).step) == 4
 
 
