@@ -28,6 +28,7 @@ from dit_jax.reporting.plots import plot_loss
 
 # what a judge calls its figures, in words
 JUDGED = {"is": "Inception Score", "fd": "Frechet distance", "fd_class": "Frechet distance by class"}
+REAL = "_real_test"
 PER_ROW, GRID_PER_CLASS = 50, 10
 SAMPLING = ("sampler", "steps", "guidance", "guidance_from", "guidance_to", "spacing", "seed", "clip_x_0")
 # names of figures, or how they begin: NAME_features
@@ -121,11 +122,17 @@ def figures(row: dict[str, Any]) -> dict[str, Any]:
 
 def judged(judge: dict[str, Any]) -> str:
     """An outside judge's figures; if it has `samples` and `real_test`, the one beside the other, of the same n."""
-    samples, real = judge.get("samples", judge), judge.get("real_test", {})
-    real = real.get("by_n", {}).get(str(samples.get("n")), real)
+    samples, real = judge.get("samples", judge), of_real_images(judge)
     beside = lambda name: f" ({real[name]:.3g})" if name in real else ""  # noqa: E731
-    told = [f"{JUDGED.get(k, k)} {value:.3g}{beside(k)}" for k, value in samples.items() if isinstance(value, float)]
-    return ", ".join(told)
+    shown = {name: value for name, value in samples.items() if isinstance(value, float) and not name.endswith(REAL)}
+    return ", ".join(f"{JUDGED.get(name, name)} {value:.3g}{beside(name)}" for name, value in shown.items())
+
+
+def of_real_images(judge: dict[str, Any]) -> dict[str, Any]:
+    """A judge's figures of real images: those of as many, if it has them, or of names that end so."""
+    samples, real = judge.get("samples", judge), judge.get("real_test", {})
+    named = {name.removesuffix(REAL): value for name, value in samples.items() if name.endswith(REAL)}
+    return real.get("by_n", {}).get(str(samples.get("n")), real) or named
 
 
 def headline(result: dict[str, Any]) -> str:
@@ -133,7 +140,7 @@ def headline(result: dict[str, Any]) -> str:
     found = []
     if result.get("judge"):
         n = result["judge"].get("samples", result["judge"]).get("n")
-        known = "; real images in parentheses" if "real_test" in result["judge"] else ""
+        known = "; real images in parentheses" if of_real_images(result["judge"]) else ""
         found.append(f"by an outside classifier{f' (n = {n:,}{known})' if n else ''}: {judged(result['judge'])}")
         if not result["figures"]:
             found.append("{sampler}, {steps} steps, guidance {guidance:g}".format(**result["samples"]))

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks import commands, contest, machine, train
+from benchmarks import commands, contest, machine, sample, train
 from benchmarks.contest import Contestant
 from dit_jax.errors import UserError
 
@@ -111,6 +111,22 @@ def test_peers_need_their_packages_and_their_network(monkeypatch, capfd):
         assert [c.name for c in commands.contestants("train", made, "", [], "torch")] == [contest.OURS]
         key, _, value = other.partition("=")
         assert f"theirs has {key}={commands.THEIRS[key]}, this is {value}" in capfd.readouterr().err
+
+
+def test_sampling_is_compared_only_where_both_do_the_same_work(monkeypatch, capfd):
+    monkeypatch.setattr(contest, "installed", lambda *names: True)
+    made = commands.experiment("configs/cifar10.py:report", ["sample.sampler=heun", "sample.steps=10"])
+    assert [c.name for c in commands.contestants("sample", made, "", [], "torch")] == [contest.OURS]
+    assert "theirs has sample.sampler=ddim, this is heun" in capfd.readouterr().err
+    assert [c.name for c in commands.contestants("train", made, "", [], "torch")] == [contest.OURS, "torch"]
+    work = {}
+    for guidance in (0.0, 1.0, 2.0):  # no class, the class, both
+        made = commands.experiment("configs/cifar10.py:report", ["sample.steps=10", f"sample.guidance={guidance}"])
+        work[guidance] = sample.count(made)
+    assert work[2.0] == 2 * work[1.0] == 2 * work[0.0]
+    made = commands.experiment("configs/cifar10.py:report", ["sample.guidance_to=0.5"])
+    with pytest.raises(UserError, match=r"sample\.guidance_to=0\.5: what that costs is not counted here; use 1\.0"):
+        sample.count(made)
 
 
 def test_on_a_gpu_ours_leaves_memory_to_its_peers(monkeypatch):

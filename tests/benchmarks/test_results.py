@@ -41,6 +41,7 @@ def test_a_judge_that_saw_real_images_has_them_beside():
     told = {"n": 20, "accuracy": 0.5, "fd": 2.0}
     real = {"n": 99, "accuracy": 0.875, "by_n": {"20": {"n": 20, "accuracy": 0.75}}}
     assert results.judged({"samples": told, "real_test": real}) == "accuracy 0.5 (0.75), Frechet distance 2"
+    assert results.judged({"n": 5, "accuracy": 0.5, "accuracy_real_test": 0.75}) == "accuracy 0.5 (0.75)"
     drawn = {"n": 2000, "sampler": "ddim", "steps": 7, "guidance": 1.5}
     line = results.headline({"judge": {"samples": told, "real_test": real}, "figures": [], "samples": drawn})
     assert line == (
