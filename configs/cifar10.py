@@ -21,8 +21,8 @@ The classifier whose features judge what they draw (32 min on two CPU cores, 86.
 
     python main.py --config configs/cifar10.py:report --workdir runs/cifar10 --mode=train_classifier
 
-Needs the data: see README, "CIFAR-10". Measured so far of `report`: results/cifar10_report_cpu, the 68 minutes that `cpu`
-had, two and a half epochs; the 200 have not been run.
+Needs the data: see README, "CIFAR-10". Measured so far of `report`: results/cifar10_report_cpu, the 68 minutes that
+`cpu` had, two and a half epochs; the 200 have not been run.
 """
 
 from ml_collections import ConfigDict
