@@ -55,15 +55,14 @@ class Process:
 
     def close(self) -> None:
         """Ends the process."""
-        assert self.child.stdin is not None
-        self.child.stdin.close()
-        self.child.wait()
+        self.child.communicate()
 
     def _answer(self) -> dict[str, Any]:
         assert self.child.stdout is not None
         line = self.child.stdout.readline()
         if not line:
-            raise UserError(f"{self.contestant.name} ended with {self.child.wait()}; its last lines say why")
+            self.close()
+            raise UserError(f"{self.contestant.name} ended with {self.child.returncode}; its last lines say why")
         return json.loads(line)
 
 

@@ -103,15 +103,3 @@ def test_the_walk_would_see_repeated_keys():
     )
     sizes = {variable.aval.size for variable in every_variable(jax.make_jaxpr(repeat)(q, k, v).jaxpr)}
     assert 2 * 7 * 6 * 4 in sizes
-
-
-def test_softmax_stays_in_float32_under_bfloat16():
-    """Scores whose differences bfloat16 would round away: weights of 1 / 301 each sum to 1 only in float32."""
-    q, k, v = (a.astype(jnp.bfloat16) for a in draw(M=301))
-    out = grouped_query_attention(q * 0, k, jnp.ones_like(v))
-    assert out.dtype == jnp.float32
-    np.testing.assert_allclose(out, 1, rtol=4e-3)
-    jaxpr = jax.make_jaxpr(grouped_query_attention)(q, k, v).jaxpr
-    exponentials = [e for e in jaxpr.eqns if e.primitive.name == "exp"]
-    assert exponentials
-    assert all(e.outvars[0].aval.dtype == jnp.float32 for e in exponentials)

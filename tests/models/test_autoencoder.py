@@ -1,4 +1,4 @@
-"""The autoencoder's network: its shapes, what its latents are, and that each image is seen alone."""
+"""The autoencoder's network: in NumPy, its shapes, what its latents are, and that each image is seen alone."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_jax.models.autoencoder import Autoencoder, stage_widths
+from dit_jax.models.autoencoder import Attention, Autoencoder, Block, stage_widths
 
 
 def build(downsample=4, channels=3, width=8, depth=1):
@@ -15,16 +15,99 @@ def build(downsample=4, channels=3, width=8, depth=1):
     model = Autoencoder(3, downsample, channels, width, depth)
     x = jax.random.normal(jax.random.key(0), (2, 16, 8, 3))
     eps = jax.random.normal(jax.random.key(1), (2, 16 // downsample, 8 // downsample, channels))
-    shapes = jax.eval_shape(model.init, jax.random.key(2), x, eps)
-    leaves, tree = jax.tree.flatten(shapes)
+    return jax.jit(model.apply, static_argnames="method"), randomised(model, x, eps), x, eps
+
+
+def randomised(model, *inputs):
+    leaves, tree = jax.tree.flatten(jax.eval_shape(model.init, jax.random.key(2), *inputs))
     rng = np.random.default_rng(0)
-    params = tree.unflatten([rng.normal(size=leaf.shape, scale=0.2).astype(np.float32) for leaf in leaves])
-    return jax.jit(model.apply, static_argnames="method"), params, x, eps
+    return tree.unflatten([rng.normal(size=leaf.shape, scale=0.2).astype(np.float32) for leaf in leaves])
 
 
 @pytest.fixture(scope="module")
 def network():
     return build()
+
+
+def in_float64(tree):
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+
+
+def dense(params, x):
+    return x @ params["kernel"] + params["bias"]
+
+
+def conv(params, x, stride=1, before=1):
+    """The sum over the nine places of a kernel, zeros outside."""
+    (height, width, inputs), dense = x.shape[1:], params["Dense_0"]
+    kernel = dense["kernel"].reshape(3, 3, inputs, -1)
+    padded = np.pad(x, ((0, 0), (before, 2 - before), (before, 2 - before), (0, 0)))
+    near = lambda i, j: padded[:, i : i + height : stride, j : j + width : stride]  # noqa: E731
+    return sum(near(i, j) @ kernel[i, j] for i in range(3) for j in range(3)) + dense["bias"]
+
+
+def norm(params, x):
+    """Two groups of channels (Wu & He 2018, equation 7), epsilon 1e-6."""
+    groups = x.reshape(len(x), -1, 2, x.shape[-1] // 2)
+    centred = groups - groups.mean((1, 3), keepdims=True)
+    scaled = centred / np.sqrt(np.square(centred).mean((1, 3), keepdims=True) + 1e-6)
+    return scaled.reshape(x.shape) * params["scale"] + params["bias"]
+
+
+def activated(params, x):
+    x = norm(params, x)
+    return x / (1 + np.exp(-x))
+
+
+def block(params, x):
+    hidden = conv(params["conv1"], activated(params["norm1"], x))
+    hidden = conv(params["conv2"], activated(params["norm2"], hidden))
+    return hidden + (dense(params["conv_shortcut"], x) if "conv_shortcut" in params else x)
+
+
+def attention(params, x):
+    """One head over all places: softmax(q k^T / sqrt(C)) v of Vaswani et al. 2017, equation 1."""
+    tokens = norm(params["group_norm"], x).reshape(len(x), -1, x.shape[-1])
+    q, k, v = (dense(params[name], tokens) for name in ("to_q", "to_k", "to_v"))
+    weights = np.exp(q @ k.transpose(0, 2, 1) / np.sqrt(x.shape[-1]))
+    return x + dense(params["to_out"], weights / weights.sum(-1, keepdims=True) @ v).reshape(x.shape)
+
+
+def middle(params, x):
+    return block(params["mid_1"], attention(params["attention"], block(params["mid_0"], x)))
+
+
+@pytest.mark.parametrize(
+    ("module", "peer"), [(Block(12, 2), block), (Attention(2), attention)], ids=["block", "attention"]
+)
+def test_a_part_is_that_of_numpy(module, peer):
+    """Of values so small that the epsilon of the norm, 1e-6, is as large as their variance."""
+    x = 1e-3 * jax.random.normal(jax.random.key(0), (2, 4, 6, 8))
+    params = randomised(module, x)
+    expected = peer(in_float64(params)["params"], in_float64(x))
+    np.testing.assert_allclose(jax.jit(module.apply)(params, x), expected, atol=1e-5)
+
+
+def test_moments_and_images_are_those_of_numpy(network):
+    """Stages of 8, 16 and 32 channels of one block, and two on the way back; 16 x 8 pixels to 4 x 2 latents."""
+    apply, params, x, _ = network
+    weights = in_float64(params)["params"]
+    coder, y = weights["encoder"], conv(weights["encoder"]["conv_in"], in_float64(x))
+    for stage in range(3):
+        y = block(coder[f"down_{stage}_0"], y)
+        y = conv(coder[f"downsample_{stage}"], y, stride=2, before=0) if stage < 2 else y
+    y = dense(weights["quant_conv"], conv(coder["conv_out"], activated(coder["conv_norm_out"], middle(coder, y))))
+    mean, log_variance = y[..., :3], np.clip(y[..., 3:], -30, 20)
+    for ours, theirs in zip(apply(params, x, method="moments"), (mean, log_variance), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+    coder, z = weights["decoder"], dense(weights["post_quant_conv"], mean)
+    z = middle(coder, conv(coder["conv_in"], z))
+    for stage in range(3):
+        z = block(coder[f"up_{stage}_1"], block(coder[f"up_{stage}_0"], z))
+        nearest = z[:, np.arange(2 * z.shape[1]) // 2][:, :, np.arange(2 * z.shape[2]) // 2]
+        z = conv(coder[f"upsample_{stage}"], nearest) if stage < 2 else z
+    z = conv(coder["conv_out"], activated(coder["conv_norm_out"], z))
+    np.testing.assert_allclose(apply(params, jnp.float32(mean), method="decode"), z, atol=1e-4 * np.abs(z).max())
 
 
 @pytest.mark.parametrize("downsample", [2, 4, 8])

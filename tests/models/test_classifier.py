@@ -20,7 +20,7 @@ def network():
     return jax.jit(lambda x, t: model.apply(params, x, t)), x, t
 
 
-def test_shapes(network):
+def test_features_are_32_and_logits_one_a_class(network):
     apply, x, t = network
     output = apply(x, t)
     assert output.features.shape == (3, 32)

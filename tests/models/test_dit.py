@@ -169,6 +169,28 @@ def test_bfloat16_is_close_and_its_products_are_summed_in_float32(make_tiny, mak
     assert {str(e.outvars[0].aval.dtype) for e in dots} == {"float32"}
 
 
+MOVES = {"reshape", "transpose", "layout_constraint", "optimization_barrier"}  # numbers, and changes none
+
+
+def uses_bfloat16(equation):
+    """Whether it does more than round to bfloat16, move what was rounded, or take a product of it in float32."""
+    read, made = ({str(v.aval.dtype) for v in variables} for variables in (equation.invars, equation.outvars))
+    of_products = {"convert_element_type": read, "dot_general": made}
+    holds_others = bool(list(jaxpr_core.jaxprs_in_params(equation.params)))  # which the walk comes to
+    return not holds_others and "bfloat16" in of_products.get(equation.primitive.name, read | made)
+
+
+def test_of_bfloat16_are_the_operands_of_products_and_nothing_else(make_tiny, make_inputs, conditioning):
+    """Forward and backward: norms, softmax, activations and sums take and give float32, by README's promise."""
+    inputs = make_inputs()
+    model = make_tiny(conditioning=conditioning, depth=3, qk_norm=True, long_skips=True, dtype=jnp.bfloat16)
+    params = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    loss = lambda params: jnp.square(model.apply(params, *inputs)).mean()  # noqa: E731
+    equations = list(every_equation(jax.make_jaxpr(jax.value_and_grad(loss))(params).jaxpr))
+    assert {"exp", "tanh", "rsqrt", "dot_general"} <= {e.primitive.name for e in equations}
+    assert [e for e in equations if uses_bfloat16(e) and e.primitive.name not in MOVES] == []
+
+
 def test_remat_changes_memory_and_nothing_else(make_tiny, make_inputs, randomised):
     inputs = make_inputs()
     plain, remat = (make_tiny(conditioning="adaln_zero", depth=1, remat=remat) for remat in (False, True))

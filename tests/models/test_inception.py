@@ -1,19 +1,23 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dit_jax.models import inception
 from dit_jax.models.inception import BLOCKS, Inception, Mixed, average_pool, halve, resize
 
 
 @pytest.fixture(scope="module")
 def shapes():
-    """Outputs and variables of the network on 5 images, without computing them."""
+    """Outputs and variables of the network on 5 images, also what passes between its parts, without computing them."""
     image = jax.ShapeDtypeStruct((5, 32, 40, 3), jnp.uint8)
-    return jax.eval_shape(Inception().init_with_output, jax.random.key(0), image)
+    watched = partial(Inception().init_with_output, mutable=True, capture_intermediates=True)
+    return jax.eval_shape(watched, jax.random.key(0), image)
 
 
-def test_outputs(shapes):
+def test_features_are_2048_and_logits_1008_in_float32(shapes):
     features, logits, unbiased = shapes[0]
     assert (features.shape, logits.shape, unbiased.shape) == ((5, 2048), (5, 1008), (5, 1008))
     assert features.dtype == logits.dtype == jnp.float32
@@ -25,8 +29,35 @@ def test_number_of_parameters(shapes):
     Eight more classes have 2048 weights and a bias each. torchvision's 23,834,568 without the auxiliary head hold
     a scale besides for each of 17,216 channels.
     """
-    count = sum(leaf.size for leaf in jax.tree.leaves(shapes[1]))
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes[1]["params"]))
     assert count == 23_817_352 + 8 * 2049 == 23_834_568 - 17_216 + 8 * 2049
+
+
+STEM = {"Conv2d_1a_3x3": 149, "Conv2d_2a_3x3": 147, "Conv2d_2b_3x3": 147, "Conv2d_3b_1x1": 73, "Conv2d_4a_3x3": 71}
+
+
+def test_only_the_third_convolution_of_the_stem_is_padded(shapes):
+    """Sides of Szegedy et al. 2016, table 1, for images of 299."""
+    seen = {name: shapes[1]["intermediates"][name]["__call__"][0].shape for name in STEM}
+    assert {name: shape[1:3] for name, shape in seen.items()} == {name: (side, side) for name, side in STEM.items()}
+    assert shapes[1]["intermediates"]["Mixed_5b"]["__call__"][0].shape == (5, 35, 35, 256)
+
+
+def test_pixels_are_taken_as_less_128_over_128(monkeypatch):
+    """A stem that hands the first channel on: 192 is 0.5, 255 is 127 / 128, and what is negative ends at its ReLUs.
+
+    Source: the graph's own subtraction and multiplication; others divide by 127.5.
+    """
+    monkeypatch.setattr(inception, "resize", lambda images: images.astype(jnp.float32))
+    monkeypatch.setattr(inception, "BLOCKS", {})
+    images = jnp.broadcast_to(jnp.array([0, 192, 255], jnp.uint8)[:, None, None, None], (3, 27, 27, 3))
+    shapes = jax.eval_shape(Inception().init, jax.random.key(0), images)
+    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
+    for name in STEM:
+        kernel = variables["params"][name]["kernel"]
+        variables["params"][name]["kernel"] = kernel.at[kernel.shape[0] // 2, kernel.shape[1] // 2, 0, 0].set(1)
+    features = jax.jit(Inception().apply)(variables, images).features
+    np.testing.assert_array_equal(features[:, 0], [0, 0.5, 127 / 128])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_jax.diffusion.schedule import make_schedule
+from dit_jax.diffusion.schedule import Schedule, make_schedule
 from dit_jax.models.classifier import ClassifierOutput
 from dit_jax.training.classifier import batch_loss
 
@@ -59,6 +59,24 @@ def test_a_network_that_knows_nothing_loses_the_log_of_the_classes(seen):
     sums, counts = (np.asarray(part) for part in seen.quarters)
     assert counts.sum() == B
     np.testing.assert_allclose(sums / counts, np.log(K), rtol=1e-5)
+
+
+def test_half_of_the_images_are_mirrored_and_each_keeps_its_label():
+    """Ramps that have their label in the last channel, where a network without noise reads it: a loss of 0."""
+    noted = {}
+
+    def apply(params, x_t, t_B):
+        noted.update(x_t=np.asarray(x_t))
+        return ClassifierOutput(jnp.zeros((B, 1)), 100 * jax.nn.one_hot(x_t[:, 0, 0, 2].astype(int), K))
+
+    recipe = SimpleNamespace(schedule=Schedule(np.ones(T), np.zeros(T)), flip=True)
+    labels, keys_B = jnp.arange(B) % K, jax.random.split(jax.random.key(0), B)
+    x_0 = jnp.broadcast_to(jnp.arange(4.0)[None, None, :, None], (B, 4, 4, 3)).at[..., 2].set(labels[:, None, None])
+    loss, _ = batch_loss(None, apply, recipe, x_0, labels, keys_B, jnp.arange(B))
+    assert float(loss) == 0
+    mirrored = noted["x_t"][:, 0, 0, 0] == 3
+    assert 720 <= mirrored.sum() <= 880  # 800 +- 20 is one standard deviation
+    np.testing.assert_array_equal(noted["x_t"][mirrored][0, 0, :, 0], [3, 2, 1, 0])
 
 
 def test_crops_move_the_images():

@@ -1,6 +1,7 @@
 """The train step: the same numbers on any mesh and at any rhythm, and draws that differ."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +62,7 @@ def test_microbatches_show_the_network_what_the_batch_does():
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def test_sums(single):
+def test_the_sums_count_every_step_and_image_and_the_quarters_add_up_to_the_loss(single):
     sums = jax.device_get(single.sums)
     assert sums["steps"] == 7
     assert sums["quarter_count"].sum() == 7 * 8
@@ -154,7 +155,9 @@ def test_every_image_of_every_device_and_step_has_its_own_noise():
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def test_the_flipped_images_are_what_is_encoded_and_their_latents_what_is_noised():
+@pytest.fixture(scope="module")
+def drawn():
+    """What one call of `batch_loss` draws for 400 ramps of label 0, whose latents are 7 throughout, and its loss."""
     count, noted = 400, {}
 
     def encode(x_0):
@@ -162,20 +165,29 @@ def test_the_flipped_images_are_what_is_encoded_and_their_latents_what_is_noised
         return jnp.full((count, 2, 2, 5), 7.0)
 
     def network(params, x_t, t_B, labels_B, keys_B):
-        noted.update(x_t=np.asarray(x_t), t=np.asarray(t_B))
+        noted.update(x_t=np.asarray(x_t), t=np.asarray(t_B), dropped=np.asarray(labels_B) == RECIPE.null_class)
         return jnp.zeros_like(x_t)
 
     recipe = dataclasses.replace(RECIPE, encode=encode)
     ramp = jnp.broadcast_to(jnp.arange(4.0)[None, None, :, None], (count, 4, 4, 3))
     keys_B = jax.random.split(jax.random.key(0), count)
     loss, _ = batch_loss({}, network, recipe, ramp, jnp.zeros(count, jnp.int32), keys_B, jnp.arange(count))
-    mirrored = noted["images"][:, 0, 0, 0] == 3
-    assert 150 <= mirrored.sum() <= 250  # 200 +- 10 is one standard deviation
-    np.testing.assert_array_equal(noted["images"][mirrored][0, 0, :, 0], [3, 2, 1, 0])
     alpha, sigma = (table[noted["t"]][:, None, None, None] for table in RECIPE.schedule)
-    eps = (noted["x_t"] - 7 * alpha) / sigma
-    assert eps.mean() == pytest.approx(0, abs=0.05)  # 8,000 draws: four standard errors
-    assert float(loss) == pytest.approx(np.square(eps).mean(), rel=1e-3)  # noise, predicted as 0
+    noted |= {"eps": (noted["x_t"] - 7 * alpha) / sigma, "mirrored": noted["images"][:, 0, 0, 0] == 3}
+    return SimpleNamespace(**noted, loss=float(loss))
+
+
+def test_the_flipped_images_are_what_is_encoded_and_their_latents_what_is_noised(drawn):
+    assert 150 <= drawn.mirrored.sum() <= 250  # 200 +- 10 is one standard deviation
+    np.testing.assert_array_equal(drawn.images[drawn.mirrored][0, 0, :, 0], [3, 2, 1, 0])
+    assert drawn.eps.mean() == pytest.approx(0, abs=0.05)  # 8,000 draws: four standard errors
+    assert drawn.loss == pytest.approx(np.square(drawn.eps).mean(), rel=1e-3)  # noise, predicted as 0
+
+
+def test_an_images_time_noise_mirroring_and_dropped_label_know_nothing_of_each_other(drawn):
+    """Correlations of 400 independent pairs are 0 +- 0.05; of draws by one key, such as t < T / 4, above 0.7."""
+    found = np.corrcoef([drawn.t, drawn.eps[:, 0, 0, 0], drawn.mirrored, drawn.dropped])
+    np.testing.assert_allclose(found, np.eye(4), atol=0.2)
 
 
 def test_the_keys_for_dropout_are_those_of_no_other_draw():
