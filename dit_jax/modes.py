@@ -1,6 +1,5 @@
 """The modes of main.py by name."""
 
-import importlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -19,20 +18,27 @@ logger = logging.getLogger(__name__)
 # Keys in which the processes of a run may differ: where their machine has something.
 PLACES = ("data.data_dir", "data.root", "data.content", "evaluate.inception_path", "sample.images", "sample.mask",
           "autoencoder.pretrained")  # fmt: skip
-MODES = {  # module and function of each: (config, workdir, out), and `images` of evaluate, -> an exit code or None
-    "train": ("jobs", "train"),
-    "sample": ("draw", "sample"),
-    "train_autoencoder": ("autoencoder_job", "train_autoencoder"),
-    "train_classifier": ("classifier_job", "train_classifier"),
-    "evaluate": ("evaluate_job", "evaluate"),
-    "report": ("report_job", "report"),
-}
+MODES = ("train", "sample", "train_autoencoder", "train_classifier", "evaluate", "report")
 
 
 def job_of(mode: str) -> Callable[..., Any]:
-    """The job of a mode, imported when asked for: training waits neither for matplotlib nor for Inception."""
-    module, name = MODES[mode]
-    return getattr(importlib.import_module(f"dit_jax.{module}"), name)
+    """The job of a mode: (config, workdir, out), and `images` of evaluate, -> an exit code or None.
+
+    Imported when it is asked for: a start of training waits neither for matplotlib nor for Inception.
+    """
+    if mode == "train":
+        from dit_jax.jobs import train as job
+    elif mode == "sample":
+        from dit_jax.draw import sample as job
+    elif mode == "train_autoencoder":
+        from dit_jax.autoencoder_job import train_autoencoder as job
+    elif mode == "train_classifier":
+        from dit_jax.classifier_job import train_classifier as job
+    elif mode == "evaluate":
+        from dit_jax.evaluate_job import evaluate as job
+    else:
+        from dit_jax.report_job import report as job
+    return job
 
 
 def trained_folder(mode: str, workdir: str | None) -> Path | None:

@@ -59,7 +59,8 @@ def log_row(i, rng):
 def evaluation(step):
     """With Inception's figures and those of the classifier, by class, and the loss by noise."""
     figures = {"fid": 1e4 / step, "inception_score": 7.5, "fd_classifier": 1e3 / step, "accuracy_classifier": 0.9}
-    bins = [{"t_from": 2 * i, "t_to": 2 * i + 2, "loss": 1 / (i + 1), "n": 64, "split": "test"} for i in range(10)]
+    bins = {"t_from": [*range(0, 20, 2)], "t_to": [*range(2, 22, 2)], "loss": [1 / i for i in range(1, 11)]}
+    bins |= {"images": 64, "split": "test"}
     by_class = {"fid_by_class": dict.fromkeys(NAMES, 12.5)}
     floor = figures | by_class | {"n": 10_000, "split": "test"}
     return {"step": step, "loss_by_noise": bins, "bits_per_dim": 3.9, "floor": floor, **figures, **by_class, **SETTINGS}
