@@ -180,6 +180,7 @@ def test_a_run_that_ends_by_its_time_limit_goes_on_to_the_bit(whole, tiny_data, 
     assert_same_run(tmp_path, whole)
 
 
+@pytest.mark.long
 def test_a_clock_that_jumps_changes_nothing(whole, tiny_data, tmp_path, monkeypatch):
     rng, real = random.Random(0), time.time
     monkeypatch.setattr(time, "time", lambda: real() + rng.uniform(-1, 1) * 86_400)

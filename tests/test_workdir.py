@@ -16,6 +16,7 @@ def run(tmp_path, monkeypatch, capfd):
     return lambda *more: tiny.run_main(capfd, *tiny.flags(), "--workdir", tmp_path / "run", *more)
 
 
+@pytest.mark.long
 def test_a_run_that_ended_before_it_began_may_have_another_config(run, tmp_path):
     """Such as one that found no memory for its batch while it compiled: config.json is there, and nothing else."""
     assert run().code == 0

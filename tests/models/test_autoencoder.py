@@ -155,6 +155,7 @@ def test_brightness_reaches_the_latents_and_the_images(network):
     assert np.abs(images[0] - images[1]).max() > 1e-2
 
 
+@pytest.mark.long
 def test_no_image_sees_another(network):
     apply, params, x, eps = network
     gradient = np.asarray(jax.jit(jax.grad(lambda x: apply(params, x, eps).images[0].sum()))(x))

@@ -38,7 +38,8 @@ def assert_equal(one, other):
 LONG = {"train__steps": 13, "train__steps_per_call": 3, "train__log_every": 4}  # two and a half epochs of five steps
 
 
-@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("devices", [1, 8])
 def test_a_streamed_run_has_the_weights_of_a_resident_one(devices, tmp_path, monkeypatch):
     resident = train(tmp_path / "resident", "true", devices, monkeypatch, **LONG)
     assert_equal(train(tmp_path / "stream", "false", devices, monkeypatch, **LONG), resident)
