@@ -237,6 +237,13 @@ def test_checkpoints_that_are_kept(tmp_path, monkeypatch):
         assert checkpointer.restore(like, 4) is None
 
 
+def test_classes_are_drawn_in_their_shares_of_the_training_images(monkeypatch):
+    """3 : 1 : 1."""
+    tiny.install(monkeypatch)
+    evaluation = TrainingEvaluation(tiny.experiment(evaluate__training_n=10), *[None] * 4)
+    assert np.bincount(evaluation.labels).tolist() == [6, 2, 2]
+
+
 def test_fewer_features_are_the_first_with_their_labels():
     few = first_features(summary(), 7)
     assert (few.features_ND.shape, few.labels_N.shape, few.count) == ((7, 2), (7,), 60)
