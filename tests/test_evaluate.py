@@ -1,7 +1,11 @@
 """The modes train_classifier and evaluate through main.py: what they leave, what a kill costs, one line a mistake."""
 
 import json
+<<<<<<< HEAD
 import logging
+=======
+import shutil
+>>>>>>> c4bf6106cf54821b958b84d069ea1857cde2f9f7
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,8 +49,8 @@ def without_seconds(workdir, name="evaluation.json"):
 def test_training_a_classifier(trained, tiny_data, capfd, caplog):
     caplog.set_level("INFO", logger="dit_jax")
     kept = json.loads((trained / "classifier/accuracy.json").read_text())
-    assert (kept["n"], kept["step"], kept["split"]) == (tiny.NUM_EXAMPLES, 2, "test")
-    assert kept["accuracy"] * tiny.NUM_EXAMPLES == pytest.approx(round(kept["accuracy"] * tiny.NUM_EXAMPLES))
+    assert (kept["n"], kept["step"], kept["split"]) == (24, 2, "test")
+    assert kept["accuracy"] * 24 == pytest.approx(round(kept["accuracy"] * 24))
     done = tiny.run_main(capfd, "--mode=train_classifier", "--workdir", trained)
     assert done.code == 0
     assert "--config.classifier.steps higher" in caplog.text
@@ -83,46 +87,67 @@ def test_images_predicted_have_losses_and_no_bound(tiny_data):
     assert np.isfinite(figures["loss_by_noise"]["loss"]).all()
 
 
-def test_evaluating(trained, tiny_data, capfd, monkeypatch):
-    monkeypatch.setattr(evaluate_job, "CHUNK", 4)  # sixteen images are four chunks
-    done = tiny.run_main(capfd, "--mode=evaluate", "--workdir", trained)
-    assert done.code == 0, done.err
-    result = without_seconds(trained)
+@pytest.fixture(scope="module")
+def evaluated(trained, tmp_path_factory):
+    """A copy of the workdir, evaluated in four chunks of images: its result, and the labels that were drawn."""
+    workdir, labels, draw = tmp_path_factory.mktemp("evaluated") / "run", [], evaluate_job.draw
+    shutil.copytree(trained, workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.install(patch)
+        patch.setattr(evaluate_job, "CHUNK", 4)
+        patch.setattr(evaluate_job, "draw", lambda run, batch, first: labels.extend(batch) or draw(run, batch, first))
+        evaluate_job.evaluate(tiny.config(train__steps=2), workdir, None)
+    return SimpleNamespace(workdir=workdir, labels=labels, result=without_seconds(workdir))
+
+
+def test_classes_are_drawn_in_their_shares_of_the_training_images(evaluated):
+    """3 : 1 : 1, of which fifteen are 9, 3 and 3; the sixteenth is the largest class's, being nearest to one more."""
+    assert np.bincount(evaluated.labels).tolist() == [10, 3, 3]
+
+
+def test_an_evaluation_says_what_it_depends_on(evaluated):
+    result = evaluated.result
     assert "fid" not in result
     assert {"fd_classifier", "accuracy_classifier", "kid_classifier", "precision_classifier"} <= set(result)
     assert set(result["fd_classifier_by_class"]) == set(tiny.INFO.class_names)
     told = {name: result[name] for name in ("n", "seed", "sampler", "steps", "spacing", "guidance", "weights", "step")}
     assert told == {"n": 16, "seed": 0, "sampler": "ddpm", "steps": 3, "spacing": "linspace", "guidance": 1.0,
                     "weights": "ema", "step": 2}  # fmt: skip
-    assert (result["features"], result["data"], result["reference_split"]) == ("classifier", "tiny", "train")
+    assert (result["features"], result["data"]) == ("classifier", "tiny")
+    assert (result["reference_split"], result["reference_n"]) == ("train", 40)
     assert len(result["features_sha256"]) == len(result["weights_sha256"]) == 64
     assert (result["floor"]["split"], result["floor"]["n"]) == ("test", 16)
     assert "too few for 32 features" in result["warning"]
-    assert "fd_classifier" in done.out
     assert (result["images"], result["epoch"]) == (16, 2 / 5)
     noise, parts = result["loss_by_noise"], result["bits_per_dim_parts"]
     assert (noise["t_from"], noise["t_to"]) == (list(range(0, 20, 2)), list(range(2, 21, 2)))
-    assert (noise["n"], noise["images"], noise["split"], noise["prediction"]) == ([40] * 10, 40, "test", "eps")
+    assert (noise["n"], noise["images"], noise["split"], noise["prediction"]) == ([24] * 10, 24, "test", "eps")
     assert noise["loss"][9] < noise["loss"][0]  # in noise alone even two steps have learned to see noise
     assert result["bits_per_dim"] == pytest.approx(parts["prior"] + parts["vlb"] + parts["decoder"])
-    assert (parts["variance"], parts["n"], parts["clip_x_0"]) == ("posterior", 40, True)
-    assert [json.loads(line)["n"] for line in (trained / "evaluations.jsonl").read_text().splitlines()] == [16]
-    chunks = sorted(trained.glob("evaluation/*/*.npz"))
-    assert [len(np.load(chunk)["images"]) for chunk in chunks] == [4, 4, 4, 4]
+    assert (parts["variance"], parts["n"], parts["clip_x_0"]) == ("posterior", 24, True)
 
-    # As if killed while the third chunk was drawn: the first two are not drawn again, and every figure is the same.
+
+def test_killed_between_two_chunks_it_draws_what_is_left_and_every_figure_is_the_same(
+    evaluated, tiny_data, capfd, monkeypatch
+):
+    monkeypatch.setattr(evaluate_job, "CHUNK", 4)
+    chunks = sorted(evaluated.workdir.glob("evaluation/*/*.npz"))
+    assert [len(np.load(chunk)["images"]) for chunk in chunks] == [4, 4, 4, 4]
     chunks[2].write_bytes(chunks[2].read_bytes().replace(b"(4, ", b"(4( "))  # a header that Python cannot take apart
     chunks[3].unlink()
-    before, drawn = tiny.snapshot(trained), []
+    before, drawn = tiny.snapshot(evaluated.workdir), []
     real = evaluate_job.draw
     monkeypatch.setattr(
         evaluate_job, "draw", lambda run, labels, first: drawn.append(first) or real(run, labels, first)
     )
-    again = tiny.run_main(capfd, "--mode=evaluate", "--workdir", trained)
+    again = tiny.run_main(capfd, "--mode=evaluate", "--workdir", evaluated.workdir)
     assert again.code == 0, again.err
+    assert "fd_classifier" in again.out
     assert drawn == [8, 12]
-    assert without_seconds(trained) == result
-    after = tiny.snapshot(trained)
+    assert without_seconds(evaluated.workdir) == evaluated.result
+    rows = (evaluated.workdir / "evaluations.jsonl").read_text().splitlines()
+    assert [json.loads(row)["n"] for row in rows] == [16, 16]
+    after = tiny.snapshot(evaluated.workdir)
     assert all(after[chunk] == before[chunk] for chunk in chunks[:2])
 
 
@@ -147,9 +172,9 @@ def test_images_that_have_diverged_have_no_figures(trained, tiny_data, capfd):
 
 
 def test_images_of_a_run_get_the_figures_of_the_run(trained, tiny_data, tmp_path, capfd):
-    """samples.npz of the same seed and labels holds the same images."""
+    """samples.npz of the same seed and labels, in turn those of shares 3 : 1 : 1, holds the same images."""
     assert tiny.run_main(capfd, "--mode=evaluate", "--workdir", trained).code == 0
-    flags = ["--out", tmp_path, "--config.sample.n=16"]
+    flags = ["--out", tmp_path, "--config.sample.n=16", "--config.sample.labels=0,0,1,2,0"]
     assert tiny.run_main(capfd, "--mode=sample", "--workdir", trained, *flags).code == 0
     given = tmp_path / "samples.npz"
     done = tiny.run_main(capfd, "--mode=evaluate", "--workdir", trained, "--images", given)
@@ -166,8 +191,9 @@ def test_images_of_a_run_get_the_figures_of_the_run(trained, tiny_data, tmp_path
     assert "seed" not in theirs
 
 
-def test_real_images_against_themselves(trained, tiny_data, tmp_path, capfd, caplog):
-    """The tiny data set has one split for both: distance 0 and full precision, in the set as in the floor."""
+def test_training_images_are_like_themselves_and_the_floor_is_of_test_images(
+    trained, tiny_data, tmp_path, capfd, caplog
+):
     data = tiny.split()
     for i, image in enumerate(data.images):
         Image.fromarray(image).save(tmp_path / f"{i:03d}.png")
@@ -175,9 +201,10 @@ def test_real_images_against_themselves(trained, tiny_data, tmp_path, capfd, cap
     assert done.code == 0, done.err
     assert "no labels" in caplog.text
     result = without_seconds(trained, "evaluation_images.json")
-    for figures in (result, result["floor"]):
-        assert figures["fd_classifier"] == pytest.approx(0, abs=1e-9)
-        assert figures["precision_classifier"] == figures["recall_classifier"] == figures["coverage_classifier"] == 1
+    assert result["fd_classifier"] == pytest.approx(0, abs=1e-9)
+    assert result["precision_classifier"] == result["recall_classifier"] == result["coverage_classifier"] == 1
+    assert (result["floor"]["split"], result["floor"]["n"]) == ("test", 24)
+    assert result["floor"]["fd_classifier"] > 1e-6
     assert "accuracy_classifier" not in result
     assert "fd_classifier_by_class" not in result
 
@@ -276,7 +303,7 @@ def test_classifier_guidance_needs_a_classifier_of_the_same_noise(trained, tiny_
     assert "sample.classifier_scale=1.0: guidance cannot be followed" in tiny.run_main(capfd, *inverted).err[-1]
 
 
-def test_raw_weights(trained, tiny_data, capfd):
+def test_raw_weights_are_evaluated_and_no_loss_is_measured_if_so_asked(trained, tiny_data, capfd):
     flags = ["--config.sample.weights=raw", "--config.evaluate.loss_n=0"]
     done = tiny.run_main(capfd, "--mode=evaluate", "--workdir", trained, *flags)
     assert done.code == 0, done.err

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from dit_jax.lock import only_trainer
 from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.step import zero_sums
 from tests import tiny
+from tests.test_experiment import weights
 
 LATENTS = {"model__latents": True, "model__patch_size": 2, "sample__clip_x_0": False, "train__steps": 4}
 SHAPE = (4, 4, 2)  # of the latents of a tiny image
@@ -50,13 +52,25 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def loud(trained, tmp_path_factory):
+    """A workdir with that autoencoder, and a run on its latents whose weights are as loud as trained ones."""
+    folder = tmp_path_factory.mktemp("loud")
+    shutil.copytree(trained / "autoencoder", folder / "autoencoder")
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.install(patch)
+        tiny.on_devices(patch, 1)
+        experiment = with_codec(folder, config())
+        return tiny.with_weights(folder, experiment, weights(experiment))
+
+
 @pytest.fixture(params=[1, 8])
-def sampled(request, trained, tmp_path, monkeypatch):
+def sampled(request, loud, tmp_path, monkeypatch):
     """sampled(**config) runs the job and gives the arrays of its samples.npz."""
     tiny.on_devices(monkeypatch, request.param)
 
     def run(**more):
-        draw.sample(config(**more), trained, tmp_path / "out")
+        draw.sample(config(**more), loud, tmp_path / "out")
         with np.load(tmp_path / "out" / "samples.npz") as file:
             return dict(file)
 
@@ -65,7 +79,7 @@ def sampled(request, trained, tmp_path, monkeypatch):
 
 @pytest.fixture
 def given(tmp_path):
-    images, labels = (array[:5] for array in tiny.split())
+    images, labels = tiny.split().images[:5], np.array([2, 1, 2, 1, 1])
     np.savez(tmp_path / "given.npz", images=images, labels=labels)
     return {"sample__images": tmp_path / "given.npz"}, images
 
@@ -86,15 +100,17 @@ def weights_of(folder):
 def test_what_is_measured_of_an_autoencoder(trained):
     about = json.loads((trained / "autoencoder/latents.json").read_text())
     experiment, params = weights_of(trained)
-    images = tiny.split().images
-    x = images.astype(np.float64) / 127.5 - 1
-    means = np.asarray(experiment.model.apply(params, x.astype(np.float32), method="moments")[0], np.float64)
-    np.testing.assert_allclose(about["mean"], means.mean((0, 1, 2)), atol=1e-5)
-    np.testing.assert_allclose(about["std"], means.std((0, 1, 2)), rtol=1e-4)
-    decoded = np.asarray(experiment.model.apply(params, means.astype(np.float32), method="decode"))
-    error = np.round((np.clip(decoded, -1, 1) + 1) * 127.5) - images
+    images = {name: tiny.split(name).images for name in ("train", "test")}
+    latents = {
+        name: np.asarray(experiment.model.apply(params, draw.to_float(split), method="moments")[0])
+        for name, split in images.items()
+    }
+    np.testing.assert_allclose(about["mean"], latents["train"].mean((0, 1, 2)), atol=1e-5)
+    np.testing.assert_allclose(about["std"], latents["train"].std((0, 1, 2)), rtol=1e-4)
+    decoded = np.asarray(experiment.model.apply(params, latents["test"], method="decode"))
+    error = np.round((np.clip(decoded, -1, 1) + 1) * 127.5) - images["test"]
     assert about["psnr_db"] == pytest.approx(10 * np.log10(255**2 / np.square(error).mean()), abs=0.01)
-    assert (about["images"], about["psnr_n"], about["psnr_split"]) == (tiny.NUM_EXAMPLES, tiny.NUM_EXAMPLES, "test")
+    assert (about["images"], about["psnr_n"], about["psnr_split"]) == (40, 24, "test")
     with Image.open(trained / "autoencoder/reconstructions.png") as picture:
         assert picture.size[0] > 10 * 16
 
@@ -103,7 +119,7 @@ def test_what_is_measured_of_an_autoencoder(trained):
 def test_latents_have_mean_0_and_deviation_1(trained):
     codec = with_codec(trained, config()).codec
     latents = np.asarray(codec.encode(codec.weights, draw.to_float(tiny.split().images)))
-    assert latents.shape == (tiny.NUM_EXAMPLES, *SHAPE)
+    assert latents.shape == (40, *SHAPE)
     np.testing.assert_allclose(latents.mean((0, 1, 2)), 0, atol=1e-4)
     np.testing.assert_allclose(latents.std((0, 1, 2)), 1, atol=1e-4)
 
@@ -173,7 +189,7 @@ def test_evaluation_and_report_see_images(trained, tmp_path, capfd):
 
 
 @pytest.mark.long
-def test_samples_and_their_pictures(sampled, tmp_path):
+def test_samples_are_images_of_the_datas_size_and_come_with_pictures(sampled, tmp_path):
     drawn = sampled()
     assert drawn["images"].shape == (7, 8, 8, 3)
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -181,13 +197,16 @@ def test_samples_and_their_pictures(sampled, tmp_path):
 
 
 @pytest.mark.long
-def test_tasks_that_start_from_images(sampled, given, trained, tmp_path):
+def test_tasks_that_start_from_images(sampled, given, loud, tmp_path):
     flags, images = given
-    codec = with_codec(trained, config()).codec
+    run = load(loud, config(**DDIM))
+    codec = run.experiment.codec
     through = draw.to_uint8(np.asarray(codec.decode(codec.weights, codec.encode(codec.weights, draw.to_float(images)))))
     drawn = sampled(sample__task="invert", **flags, **DDIM)
     assert drawn["noise"].shape == (5, *SHAPE)
-    assert draw.psnr(drawn["images"], through) > 30  # a hardly trained network says no noise: each step its own inverse
+    labels = (drawn["labels"] + 1) % 3
+    others = draw.draw_all(run, labels, 4, 0, run.task(tasks.from_noise), (drawn["noise"],))
+    assert draw.psnr(drawn["images"], through) > draw.psnr(others, through) + 6
     drawn = sampled(sample__task="image_to_image", sample__strength=0.01, **flags, **DDIM)
     assert draw.psnr(drawn["images"], through) > 25
     mask = np.zeros((8, 8), np.uint8)
@@ -213,18 +232,28 @@ def test_a_latent_is_known_whose_pixels_all_are(trained, given):
 
 
 @pytest.mark.long
-def test_interpolation_is_between_noises_of_latents(sampled):
-    drawn = sampled(sample__task="interpolate", sample__n=6, sample__labels="2,0", **DDIM)
-    assert drawn["images"].shape == (6, 8, 8, 3)
+def test_interpolation_starts_and_ends_at_images_of_their_own_noise_of_latents(sampled, loud):
+    images = sampled(sample__task="interpolate", sample__n=6, sample__labels="2,0", **DDIM)["images"].astype(int)
+    run = load(loud, config(**DDIM))
+    for row, label in enumerate((2, 0)):
+        ends = draw.to_uint8(np.asarray(run.sample(run.ema_params, jax.random.key(0), [label, label], 2 * row)))
+        assert np.abs(images[[3 * row, 3 * row + 2]] - ends).max() <= 1
+        assert np.abs(images[3 * row + 1] - ends[0]).max() > 1
 
 
 @pytest.mark.long
-def test_held_out_latents_have_losses_and_no_bound(trained):
-    run = load(trained, config())
-    figures = evaluate_job.held_out_figures(run, datasets.open_split(run.experiment.source, "test"))
+def test_held_out_losses_are_of_latents_and_there_is_no_bound(trained):
+    """A fresh network says 0, so it loses the mean square of x_0 at any noise: of latents less mean over deviation."""
+    experiment = with_codec(trained, config(diffusion__prediction="x0"))
+    run = SimpleNamespace(experiment=experiment, weights=experiment.init_state().params)
+    figures = evaluate_job.held_out_figures(run, datasets.open_split(experiment.source, "test"))
     assert set(figures) == {"loss_by_noise"}
-    # Of noise predicted as 0 (a hardly trained network) the error is the noise's own square: near 1 for any latents.
-    assert np.mean(figures["loss_by_noise"]["loss"]) == pytest.approx(1, abs=0.5)
+    made, params = weights_of(trained)
+    means = np.asarray(made.model.apply(params, draw.to_float(tiny.split("test").images), method="moments")[0])
+    about = json.loads((trained / "autoencoder/latents.json").read_text())
+    square = np.square((means - np.array(about["mean"])) / np.array(about["std"])).mean()
+    np.testing.assert_allclose(figures["loss_by_noise"]["loss"], square, rtol=1e-4)
+    assert abs(np.square(means).mean() - square) > 0.1  # so it can be told whether they were standardised
 
 
 def refused(capfd, *arguments):

@@ -269,7 +269,7 @@ def test_overrides_are_exact(keys, monkeypatch):
     assert dict(configs.leaves(made)) == dict(configs.leaves(filled))
 
 
-def test_elsewhere(workdir, tmp_path, capfd):
+def test_with_out_the_page_goes_there_and_the_workdir_stays_as_it_is(workdir, tmp_path, capfd):
     shutil.rmtree(workdir / "samples")
     before = tiny.snapshot(workdir)
     out = tmp_path / "new" / "folder"

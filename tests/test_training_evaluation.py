@@ -105,6 +105,7 @@ def test_the_distance_is_that_of_the_mode_evaluate(make, undisturbed, capfd):
     assert (theirs["images"], theirs["epoch"]) == (48, 6 / 5)
 
 
+@pytest.mark.long
 def test_killed_in_an_evaluation_it_is_the_same_run(make, undisturbed, monkeypatch):
     """What a kill leaves: the exception passes through everything, and nothing after it is done."""
     workdir, real = make("killed"), TrainingEvaluation.drawn
@@ -125,6 +126,7 @@ def test_killed_in_an_evaluation_it_is_the_same_run(make, undisturbed, monkeypat
     assert [row["step"] for row in metrics(workdir)] == [row["step"] for row in metrics(undisturbed)]
 
 
+@pytest.mark.long
 def test_asked_to_end_in_the_last_evaluation_it_is_saved_and_made_later(make, undisturbed, monkeypatch, caplog):
     caplog.set_level("INFO", logger="dit_jax")
     workdir, real = make("ended"), TrainingEvaluation.leave_if_asked
@@ -237,6 +239,13 @@ def test_checkpoints_that_are_kept(tmp_path, monkeypatch):
         like = tiny.experiment().abstract_state()
         assert int(checkpointer.restore(like, 5).step) == 5
         assert checkpointer.restore(like, 4) is None
+
+
+def test_classes_are_drawn_in_their_shares_of_the_training_images(monkeypatch):
+    """3 : 1 : 1."""
+    tiny.install(monkeypatch)
+    evaluation = TrainingEvaluation(tiny.experiment(evaluate__training_n=10), *[None] * 4)
+    assert np.bincount(evaluation.labels).tolist() == [6, 2, 2]
 
 
 def test_fewer_features_are_the_first_with_their_labels():

@@ -1,5 +1,6 @@
 """A data set, a model and a config so small that a training call compiles in about a second."""
 
+import dataclasses
 import sys
 from types import SimpleNamespace
 
@@ -21,7 +22,8 @@ from dit_jax.training import sharding
 from dit_jax.training.checkpoint import Checkpointer
 
 INFO = datasets.DatasetInfo("tiny", (8, 8, 3), ("red", "green", "blue"))
-NUM_EXAMPLES = 40
+SEEDS, COUNTS = {"train": 7, "test": 8}, {"train": 40, "test": 24}
+LABELS = {"train": (0, 1, 0, 2, 0), "test": (0, 1, 2)}  # in turn: of the training images 24, 8 and 8
 SETTINGS = {
     "data.name": "tiny",
     "model.width": 16,
@@ -61,20 +63,22 @@ def install(monkeypatch):
     """Makes `tiny` a data set beside the others, without any file."""
     monkeypatch.setitem(datasets.DATASETS, "tiny", INFO)
     real = datasets.open_split
-    monkeypatch.setattr(datasets, "open_split", lambda of, *rest: records() if of.name == "tiny" else real(of, *rest))
+    monkeypatch.setattr(
+        datasets, "open_split", lambda of, *name: records(*name) if of.name == "tiny" else real(of, *name)
+    )
 
 
-def split():
-    rng = np.random.default_rng(7)
-    images = rng.integers(0, 256, (NUM_EXAMPLES, *INFO.image_shape), dtype=np.uint8)
-    return datasets.Split(images, np.arange(NUM_EXAMPLES, dtype=np.int32) % 3)
+def split(name="train"):
+    count, rng = COUNTS[name], np.random.default_rng(SEEDS[name])
+    images = rng.integers(0, 256, (count, *INFO.image_shape), dtype=np.uint8)
+    return datasets.Split(images, np.resize(np.int32(LABELS[name]), count))
 
 
-def records():
+def records(name="train"):
     """`split` behind the interface of data on the disk."""
-    images, labels = split()
+    images, labels = split(name)
     read = lambda indices: datasets.Split(images[indices], labels[indices])  # noqa: E731
-    return datasets.Records(NUM_EXAMPLES, INFO.image_shape, read, lambda indices: labels[indices])
+    return datasets.Records(len(images), INFO.image_shape, read, lambda indices: labels[indices])
 
 
 def assignments(**more):
@@ -139,6 +143,16 @@ def trained(folder):
         install(patch)
         on_devices(patch, 1)
         jobs.train(config(train__steps=4), folder, None)
+    return folder
+
+
+def with_weights(folder, experiment, params):
+    """The run of `experiment` in `folder` as if it had trained to its end, and to these weights."""
+    step = np.int32(experiment.config.train.steps)
+    state = dataclasses.replace(experiment.init_state(), step=step, params=params, ema_params=params)
+    configs.write(experiment.config, folder)
+    with Checkpointer(folder, keep=1) as checkpointer:
+        checkpointer.save(state, experiment.config.to_dict(), {})
     return folder
 
 
