@@ -1,11 +1,8 @@
 """The modes train_classifier and evaluate through main.py: what they leave, what a kill costs, one line a mistake."""
 
 import json
-<<<<<<< HEAD
 import logging
-=======
 import shutil
->>>>>>> c4bf6106cf54821b958b84d069ea1857cde2f9f7
 from types import SimpleNamespace
 
 import numpy as np

@@ -108,7 +108,7 @@ def test_a_batch_that_cannot_be_read_ends_the_run_in_one_line_with_its_checkpoin
         return records.read(indices)
 
     broken = dataclasses.replace(records, read=fails)
-    monkeypatch.setattr(tiny, "records", lambda: broken)
+    monkeypatch.setattr(tiny, "records", lambda split: broken)
     done = tiny.run_main(capfd, *tiny.flags(data__resident="false", train__steps=40), "--workdir", tmp_path)
     assert done.code == 2
     assert done.err[-1] == "error: DIR is damaged (it was): delete that folder"
