@@ -36,11 +36,12 @@ FIGURES = ("fid", "fd", "accuracy", "inception_score", "kid", "precision", "reca
 
 
 def last_step(run: Path) -> int:
-    """The last step that the run logged. Raises UserError if it logged none."""
+    """The last step that the run logged or, ended early, saved. Raises UserError if it logged none."""
     rows = read_rows(run / "metrics.jsonl")
     if not rows:
         raise UserError(f"{run} has no metrics.jsonl with a row in it; is it a run's workdir?")
-    return max(row["step"] for row in rows)
+    saved = (int(folder.name) for folder in (run / "checkpoints").glob("*") if folder.name.isdigit())
+    return max([*(row["step"] for row in rows), *saved])
 
 
 def training_seconds(run: Path) -> float:

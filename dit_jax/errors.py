@@ -12,11 +12,12 @@ from clu.asynclib import AsyncError
 # Full disks, folders that may not be written, files where folders should be: all else is a bug and keeps its traceback.
 USERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
                errno.ENOTDIR, errno.EISDIR, errno.ELOOP}  # fmt: skip
-# What keeps a file from being read though it may be whole: no memory, no handles, no permission, no file server. EIO is
-# none of them, as a bad disk says so too.
-MACHINES_ERRNO = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT,
-                  errno.ENOTCONN, errno.ESHUTDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN,
-                  errno.ENETUNREACH, errno.ECONNREFUSED, errno.ECONNRESET}  # fmt: skip
+# What keeps any file from being read for a while: no memory, no handles, no file server. Not EIO: a bad disk says so.
+PASSING_ERRNO = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN,
+                 errno.ESHUTDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH,
+                 errno.ECONNREFUSED, errno.ECONNRESET}  # fmt: skip
+# What keeps a file from being read though it may be whole.
+MACHINES_ERRNO = PASSING_ERRNO | {errno.EACCES, errno.EPERM}
 
 
 class UserError(ValueError):

@@ -1,5 +1,6 @@
 """Reading a run back: the config of a workdir, and its weights with their sampler (`dit_jax.load`)."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -59,7 +60,7 @@ def load(workdir: str | Path, config: ConfigDict | None = None, overrides: Seque
     workdir = expanded(workdir)
     config = config or read_resolved(workdir)
     if overrides:
-        config = config.copy_and_resolve_references()
+        config = copy.deepcopy(config)
         configs.override(config, overrides)
         config = resolve(config)
         check_workdir(workdir, config, SAMPLE_FREE_KEYS)

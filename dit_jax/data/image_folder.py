@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from dit_jax.data import folders, pictures, preparation
-from dit_jax.errors import UserError
+from dit_jax.errors import PASSING_ERRNO, UserError, errno_of
 from dit_jax.files import expanded
 from dit_jax.reporting.progress import Progress
 
@@ -200,6 +200,8 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         try:
             image, enlarged = pictures.read_square(path, self._folder.image_size)
         except Exception as error:  # a broken picture raises whatever the decoder that stumbles on it likes
+            if errno_of(error) in PASSING_ERRNO:  # the copy would lack it for ever
+                raise
             if self._folder.skip_broken:
                 return None, False
             reason = " ".join(str(error).split())[:200]

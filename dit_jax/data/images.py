@@ -11,7 +11,7 @@ from PIL import Image
 
 from dit_jax.data.datasets import Records
 from dit_jax.data.pictures import FORMATS, check_sums, turned
-from dit_jax.errors import UserError
+from dit_jax.errors import PASSING_ERRNO, UserError, errno_of
 
 logger = logging.getLogger(__name__)
 CHUNK = 1_000  # images in memory at a time
@@ -136,6 +136,8 @@ def decode(file: Path, shape: tuple[int, int, int], what: str) -> np.ndarray:
             upright = turned(picture).convert("RGB" if shape[2] == 3 else "L")
             pixels = np.asarray(upright).reshape(*upright.size[::-1], shape[2])
     except Exception as error:  # a broken picture raises whatever the decoder that stumbles on it likes
+        if errno_of(error) in PASSING_ERRNO:
+            raise
         raise BrokenPictureError(f"{what}: {file} cannot be read ({error}); remove it or mend it") from error
     if refusal:
         raise UserError(f"{what}: {file} {refusal}")

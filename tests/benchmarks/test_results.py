@@ -72,6 +72,8 @@ def test_training_time_is_that_of_the_logged_speeds(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert results.training_seconds(tmp_path) == pytest.approx(5.0)
     assert results.last_step(tmp_path) == 4
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)  # ended by a signal after the last log point
+    assert results.last_step(tmp_path) == 5
     with pytest.raises(UserError, match="no metrics"):
         results.last_step(tmp_path / "none")
 

@@ -1,5 +1,6 @@
 """A folder of pictures as a data set: what it becomes, when its copy is made anew, the line for what cannot be used."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -219,6 +220,19 @@ def test_broken_pictures_may_be_left_out(root, tmp_path, caplog):
         (root / "dog" / f"{i}.png").write_bytes(b"")
     with pytest.raises(UserError, match="every picture of the class dog is broken"):
         read(source(root, tmp_path / "data", skip_broken=True))
+
+
+def test_a_file_server_that_is_gone_breaks_no_picture(root, tmp_path, monkeypatch):
+    """Else the copy, which is made once, would lack it for ever."""
+
+    def late(path, size):
+        raise OSError(errno.ETIMEDOUT, "Connection timed out", str(path))
+
+    monkeypatch.setattr(image_folder.pictures, "read_square", late)
+    with pytest.raises(UserError, match="Connection timed out"):
+        read(source(root, tmp_path / "data", skip_broken=True))
+    monkeypatch.undo()
+    assert sum(map(len, read(source(root, tmp_path / "data", skip_broken=True)).values())) == 43
 
 
 def test_a_split_without_a_whole_picture_is_told(tmp_path):

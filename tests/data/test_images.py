@@ -1,5 +1,6 @@
 """Images of the user's own: what is read, and the line for what is not."""
 
+import errno
 import os
 import struct
 import zipfile
@@ -200,6 +201,17 @@ def test_a_picture_of_another_size_is_named(tmp_path):
     Image.new("RGB", (32, 16)).save(tmp_path / "wide.png")
     with pytest.raises(UserError, match=r"wide\.png has images of \(16, 32, 3\), the data set has \(4, 6, 3\)"):
         read_images(tmp_path, SHAPE, "sample.images")
+
+
+def test_a_file_server_that_is_gone_breaks_no_picture(tmp_path, monkeypatch):
+    Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
+
+    def late(path):
+        raise OSError(errno.ETIMEDOUT, "Connection timed out", str(path))
+
+    monkeypatch.setattr("dit_jax.data.images.check_sums", late)
+    with pytest.raises(TimeoutError):
+        open_images(tmp_path, SHAPE, 3, skip_broken=True)
 
 
 def test_a_pipe_is_no_picture(tmp_path):
