@@ -110,7 +110,7 @@ def unread(config):
     return {key for key, _ in configs.leaves(config)} - read - READ_BY_JOBS
 
 
-@pytest.mark.parametrize("spec", CONFIGS)
+@pytest.mark.parametrize("spec", [CONFIGS[0], *(pytest.param(spec, marks=pytest.mark.long) for spec in CONFIGS[1:])])
 def test_every_config_builds_and_has_every_key_read(spec, tmp_path):
     config = configs.load(spec)
     owned = OF_A_FOLDER
@@ -124,6 +124,7 @@ def test_every_config_builds_and_has_every_key_read(spec, tmp_path):
     assert unread(config) <= {"model.preset"} | owned
 
 
+@pytest.mark.long
 def test_a_key_that_nothing_reads_is_found():
     config = resolve(configs.load("configs/shapes.py"))
     with config.unlocked():

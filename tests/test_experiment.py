@@ -241,7 +241,8 @@ def test_the_guides_lines_read_a_checkpoint(workdir, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, read["state"]["ema_params"], load(workdir).ema_params)
 
 
-@pytest.mark.parametrize("conditioning", ["token", pytest.param("adaln_zero", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("conditioning", ["token", "adaln_zero"])
 def test_eight_devices_train_the_dit_as_one_does(conditioning, monkeypatch):
     """Plain SGD, which shows a gradient of the wrong size that AdamW would hide."""
     tiny.install(monkeypatch)

@@ -72,6 +72,7 @@ def assert_same(workdir, expected):
     jax.tree.map(np.testing.assert_array_equal, process.final_state(workdir), process.final_state(expected))
 
 
+@pytest.mark.long
 def test_rows_say_what_they_depend_on_and_the_run_is_as_without(make, undisturbed):
     plain, found = make("plain"), rows(undisturbed)
     assert jobs.train(tiny.config(), plain, None) == 0
@@ -93,6 +94,7 @@ def test_rows_say_what_they_depend_on_and_the_run_is_as_without(make, undisturbe
         load(plain, tiny.config(sample__checkpoint="best"))
 
 
+@pytest.mark.long
 def test_the_distance_is_that_of_the_mode_evaluate(make, undisturbed, capfd):
     """Of the same twelve images and the same real ones."""
     workdir = make("both", undisturbed)
@@ -150,6 +152,7 @@ def test_asked_to_end_in_the_last_evaluation_it_is_saved_and_made_later(make, un
     assert "has all of its 6 steps" in caplog.text
 
 
+@pytest.mark.long
 def test_the_best_checkpoint_stays_and_can_be_sampled(make, monkeypatch, capfd):
     workdir, real, distances = make("best"), training_evaluation.scores, iter([5.0, 1.0, 9.0, 7.0])
 
