@@ -143,7 +143,6 @@ class Experiment:
             steps_per_call=t.steps_per_call,
             ema_half_life=t.ema_half_life,
             ema_ramp=t.ema_ramp,
-            encode=self.codec.encode,
         )
 
     @cached_property

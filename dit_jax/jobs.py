@@ -21,6 +21,7 @@ from dit_jax.checks import require
 from dit_jax.data import datasets
 from dit_jax.data.pipeline import steps_per_epoch
 from dit_jax.experiment import Experiment
+from dit_jax.latents import training_records
 from dit_jax.lock import only_trainer
 from dit_jax.reporting.images import label_grid, to_uint8
 from dit_jax.reporting.progress import Progress
@@ -62,9 +63,11 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
     evaluation = training_evaluation.prepare(experiment, workdir)
     with first_before_others():  # it may be made first
         find_data(experiment, workdir)
-        records = datasets.open_split(experiment.source, "train")
-        training_evaluation.check_sets(experiment, records.count)
-    check_alike("data", probe_of(records), "each data.data_dir must hold the same")
+        images = datasets.open_split(experiment.source, "train")
+        training_evaluation.check_sets(experiment, images.count)
+    probe = probe_of(images)
+    check_alike("data", probe, "each data.data_dir must hold the same")
+    records = training_records(experiment, images, probe)
     with contextlib.ExitStack() as stack:
         feed = stack.enter_context(contextlib.closing(experiment.feed(records)))
         if feed.streamed:
@@ -98,11 +101,10 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
         if evaluation is not None:
             hooks = dataclasses.replace(hooks, evaluate=evaluation(writer, stop))
         call = experiment.train_call(feed.streamed)
-        weights = experiment.codec.weights
-        compiled = call.lower(state, loop.zero_sums(), *feed.shapes, np.int32(1), weights).compile()
+        compiled = call.lower(state, loop.zero_sums(), *feed.shapes, np.int32(1)).compile()
         feed.ready()
         stop.listen()  # before, there is nothing to save: a signal may end the process
-        step = loop.run(lambda *taken: compiled(*taken, weights), state, feed, pace_of(config), batch_size, hooks)
+        step = loop.run(compiled, state, feed, pace_of(config), batch_size, hooks)
     if step < config.train.steps or training_evaluation.owed(config, workdir, step):
         logger.info("saved step %d of %d in %s; the same command goes on", step, config.train.steps, workdir)
         return stop.code

@@ -12,17 +12,17 @@ import pytest
 from PIL import Image
 
 from dit_jax import config as configs
-from dit_jax import draw, evaluate_job, jobs
+from dit_jax import draw, evaluate_job, jobs, latents
 from dit_jax.autoencoder_experiment import AutoencoderExperiment, autoencoder_config, with_codec
 from dit_jax.autoencoder_job import train_autoencoder
 from dit_jax.data import datasets
 from dit_jax.diffusion import tasks
 from dit_jax.errors import UserError
 from dit_jax.experiment import make_sample
+from dit_jax.latents import training_records
 from dit_jax.loading import load
 from dit_jax.lock import only_trainer
 from dit_jax.training.checkpoint import Checkpointer
-from dit_jax.training.step import zero_sums
 from tests import tiny
 from tests.test_experiment import weights
 
@@ -33,6 +33,13 @@ DDIM = {"sample__sampler": "ddim", "sample__steps": 20}
 
 def config(**more):
     return tiny.config(**(LATENTS | more))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data_dir(tmp_path_factory):
+    """Where latents are kept."""
+    LATENTS["data__data_dir"] = tmp_path_factory.mktemp("data")
+    return LATENTS["data__data_dir"]
 
 
 @pytest.fixture(autouse=True)
@@ -143,16 +150,106 @@ def test_the_run_diffuses_latents_and_gives_images(trained):
 
 
 @pytest.mark.long
-def test_the_loss_is_of_latents(trained):
-    """A fresh network says 0, so it loses the mean square of what it should say: x_0, the latents of a batch."""
-    experiment = with_codec(trained, config(diffusion__prediction="x0"))
+@pytest.mark.parametrize("devices", [1, 8])
+def test_what_is_kept_are_the_latents_of_images_and_of_mirrored_ones(devices, trained, tmp_path, monkeypatch):
+    tiny.on_devices(monkeypatch, devices)
+    experiment = with_codec(trained, config(data__data_dir=tmp_path))
+    records = training_records(experiment, tiny.records(), ["these"])
     straight = draw.to_float(tiny.split().images)
     encode = partial(experiment.codec.encode, experiment.codec.weights)
-    squares = [np.square(encode(x)).mean((1, 2, 3)) for x in (straight, straight[:, :, ::-1])]
-    call, state, *data = tiny.start(experiment)
-    _, sums, _ = call(state, zero_sums(), *data, np.int32(1), experiment.codec.weights)
+    expected = np.stack([encode(straight), encode(straight[:, :, ::-1])], 1)
+    np.testing.assert_allclose(records.load().images, expected, atol=1e-5)
+    np.testing.assert_array_equal(records.labels(), tiny.split().labels)
+    unflipped = with_codec(trained, config(data__data_dir=tmp_path, data__flip=False))
+    records = training_records(unflipped, tiny.records(), ["these"])
+    np.testing.assert_allclose(records.load().images, expected[:, 0], atol=1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("flip", [True, False])
+def test_the_loss_is_of_latents(flip, trained, tmp_path, monkeypatch):
+    """A fresh network says 0, so it loses the mean square of what it should say: x_0, the latents of a batch."""
+    tiny.on_devices(monkeypatch, 1)
+    shutil.copytree(trained / "autoencoder", tmp_path / "autoencoder")
+    made = config(diffusion__prediction="x0", train__steps=1, data__flip=flip)
+    codec = with_codec(trained, made).codec
+    jobs.train(made, tmp_path, None)
+    loss = json.loads((tmp_path / "metrics.jsonl").read_text())["loss"]
+    straight = draw.to_float(tiny.split().images)
+    views = [straight, straight[:, :, ::-1]] if flip else [straight, straight]
+    squares = [np.square(codec.encode(codec.weights, x)).mean((1, 2, 3)) for x in views]
     least, most = np.sort(np.minimum(*squares))[:8].mean(), np.sort(np.maximum(*squares))[-8:].mean()
-    assert least - 1e-4 <= float(sums["loss"]) <= most + 1e-4
+    assert least - 1e-4 <= loss <= most + 1e-4
+
+
+def encodings(monkeypatch):
+    """The folders that are encoded to from here on."""
+    folders, real = [], latents.encode_to
+    monkeypatch.setattr(latents, "encode_to", lambda folder, *rest: folders.append(folder.name) or real(folder, *rest))
+    return folders
+
+
+@pytest.mark.long
+def test_latents_are_encoded_once_for_all_runs_with_this_autoencoder_and_data(trained, tmp_path, monkeypatch):
+    folders = encodings(monkeypatch)
+    records = tiny.records()
+
+    def ask(of=trained, probe="these", count=40, **more):
+        before = len(folders)
+        asked = with_codec(of, config(data__data_dir=tmp_path / "data", **more))
+        training_records(asked, records.first(count), [probe])
+        return len(folders) - before
+
+    assert ask() == 1
+    assert ask(train__steps=8, seed=3, model__patch_size=4) == 0
+    assert ask(data__flip=False) == 1
+    assert ask(probe="others") == 1
+    copy = shutil.copytree(trained / "autoencoder", tmp_path / "w" / "autoencoder").parent
+    assert ask(copy) == 0
+    about = json.loads((copy / "autoencoder/latents.json").read_text())
+    about["mean"][0] += 0.5
+    (copy / "autoencoder/latents.json").write_text(json.dumps(about))
+    assert ask(copy) == 1
+    assert len(set(folders)) == 4
+    assert sorted(path.name for path in (tmp_path / "data/latents").iterdir()) == sorted([".lock", *folders])
+
+
+@pytest.mark.long
+def test_a_run_goes_on_to_the_same_weights_with_latents_that_were_deleted(trained, tmp_path, monkeypatch):
+    tiny.on_devices(monkeypatch, 1)
+    shutil.copytree(trained / "autoencoder", tmp_path / "autoencoder")
+    folders, data = encodings(monkeypatch), tmp_path / "data"
+    jobs.train(config(data__data_dir=data, train__steps=2), tmp_path, None)
+    shutil.rmtree(data)
+    jobs.train(config(data__data_dir=data), tmp_path, None)
+    assert len(folders) == 2
+    for one, other in zip(jax.tree.leaves(load(tmp_path).weights), jax.tree.leaves(load(trained).weights), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.long
+def test_a_disk_without_room_is_told_before_anything_is_encoded(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=10_000))
+    experiment = with_codec(trained, config(data__data_dir=tmp_path))
+    with pytest.raises(
+        UserError, match=r"latents in .* need 0.0 GiB, of which 0.0 are free: make room, or name another"
+    ):
+        training_records(experiment, tiny.records(), [])
+
+
+@pytest.mark.long
+def test_damaged_latents_are_one_line_and_are_made_again(trained, tmp_path, capfd):
+    shutil.copytree(trained / "autoencoder", tmp_path / "autoencoder")
+    flags = ["--workdir", tmp_path, *tiny.flags(**LATENTS | {"data__data_dir": tmp_path / "data"})]
+    assert tiny.run_main(capfd, *flags, "--config.train.steps=2").code == 0
+    (file,) = (tmp_path / "data/latents").glob("*/*")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:400])
+    line = refused(capfd, *flags)
+    assert f"{file.parent} is damaged" in line
+    shutil.rmtree(file.parent)
+    assert tiny.run_main(capfd, *flags).code == 0
+    assert file.read_bytes() == whole
 
 
 @pytest.mark.long

@@ -1,6 +1,7 @@
 """Two processes of two devices each as one run: asked to end, killed, failing; the answer is one process's run."""
 
 import json
+import shutil
 import signal
 import time
 
@@ -10,6 +11,7 @@ import pytest
 
 from dit_jax import config as configs
 from dit_jax import jobs
+from dit_jax.autoencoder_job import train_autoencoder
 from dit_jax.data import shapes
 from dit_jax.draw import sample
 from dit_jax.experiment import Experiment
@@ -215,3 +217,28 @@ def test_two_processes_evaluate_while_they_train(place, undisturbed, tmp_path):
     assert [(row["step"], row["n"]) for row in found] == [(40, 20), (80, 20)]
     assert all(np.isfinite(row["fd_classifier"]) for row in found)
     assert_same_run(tmp_path, undisturbed)
+
+
+LATENTS = ["model.latents=true", "model.patch_size=2", "autoencoder.width=4", "autoencoder.steps=4", "train.steps=8",
+           "autoencoder.batch_size=8", "train.log_every=2", "train.checkpoint_every=4"]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_an_autoencoder_and_a_run_on_its_latents_are_those_of_one_process(place, tmp_path):
+    """The second process has the data, and so the latents, in a folder of its own."""
+    data_dir, alone, both = tmp_path / "data", tmp_path / "alone", tmp_path / "both"
+    others = shutil.copytree(place[0], tmp_path / "others")
+    shutil.copytree(place[0], data_dir)
+    for mode in ("train_autoencoder", "train"):
+        flags, second = [f"--mode={mode}"], [f"--config.data.data_dir={others}"]
+        ended = map(process.finish, process.start_pair(data_dir, both, place[1], *LATENTS, flags=flags, second=second))
+        for code, told in ended:
+            assert code == 0, told
+    assert [len(list((folder / "latents").glob("*/*.array_record"))) for folder in (data_dir, others)] == [1, 1]
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.on_devices(patch, 4)
+        assert train_autoencoder(config_of(place[0], *LATENTS), alone, None) == 0
+    train_here(place[0], alone, 4, *LATENTS)
+    rows, expected = rows_of(both), rows_of(alone)
+    assert [row["step"] for row in rows] == [2, 4, 6, 8]
+    np.testing.assert_allclose([row["loss"] for row in rows], [row["loss"] for row in expected], rtol=1e-4)

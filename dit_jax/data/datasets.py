@@ -45,7 +45,10 @@ class DatasetInfo:
 
 
 class Split(NamedTuple):
-    """Examples, a whole split or some of it: images uint8 [n, H, W, C] in 0..255, labels int32 [n]."""
+    """Examples, a whole split or some of it: images uint8 [n, H, W, C] in 0..255, labels int32 [n].
+
+    Of latents, `images` is float32 [n, h, w, c], or [n, 2, h, w, c] with those of the mirrored image (latents.py).
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -53,20 +56,22 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Records:
-    """`count` examples in a fixed order, image_shape (H, W, C); `read(indices)` gives some, decoded, in any thread.
+    """`count` examples in a fixed order; `read(indices)` gives some, decoded, in any thread.
 
-    `read_labels(indices)` gives their labels, int32 [n], and decodes nothing.
+    `image_shape` and `dtype` are those of one of `Split.images`. `read_labels(indices)` gives labels, int32 [n], and
+    decodes nothing.
     """
 
     count: int
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     read: Callable[[np.ndarray], Split]
     read_labels: Callable[[np.ndarray], np.ndarray]
+    dtype: type[np.generic] = np.uint8
 
     @property
     def nbytes(self) -> int:
         """Bytes of all images, decoded."""
-        return self.count * math.prod(self.image_shape)
+        return self.count * math.prod(self.image_shape) * self.dtype().itemsize
 
     def chunks(self) -> Iterator[Split]:
         """All examples, some at a time."""
@@ -83,7 +88,7 @@ class Records:
 
     def load(self, wanted: Callable[[], bool] = lambda: True) -> Split:
         """All examples. Once they are no longer `wanted`, asked now and then, the rest stays unread: any bytes."""
-        whole = Split(np.empty((self.count, *self.image_shape), np.uint8), np.empty(self.count, np.int32))
+        whole = Split(np.empty((self.count, *self.image_shape), self.dtype), np.empty(self.count, np.int32))
         for indices in self._parts():
             whole.images[indices], whole.labels[indices] = self.read(indices)
             if not wanted():
@@ -144,7 +149,8 @@ def open_split(source: Source, split: str = "train") -> Records:
 
 def _open(directory: Path, facts: DatasetInfo, split: str) -> Records:
     """The records of a prepared split; UserError, here or when they are read, if it is not whole."""
-    with _whole(directory, facts):
+    again = REMAKE[facts.name](directory.parent.parent)
+    with told_as_damage(directory, again):
         _check_features(directory)
         builder: Any = tfds.builder_from_directory(directory)
         _check_format(builder, directory)
@@ -154,14 +160,14 @@ def _open(directory: Path, facts: DatasetInfo, split: str) -> Records:
         records: Any = builder.as_data_source(split)
 
     def read(indices: np.ndarray) -> Split:
-        with _whole(directory, facts):
+        with told_as_damage(directory, again):
             examples = [parse(record) for record in records.data_source.__getitems__(indices.tolist())]
             pixels = b"".join(decode(png, facts.image_shape) for png, _ in examples)
         images = np.frombuffer(bytearray(pixels), np.uint8).reshape(len(indices), *facts.image_shape)
         return Split(images, np.array([label for _, label in examples], np.int32))
 
     def read_labels(indices: np.ndarray) -> np.ndarray:
-        with _whole(directory, facts):
+        with told_as_damage(directory, again):
             found = records.data_source.__getitems__(indices.tolist())
             return np.array([label for _, label in map(parse, found)], np.int32)
 
@@ -184,8 +190,8 @@ def decode(png: bytes, shape: tuple[int, int, int]) -> bytes:
 
 
 @contextmanager
-def _whole(directory: Path, facts: DatasetInfo) -> Iterator[None]:
-    """Makes one line of whatever is raised within."""
+def told_as_damage(directory: Path, again: str) -> Iterator[None]:
+    """Makes one line of whatever is raised within; `again` says what to run when the folder is deleted."""
     try:
         yield
     except UserError:
@@ -194,7 +200,6 @@ def _whole(directory: Path, facts: DatasetInfo) -> Iterator[None]:
         if is_the_machines(error):
             raise
         reason = " ".join(str(error).split())[:200]
-        again = REMAKE[facts.name](directory.parent.parent)
         delete = f"delete that folder (`{shlex.join(['rm', '-r', str(directory)])}`)"
         raise UserError(f"{directory} is damaged ({reason}): {delete} and run {again}") from error
 

@@ -4,15 +4,12 @@ The copy is made once, in DATA_DIR/image_folder/CONTENT/VERSION, where CONTENT n
 of what was in the root. A root that changed gets another copy; one that is gone is not missed while its copy is there.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
-import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -92,35 +89,10 @@ def prepare(folder: Folder, data_dir: Path) -> Path:
     if folder.content not in ("", now.content):
         logger.warning("data.root=%s is not as the run has seen it; it is used as it is now", folder.root)
     if not preparation.is_prepared(directory):
-        with only_one(data_dir / NAME):
+        with preparation.only_one(data_dir / NAME, "*/*incomplete*"):
             if not preparation.is_prepared(directory):  # another process may have made it meanwhile
                 make(now, listing, data_dir)
     return directory
-
-
-@contextmanager
-def only_one(parent: Path) -> Iterator[None]:
-    """Waits until no other process prepares anything in `parent`, and removes what killed ones left half-made."""
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(parent / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UserError(f"cannot write to {parent} ({error.strerror}): name another data.data_dir") from None
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("waiting for another process that prepares pictures in %s", parent)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            logger.warning("%s cannot be locked (%s): start no second run before this one trains", parent, error)
-            yield
-            return
-        for left in parent.glob("*/*incomplete*"):
-            shutil.rmtree(left, ignore_errors=True)
-        yield
-    finally:
-        os.close(file)  # which unlocks it
 
 
 def make(folder: Folder, listing: folders.Listing, data_dir: Path) -> None:

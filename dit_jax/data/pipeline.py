@@ -78,14 +78,18 @@ def opaque(images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def to_float(images: jax.Array) -> jax.Array:
-    """uint8 0..255 -> float32 in [-1, 1]."""
-    return images.astype(jnp.float32) / 127.5 - 1
+    """uint8 0..255 -> float32 in [-1, 1]; latents, which are float32, stay as they are."""
+    return images if images.dtype == jnp.float32 else images.astype(jnp.float32) / 127.5 - 1
 
 
-def flip(x_BHWC: jax.Array, keys_B: jax.Array) -> jax.Array:
-    """Mirrors each image left to right with probability 1/2, by its own key."""
+def flip(x: jax.Array, keys_B: jax.Array) -> jax.Array:
+    """Mirrors each image left to right with probability 1/2, by its own key: [B, H, W, C] -> the same.
+
+    Latents come as both, of the image and of the mirrored one, [B, 2, h, w, c], and one is taken -> [B, h, w, c].
+    """
+    straight, mirrored = (x, x[:, :, ::-1]) if x.ndim == 4 else (x[:, 0], x[:, 1])
     mirrored_B = jax.vmap(jax.random.bernoulli)(keys_B)
-    return jnp.where(mirrored_B[:, None, None, None], x_BHWC[:, :, ::-1], x_BHWC)
+    return jnp.where(mirrored_B[:, None, None, None], mirrored, straight)
 
 
 def crop(x_BHWC: jax.Array, keys_B: jax.Array, padding: int) -> jax.Array:

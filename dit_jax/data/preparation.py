@@ -5,7 +5,11 @@ that is taken for a data set, and of two runs that prepare the same one at once,
 faster and takes that.
 """
 
+import fcntl
 import io
+import logging
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -16,6 +20,8 @@ from PIL import Image
 
 from dit_jax.errors import UserError
 from dit_jax.files import expanded
+
+logger = logging.getLogger(__name__)
 
 
 def check_data_dir(data_dir: str | Path) -> Path:
@@ -49,6 +55,38 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
             raise
         if not is_prepared(directory):  # else another run was faster, and the rename onto its folder failed
             raise UserError(f"cannot write the data set to {directory} ({error}): name another data_dir") from error
+
+
+@contextmanager
+def only_one(parent: Path, half_made: str) -> Iterator[None]:
+    """Waits until no other process prepares anything in `parent`, and removes what killed ones left there, by a glob.
+
+    Raises:
+      UserError: nothing can be written there.
+    """
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(parent / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"cannot write to {parent} ({error.strerror}): name another data.data_dir") from None
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("waiting for another process that prepares data in %s", parent)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s): start no second run before this one trains", parent, error)
+            yield
+            return
+        for left in parent.glob(half_made):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(file)  # which unlocks it
 
 
 @contextmanager

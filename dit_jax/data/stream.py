@@ -49,7 +49,7 @@ class Batches(Sequence[Split]):
 class Reader:
     """Gives batches in turn, up to `ahead` of them read before they are asked for; `close` it."""
 
-    def __init__(self, batches: Batches, ahead: int, threads: int):
+    def __init__(self, batches: Sequence[Split], ahead: int, threads: int):
         options = grain.ReadOptions(num_threads=min(threads, THREADS), prefetch_buffer_size=ahead)
         self._batches = iter(grain.MapDataset.source(batches).to_iter_dataset(options))
         self._next = 0

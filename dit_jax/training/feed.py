@@ -25,7 +25,7 @@ class Resident:
         self._mesh, self._wanted, self._arrays = mesh, True, ()
         put = sharding.replicated(mesh)
         self.shapes = (
-            jax.ShapeDtypeStruct((records.count, *records.image_shape), np.uint8, sharding=put),
+            jax.ShapeDtypeStruct((records.count, *records.image_shape), records.dtype, sharding=put),
             jax.ShapeDtypeStruct((records.count,), np.int32, sharding=put),
         )
         self._reader = ThreadPoolExecutor(1, "data")
@@ -49,7 +49,7 @@ class Resident:
 
 
 class Stream:
-    """The batches of a call alone, uint8 [steps_per_call, B, H, W, C] and int32 [steps_per_call, B], split along B.
+    """The batches of a call alone: images [steps_per_call, B, H, W, C], labels [steps_per_call, B], split along B.
 
     A process reads what its own devices need. While a call runs the next one's batches are decoded and sent.
     """
@@ -65,7 +65,7 @@ class Stream:
         self._shape = (steps_per_call, batch_size)
         put = NamedSharding(mesh, sharding.SPLIT_STEPS)
         self.shapes = (
-            jax.ShapeDtypeStruct((*self._shape, *records.image_shape), np.uint8, sharding=put),
+            jax.ShapeDtypeStruct((*self._shape, *records.image_shape), records.dtype, sharding=put),
             jax.ShapeDtypeStruct(self._shape, np.int32, sharding=put),
         )
 

@@ -5,7 +5,7 @@ whatever the mesh.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -46,7 +46,6 @@ class Recipe:
     steps_per_call: int
     ema_half_life: float
     ema_ramp: float
-    encode: Callable[..., jax.Array] = lambda _, x_0: x_0  # (weights, images) to what is diffused
 
 
 def zero_sums(bad_run: int = 0) -> Sums:
@@ -73,7 +72,6 @@ def batch_loss(
     draw = jax.vmap(partial(jax.random.split, num=5))(keys_B)
     if recipe.flip:
         x_0 = pipeline.flip(x_0, draw[:, 0])
-    x_0 = recipe.encode(x_0)
     u_B = jax.vmap(jax.random.uniform)(draw[:, 1])
     if recipe.stratified_timesteps:
         u_B = objective.stratify(u_B, mine, recipe.batch_size)
@@ -97,7 +95,7 @@ def gradient(
     keys_B: jax.Array,
     mine: jax.Array,
 ) -> tuple[tuple[jax.Array, tuple[jax.Array, jax.Array]], Params]:
-    """`batch_loss` and its gradient, of a device's images, uint8, in `recipe.microbatches` parts one after the other.
+    """`batch_loss` and its gradient, of a device's images as they are fed, in `recipe.microbatches` parts in turn.
 
     The parts are equal, so the mean of their means is that of all; every image draws what it would in one.
     """
@@ -129,7 +127,7 @@ def train_step(
     batch_loss: Loss,
     axes: Axes,
 ) -> tuple[TrainState, Sums]:
-    """One step on a device's share of the batch, uint8 images at the positions `mine` of it; and its metrics.
+    """One step on a device's share of the batch, the images at the positions `mine` of it; and its metrics.
 
     Gradients meet in one mean over the mesh. They are taken inside `shard_map(check_vma=False)`, where `grad` sees one
     device's loss alone. `axes` are those along which the parameters are split (layout.py).
@@ -178,22 +176,19 @@ def make_train_call(
     streamed: bool = False,
     where: TrainState = layout.WHOLE_STATE,
 ) -> Callable[..., CallResult]:
-    """call(state, sums, images uint8 [n, H, W, C], labels int32 [n], count, weights=()) runs `count` steps.
+    """call(state, sums, images uint8 [n, H, W, C], labels int32 [n], count) runs `count` steps, at most steps_per_call.
 
-    `count` is steps_per_call at most. `weights` are those that `recipe.encode` takes, on all devices whole.
-
-    Images and labels are the whole data, or, if `streamed`, the batches of these steps alone: [steps_per_call, B, ...],
-    split over the mesh along B (see feed.py). `where` tells along which axes the state is split (see layout.py); if it
-    is, `apply` takes a device's shares of the parameters.
+    Images (or latents, see `datasets.Split`) and labels are the whole data, or, if `streamed`, the batches of these
+    steps alone: [steps_per_call, B, ...], split over the mesh along B (see feed.py). `where` tells along which axes the
+    state is split (see layout.py); if it is, `apply` takes a device's shares of the parameters.
 
     Returns (state, sums, steps done). One compile serves every count. State and sums are donated; the third result is
     there to wait for while the next call already has them.
     """
     order_key, draw_key = data_keys(key)
+    step = partial(train_step, apply, optimizer, recipe, draw_key, batch_loss=batch_loss, axes=where.params)
 
-    def call(state: TrainState, sums: Sums, images: Any, labels: Any, count: jax.Array, weights: Any) -> CallResult:
-        bound = replace(recipe, encode=partial(recipe.encode, weights))
-        step = partial(train_step, apply, optimizer, bound, draw_key, batch_loss=batch_loss, axes=where.params)
+    def call(state: TrainState, sums: Sums, images: Any, labels: Any, count: jax.Array) -> CallResult:
         first, batch_size = state.step, recipe.batch_size
         mine = sharding.global_index(mesh, batch_size)
         if streamed:
@@ -211,10 +206,7 @@ def make_train_call(
 
     whole, held = sharding.REPLICATED, layout.specs(where)
     data = sharding.SPLIT_STEPS if streamed else whole
-    in_specs = (held, whole, data, data, whole, whole)
+    in_specs = (held, whole, data, data, whole)
     mapped = jax.shard_map(call, mesh=mesh, in_specs=in_specs, out_specs=(held, whole, whole), check_vma=False)
 
-    def train_call(state: Any, sums: Any, images: Any, labels: Any, count: Any, weights: Any = ()) -> CallResult:
-        return mapped(state, sums, images, labels, count, weights)
-
-    return jax.jit(train_call, donate_argnums=(0, 1))
+    return jax.jit(mapped, donate_argnums=(0, 1))

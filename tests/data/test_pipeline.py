@@ -92,6 +92,18 @@ def test_flip_mirrors_left_to_right_half_of_the_images_by_their_own_keys():
     np.testing.assert_array_equal(flip(jnp.asarray(x[7:9]), keys[7:9]), out[7:9])  # whatever the batch
 
 
+def test_of_latents_that_come_as_both_flip_takes_what_it_would_make_of_the_images():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(40, 4, 6, 2)).astype(np.float32))
+    keys = jax.random.split(jax.random.key(3), 40)
+    both = jnp.stack([x, x[:, :, ::-1]], 1)
+    np.testing.assert_array_equal(jax.jit(flip)(both, keys), flip(x, keys))
+
+
+def test_latents_are_float_already():
+    x = np.array([-3.5, 0.25, 127.0], np.float32)
+    np.testing.assert_array_equal(to_float(jnp.asarray(x)), x)
+
+
 def test_crop_moves_each_image_evenly_by_its_own_key_and_fills_with_grey():
     """Pixel (2, 3) of a 5 x 6 image is the only one that is not 0: where it lands tells the move."""
     n, padding = 900, 1

@@ -1,0 +1,127 @@
+"""Latents of a split: encoded once, kept on the disk in the order of the data, and read as images are.
+
+FOLDER has them in parts, PART.array_record of a label and latents a record. A part appears whole or not at all, so an
+encoding that was killed goes on with the first one that is missing.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from os import cpu_count
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from dit_jax.data.datasets import Records, Split, told_as_damage
+from dit_jax.data.stream import Reader
+from dit_jax.errors import UserError, is_out_of_memory
+from dit_jax.files import replacing
+
+HALF_MADE = "*/*.tmp"  # what a killed encoding leaves in the folder above
+PART_BYTES = 2**28
+WRITER = "group_size:1,uncompressed"  # records of their own, as they are read at random; floats hardly shrink
+LABEL, LATENT = np.dtype("<i4"), np.dtype("<f4")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """encode(images uint8 [n, H, W, C]) -> float32 [n, *shape] for n up to `batch_size`; shape as `Split` says."""
+
+    encode: Callable[[np.ndarray], np.ndarray]
+    shape: tuple[int, ...]
+    batch_size: int
+
+
+def nbytes(count: int, shape: tuple[int, ...]) -> int:
+    """Bytes of the latents of `count` images."""
+    return count * math.prod(shape) * LATENT.itemsize
+
+
+def parts(folder: Path, count: int, shape: tuple[int, ...]) -> dict[Path, range]:
+    """The files that the latents of `count` images are in, and which examples each has."""
+    size = max(1, PART_BYTES // nbytes(1, shape))
+    starts = range(0, count, size)
+    return {
+        folder / f"{i:05d}-of-{len(starts):05d}.array_record": range(start, min(start + size, count))
+        for i, start in enumerate(starts)
+    }
+
+
+def missing(folder: Path, count: int, shape: tuple[int, ...]) -> int:
+    """How many examples are in no file yet."""
+    return sum(len(part) for path, part in parts(folder, count, shape).items() if not path.is_file())
+
+
+def keep(images: Records, folder: Path, encoder: Encoder, told: Callable[[int], None]) -> None:
+    """Encodes the parts that are missing in `folder`; `told(n)` hears how many examples are there.
+
+    Raises:
+      UserError: there is no room, or the images are damaged.
+    """
+    done = images.count - missing(folder, images.count, encoder.shape)
+    for path, part in parts(folder, images.count, encoder.shape).items():
+        if path.is_file():
+            continue
+        try:
+            with replacing(path) as temporary:
+                for count in write(temporary, images, part, encoder):
+                    done += count
+                    told(done)
+        except RuntimeError as error:
+            if is_out_of_memory(error) or "writ" not in str(error):  # array_record's words of a full disk
+                raise
+            fix = "make room, or name another data.data_dir"
+            raise UserError(f"cannot write latents to {folder} ({error}): {fix}") from None
+
+
+def write(path: Path, images: Records, part: range, encoder: Encoder) -> Iterator[int]:
+    """Writes the latents of the examples in `part`, a batch at a time, of which it gives the sizes."""
+    threads = cpu_count() or 1
+    batches = Batches(images, part, encoder.batch_size)
+    reader, writer = Reader(batches, ahead=threads, threads=threads), ArrayRecordWriter(str(path), WRITER)
+    try:
+        for i in range(len(batches)):
+            batch = reader.batch(i)
+            latents = np.ascontiguousarray(encoder.encode(batch.images), LATENT)
+            for label, latent in zip(batch.labels.astype(LABEL), latents, strict=True):
+                writer.write(label.tobytes() + latent.tobytes())
+            yield len(latents)
+    finally:
+        reader.close()
+        writer.close()
+
+
+class Batches(Sequence[Split]):
+    """The examples in `part`, in order, `size` at a time."""
+
+    def __init__(self, records: Records, part: range, size: int):
+        self._records, self._part, self._size = records, part, size
+
+    def __len__(self) -> int:
+        return -(-len(self._part) // self._size)
+
+    def __getitem__(self, i: int) -> Split:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self._records.read(np.asarray(self._part[i * self._size : (i + 1) * self._size]))
+
+
+def open_kept(folder: Path, count: int, shape: tuple[int, ...]) -> Records:
+    """The latents that `keep` has made of `count` images.
+
+    Raises UserError, here or when they are read: they are damaged.
+    """
+    again = "the same command again, which encodes the images again"
+    with told_as_damage(folder, again):
+        source = ArrayRecordDataSource([str(path) for path in parts(folder, count, shape)])
+        if len(source) != count:
+            raise ValueError(f"{len(source)} records, where {count} were written")
+
+    def read(indices: np.ndarray) -> Split:
+        with told_as_damage(folder, again):
+            found = source.__getitems__(indices.tolist())
+            labels = np.frombuffer(b"".join(record[: LABEL.itemsize] for record in found), LABEL)
+            latents = np.frombuffer(b"".join(record[LABEL.itemsize :] for record in found), LATENT)
+            return Split(latents.reshape(len(indices), *shape), labels)
+
+    return Records(count, shape, read, lambda indices: read(indices).labels, np.float32)

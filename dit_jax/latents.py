@@ -1,0 +1,91 @@
+"""What a run is trained on: the images of its data or, with `model.latents`, what its autoencoder makes of them."""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from dit_jax.data import latents, pipeline, preparation
+from dit_jax.data.datasets import Records
+from dit_jax.errors import UserError
+from dit_jax.experiment import Experiment, pass_size
+from dit_jax.models.autoencoder import Codec
+from dit_jax.reporting.progress import Progress
+from dit_jax.together import first_before_others, whole
+from dit_jax.training import sharding
+
+logger = logging.getLogger(__name__)
+PIXELS = 2**20  # that a device encodes at a time, at most
+VERSION = 1  # of how latents are made and kept
+
+
+def training_records(experiment: Experiment, images: Records, probe: list[Any]) -> Records:
+    """What training takes of a split: itself, or its latents, which are encoded now unless they were before.
+
+    `probe` tells the split from others. The latents lie in DATA_DIR/latents, for every run with this autoencoder; the
+    first process encodes for all that see the same folder, on its own devices.
+
+    Raises:
+      UserError: no autoencoder is at hand, or there is no room for its latents.
+    """
+    config = experiment.config
+    if not config.model.latents:
+        return images
+    codec, flip = experiment.codec, config.data.flip
+    shape = (2, *experiment.x_shape) if flip else experiment.x_shape
+    of = [VERSION, config.autoencoder.sha256, config.data.name, config.data.content, images.image_shape, shape, probe]
+    name = f"{config.data.name}-{hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]}"
+    folder = preparation.check_data_dir(config.data.data_dir) / "latents" / name
+    with first_before_others():
+        if latents.missing(folder, images.count, shape):
+            with preparation.only_one(folder.parent, latents.HALF_MADE):
+                encode_to(folder, images, make_encoder(codec, experiment.mesh, images.image_shape, shape, flip))
+        return latents.open_kept(folder, images.count, shape)
+
+
+def encode_to(folder: Path, images: Records, encoder: latents.Encoder) -> None:
+    """`latents.keep` with what a user wants to know of it.
+
+    Raises:
+      UserError: there is no room.
+    """
+    todo = latents.missing(folder, images.count, encoder.shape)
+    needed, free = latents.nbytes(todo, encoder.shape), shutil.disk_usage(folder.parent).free
+    if needed > free:
+        sizes = f"{needed / 2**30:.1f} GiB, of which {free / 2**30:.1f} are free"
+        raise UserError(f"latents in {folder} need {sizes}: make room, or name another data.data_dir")
+    logger.info("encoding %d images once, to latents of %.2f GiB in %s", todo, needed / 2**30, folder)
+    with Progress(images.count, "image", initial=images.count - todo) as progress:
+        latents.keep(images, folder, encoder, progress.update)
+
+
+def make_encoder(
+    codec: Codec, mesh: Mesh, image_shape: tuple[int, ...], shape: tuple[int, ...], flip: bool
+) -> latents.Encoder:
+    """Encodes images, and with `flip` the mirrored ones too, on the devices of this process."""
+    own = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    mesh = jax.make_mesh((len(own),), (sharding.AXIS,), axis_types=(AxisType.Auto,), devices=own)
+    weights = jax.tree.map(lambda leaf: sharding.put_replicated(whole(leaf), mesh), codec.weights)
+    size = pass_size(len(own) * max(1, PIXELS // (image_shape[0] * image_shape[1])), mesh) * len(own)
+
+    def per_device(weights: Any, images: jax.Array) -> jax.Array:
+        x = pipeline.to_float(images)
+        both = [x, x[:, :, ::-1]] if flip else [x]
+        found = [codec.encode(weights, each) for each in both]
+        return jnp.stack(found, 1) if flip else found[0]
+
+    specs = {"in_specs": (sharding.REPLICATED, sharding.SPLIT), "out_specs": sharding.SPLIT}
+    call: Callable[..., jax.Array] = jax.jit(jax.shard_map(per_device, mesh=mesh, check_vma=False, **specs))
+
+    def encode(images: np.ndarray) -> np.ndarray:
+        return np.asarray(call(weights, np.resize(images, (size, *image_shape))))[: len(images)]
+
+    return latents.Encoder(encode, shape, size)
