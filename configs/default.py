@@ -64,6 +64,7 @@ def get_config() -> ConfigDict:
     config.optimizer.clip_norm = 1.0  # global gradient norm; 0 is no clipping (DDPM's code: 1)
 
     config.train = ConfigDict()
+    config.train.init_from = ""  # a workdir: begin with its averaged weights, where they fit (fine-tuning)
     config.train.steps = 39_000  # 200 epochs of CIFAR-10 at batch 256 (the report)
     config.train.batch_size = 256  # global, over all devices (the report: 4 GPUs x 64)
     config.train.microbatches = 1  # parts of a device's batch, one after the other: less memory, the same step

@@ -23,6 +23,7 @@ def companion_config(config: ConfigDict, section: str, weight_decay: float) -> C
     """A run's config as that of the network of a section: its values in the places where training looks."""
     config, c = config.copy_and_resolve_references(), config[section]
     config.train.update(steps=c.steps, batch_size=c.batch_size, sample_every=0, microbatches=1, shard_params=False)
+    config.train.init_from = ""
     config.evaluate.every_steps = 0
     config.optimizer.update(learning_rate=c.learning_rate, weight_decay=weight_decay)
     config.optimizer.update(schedule="cosine", warmup_steps=min(WARMUP_STEPS, c.steps // 10), clip_norm=1.0)

@@ -168,10 +168,14 @@ class Experiment:
         """The axis along which each leaf of the state is split over the devices (layout.py)."""
         return layout.split(self._shapes, self.mesh.size if self.config.train.shard_params else 1)
 
-    def init_state(self) -> TrainState:
-        """The state before the first step, where it belongs on the devices."""
-        make = partial(create, self.init_params, self.optimizer)
-        return jax.jit(make, out_shardings=layout.shardings(self.where, self.mesh))()
+    def init_state(self, params: Params | None = None) -> TrainState:
+        """The state before the first step, where it belongs on the devices; of given parameters, or fresh ones."""
+
+        def make(*given: Params) -> TrainState:
+            return create(lambda: given[0] if given else self.init_params(), self.optimizer)
+
+        given = () if params is None else (params,)
+        return jax.jit(make, out_shardings=layout.shardings(self.where, self.mesh))(*given)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state, without computing it."""

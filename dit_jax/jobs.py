@@ -26,6 +26,7 @@ from dit_jax.lock import only_trainer
 from dit_jax.reporting.images import label_grid, to_uint8
 from dit_jax.reporting.progress import Progress
 from dit_jax.reporting.writer import MetricWriter, create_writer
+from dit_jax.starting import check_source, first_state
 from dit_jax.stop import Stop
 from dit_jax.together import check_alike, first_before_others, is_first, whole
 from dit_jax.training import loop
@@ -60,6 +61,7 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
     check_savable(workdir)
     batch_size, best = config.train.batch_size, partial(evaluations.best_step, workdir)
     experiment.check_devices()
+    check_source(config, workdir)
     evaluation = training_evaluation.prepare(experiment, workdir)
     with first_before_others():  # it may be made first
         find_data(experiment, workdir)
@@ -94,7 +96,7 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
             environment.record(workdir, step)
         logger.info("%s %s at step %d of %d", "resuming" if step else "starting", workdir, step, config.train.steps)
         writer = stack.enter_context(contextlib.closing(create_writer(workdir, resume_step=step)))
-        state = experiment.init_state() if state is None else state
+        state = first_state(experiment) if state is None else state
         describe(writer, config, state, step)
         progress = stack.enter_context(Progress(config.train.steps, "step", step, batch_size))
         hooks = make_hooks(experiment, writer, checkpointer, progress, stop, records.count)

@@ -34,7 +34,7 @@ CONFIGS = [
     "configs/image_folder.py",
 ]
 # Read where files are, not where the model is built: by the jobs; classifier.steps and the like by `companion_config`.
-READ_BY_JOBS = {"data.resident", "train.keep_checkpoints", "train.max_seconds"} | {
+READ_BY_JOBS = {"data.resident", "train.keep_checkpoints", "train.max_seconds", "train.init_from"} | {
     f"{section}.{key}"
     for section, keys in {
         "sample": ("batch_size", "seed", "task", "images", "mask", "strength", "denoising", "checkpoint", "weights"),
@@ -78,12 +78,14 @@ def build(config):
     """Traces everything that training and sampling compute, without computing it."""
     factor = config.autoencoder.downsample
     encode = lambda _, x: jnp.zeros((len(x), *experiment.x_shape))  # noqa: E731
+    views = (2,) if config.data.flip else ()
     decode = lambda _, z: z[..., :3].repeat(factor, axis=1).repeat(factor, axis=2)  # noqa: E731
     experiment = Experiment(config, Codec(encode, decode))
     pace_of(config)
     state = experiment.abstract_state()
     image = (*experiment.info.image_shape,)
-    data = jax.ShapeDtypeStruct((512, *image), np.uint8), jax.ShapeDtypeStruct((512,), np.int32)
+    kept = ((*views, *experiment.x_shape), np.float32) if config.model.latents else (image, np.uint8)
+    data = jax.ShapeDtypeStruct((512, *kept[0]), kept[1]), jax.ShapeDtypeStruct((512,), np.int32)
     jax.eval_shape(experiment.train_call(), state, zero_sums(), *data, np.int32(1))
     plan, labels = experiment.plan(experiment.timesteps()), experiment.labels()[:8]
     sample = make_sample(experiment, plan, classifier=lambda x_t, t_B: jnp.zeros((len(t_B), 10)))

@@ -1,0 +1,142 @@
+"""`train.init_from`: a run that begins with the weights of another."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from dit_jax import jobs, starting
+from dit_jax.data import datasets
+from dit_jax.errors import UserError
+from dit_jax.experiment import Experiment
+from dit_jax.loading import load
+from dit_jax.training.checkpoint import Checkpointer
+from tests import tiny
+from tests.test_experiment import weights
+
+
+@pytest.fixture(autouse=True)
+def tiny_data(monkeypatch, caplog):
+    caplog.set_level("INFO", "dit_jax")
+    tiny.install(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A workdir of a run whose averaged weights are loud, and its raw ones others."""
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.install(patch)
+        experiment = tiny.experiment()
+        return tiny.with_weights(tmp_path_factory.mktemp("source"), experiment, weights(experiment))
+
+
+def begun(source, **more):
+    """(the first state of a run that begins with `source`'s weights, what `source` has)"""
+    state = starting.first_state(tiny.experiment(train__init_from=source, **more))
+    return jax.device_get(state), jax.device_get(load(source).ema_params)
+
+
+def assert_same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize("more", [{}, {"train__shard_params": True, "train__batch_size": 16}])
+def test_the_first_state_has_the_averaged_weights_and_a_fresh_optimizer(more, source, caplog):
+    state, given = begun(source, **more)
+    assert_same(state.params, given)
+    assert_same(state.ema_params, given)
+    assert int(state.step) == 0
+    assert_same(state.opt_state, jax.device_get(tiny.experiment(**more).init_state().opt_state))
+    assert "at step 6 (100.0%)" in caplog.text
+    assert "another task" not in caplog.text
+
+
+def test_weights_of_another_shape_begin_fresh_and_are_named(source, monkeypatch, caplog):
+    """With four classes for three the class table alone is another."""
+    info = datasets.DatasetInfo("four", (8, 8, 3), ("red", "green", "blue", "grey"))
+    monkeypatch.setitem(datasets.DATASETS, "four", info)
+    state, given = begun(source, data__name="four")
+    flat = dict(jax.tree_util.tree_leaves_with_path(state.params))
+    others = [path for path, leaf in jax.tree_util.tree_leaves_with_path(given) if leaf.shape != flat[path].shape]
+    assert len(others) == 1
+    assert flat[others[0]].shape == (5, 8)
+    assert flat[others[0]].std() > 0.001
+    for path, leaf in jax.tree_util.tree_leaves_with_path(given):
+        if path not in others:
+            np.testing.assert_array_equal(flat[path], leaf)
+    share = 1 - 5 * 8 / sum(leaf.size for leaf in flat.values())
+    assert f"({100 * share:.1f}%, all but label/Embed_0/embedding)" in caplog.text
+
+
+def test_a_deeper_model_takes_the_blocks_that_are_there(source):
+    state, given = begun(source, model__depth=2)
+    shared = {name: state.params["params"][name] for name in given["params"]}
+    assert_same(shared, given["params"])
+    assert len(state.params["params"]) == len(given["params"]) + 1
+
+
+def test_nothing_that_fits_is_refused(source):
+    with pytest.raises(
+        UserError, match=r"train.init_from=.*: none of its weights fits this model; use its model.\* keys"
+    ):
+        begun(source, model__width=32, model__class_table_width=16, model__patch_size=2)
+
+
+def test_another_task_is_told(source, caplog):
+    begun(source, diffusion__prediction="v")
+    assert "has learnt another task (diffusion.prediction: eps -> v)" in caplog.text
+
+
+def test_no_run_is_one_line_before_anything_is_made(tmp_path, capfd):
+    flags = ["--workdir", tmp_path / "w", *tiny.flags(train__init_from=tmp_path / "none")]
+    done = tiny.run_main(capfd, *flags)
+    assert done.code == 2
+    (line,) = done.err
+    assert line.startswith(f"error: train.init_from={tmp_path / 'none'}: there is no run; name a workdir")
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_run_without_a_checkpoint_is_one_line(source, tmp_path, capfd):
+    (tmp_path / "other").mkdir()
+    shutil.copy(source / "config.json", tmp_path / "other")
+    done = tiny.run_main(capfd, "--workdir", tmp_path / "w", *tiny.flags(train__init_from=tmp_path / "other"))
+    assert done.code == 2
+    assert done.err[-1].startswith(f"error: train.init_from={tmp_path / 'other'}: --workdir={tmp_path / 'other'}")
+    assert "no checkpoint in it yet" in done.err[-1]
+
+
+@pytest.mark.long
+def test_a_run_learns_on_from_them_and_needs_them_once(source, tmp_path, monkeypatch):
+    """Its first loss is that of the source's weights; a resumed run is the undisturbed one, the source gone."""
+    tiny.on_devices(monkeypatch, 1)
+    copy = shutil.copytree(source, tmp_path / "copy")
+    begin = {"train__init_from": copy, "train__log_every": 1, "train__steps_per_call": 1}
+    for folder, steps in (("whole", (6,)), ("parts", (2, 6))):
+        for count in steps:
+            if folder == "parts" and count == 6:
+                shutil.rmtree(copy)
+            jobs.train(tiny.config(**begin, train__steps=count), tmp_path / folder, None)
+    assert_same(process_state(tmp_path / "parts"), process_state(tmp_path / "whole"))
+    fresh = tmp_path / "fresh"
+    jobs.train(tiny.config(**begin | {"train__init_from": ""}, train__steps=1), fresh, None)
+    losses = [
+        json.loads((f / "metrics.jsonl").read_text().splitlines()[0])["loss"] for f in (tmp_path / "whole", fresh)
+    ]
+    assert losses[0] != losses[1]
+
+
+def process_state(workdir):
+    experiment = Experiment(tiny.config())
+    with Checkpointer(workdir, 3, read_only=True) as checkpointer:
+        return jax.device_get(checkpointer.restore(experiment.abstract_state()))
+
+
+@pytest.mark.long
+def test_the_autoencoder_and_the_classifier_of_such_a_run_begin_fresh(source):
+    from dit_jax.autoencoder_experiment import autoencoder_config
+    from dit_jax.classifier_experiment import classifier_config
+
+    config = tiny.config(train__init_from=source)
+    assert autoencoder_config(config).train.init_from == classifier_config(config).train.init_from == ""
