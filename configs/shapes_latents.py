@@ -5,7 +5,7 @@
     python main.py --workdir runs/latents --mode=sample
 
 An image of 32 x 32 pixels is 8 x 8 latents of 4 channels, 16 tokens for the DiT, as in the demo. Measured on 2 cores of
-an AMD EPYC with other work beside: 16 min for the autoencoder, 5 min for the DiT; 98.9% of 2,000 guided samples
+an AMD EPYC with other work beside: 17 min for the autoencoder, 4 min for the DiT; 98.9% of 2,000 guided samples
 recognised (results/shapes_latents).
 """
 
