@@ -58,6 +58,8 @@ def encode_to(folder: Path, images: Records, encoder: latents.Encoder) -> None:
       UserError: there is no room.
     """
     todo = latents.missing(folder, images.count, encoder.shape)
+    if not todo:
+        return  # another run has made them, while this one waited for it
     needed, free = latents.nbytes(todo, encoder.shape), shutil.disk_usage(folder.parent).free
     if needed > free:
         sizes = f"{needed / 2**30:.1f} GiB, of which {free / 2**30:.1f} are free"

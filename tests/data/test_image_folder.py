@@ -97,6 +97,14 @@ def test_folders_of_splits_are_the_splits(name, tmp_path):
     assert folders.class_names(str(tmp_path / "root")) == ("cat", "dog")
 
 
+def test_of_two_folders_of_test_pictures_the_one_that_is_not_used_is_told(tmp_path, caplog):
+    for i, name in enumerate(("train", "test", "val")):
+        fill(tmp_path / name, {"cat": 2, "dog": 2}, first=100 * i)
+    splits = folders.scan(str(tmp_path)).splits
+    assert {p.path.split("/")[0] for p in splits["test"]} == {"test"}
+    assert f"{tmp_path / 'val'} is not used: the test pictures are those of {tmp_path / 'test'}" in caplog.text
+
+
 def test_train_and_test_may_be_classes(tmp_path):
     """Of trains, of tests; there is no folder in them."""
     fill(tmp_path, {"train": 2, "test": 2})
