@@ -1,6 +1,7 @@
 """Errors that a user can mend: told in one line on stderr, without a traceback, with exit code 2."""
 
 import errno
+import os
 import re
 import signal
 import sys
@@ -19,6 +20,8 @@ PASSING_ERRNO = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.E
 # What keeps a file from being read though it may be whole.
 MACHINES_ERRNO = PASSING_ERRNO | {errno.EACCES, errno.EPERM}
 
+LOST = 128 + signal.SIGABRT  # what JAX ends a process with whose run has lost another
+
 
 class UserError(ValueError):
     """A bad value from the user: one line with what is wrong, the value, and the fix."""
@@ -30,13 +33,16 @@ def explain(error: BaseException) -> tuple[int, str | None]:
         error = error.__cause__
     if isinstance(error, (UserError, flags.Error)):
         return 2, f"error: {' '.join(str(error).split())}"
-    if isinstance(error, OSError) and error.errno in USERS_ERRNO:
-        place = f": {error.filename}" if error.filename else ""
-        return 2, f"error: {error.strerror}{place}; make room, or name another folder"
+    if (number := errno_of(error)) in USERS_ERRNO:
+        place = getattr(error, "filename", " ".join(str(error).split())[:200])
+        return 2, f"error: {os.strerror(number)}{f': {place}' if place else ''}; make room, or name another folder"
     if is_out_of_memory(error):
         reason = " ".join(str(error).removeprefix("RESOURCE_EXHAUSTED: ").split())[:200]
         fix = "raise train.microbatches, set model.remat=true, or lower the batch_size of what ran"
         return 2, f"error: out of memory ({reason}); {fix}"
+    if isinstance(error, RuntimeError) and "Gloo" in str(error):  # the CPUs' link between processes
+        reason = " ".join(str(error).split())[:200]
+        return LOST, f"another process of this run was lost ({reason}); the same command goes on"
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT, "interrupted"
     return 1, None
@@ -48,11 +54,13 @@ def is_the_machines(error: BaseException) -> bool:
 
 
 def errno_of(error: BaseException) -> int | None:
-    """The operating system's number of what went wrong; TensorStore raises a ValueError that has it in its text."""
+    """The operating system's number of what went wrong; TensorStore and array_record have it in their errors' text."""
     if isinstance(error, OSError):
         return error.errno
-    found = re.search(r"os_error_code='(\d+)'", str(error)) if isinstance(error, ValueError) else None
-    return int(found[1]) if found else None
+    if found := re.search(r"os_error_code='(\d+)'", str(error)):
+        return int(found[1])
+    words = re.search(r"\b(?:open|pread|read|fstat|lseek)\(\) failed: ([^;]+)", str(error))
+    return next((number for number in MACHINES_ERRNO if words and os.strerror(number) == words[1]), None)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

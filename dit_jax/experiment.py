@@ -200,11 +200,9 @@ class Experiment:
         """What training calls take of a split: all of it, or, if it is too large or `data.resident` says so, batches.
 
         Raises:
-          UserError: the batch does not fit the data, or the data is damaged.
+          UserError: the data is damaged.
         """
         t, resident = self.config.train, self.config.data.resident
-        fix = f"the data has {records.count} images; use fewer"
-        require(t.batch_size <= records.count, f"{self.section}.batch_size", t.batch_size, fix)
         if resident == "true" or (resident == "auto" and records.nbytes <= RESIDENT_BYTES):
             return Resident(records, self.mesh)
         order_key, _ = data_keys(self.keys[1])

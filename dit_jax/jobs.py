@@ -66,14 +66,12 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
     with first_before_others():  # it may be made first
         find_data(experiment, workdir)
         images = datasets.open_split(experiment.source, "train")
+        fix = f"the data has {images.count} images; use fewer"
+        require(batch_size <= images.count, f"{section}.batch_size", batch_size, fix)
         training_evaluation.check_sets(experiment, images.count)
     probe = probe_of(images)
     check_alike("data", probe, "each data.data_dir must hold the same")
-    records = training_records(experiment, images, probe)
     with contextlib.ExitStack() as stack:
-        feed = stack.enter_context(contextlib.closing(experiment.feed(records)))
-        if feed.streamed:
-            logger.info("the data, %.1f GiB decoded, are read from the disk step by step", records.nbytes / 2**30)
         if is_first():
             make_folder(workdir, "--workdir")
         stack.enter_context(stop)
@@ -90,6 +88,10 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
         if step >= config.train.steps and not owed:
             finished(workdir, step, section)
             return 0
+        records = training_records(experiment, images, probe)
+        feed = stack.enter_context(contextlib.closing(experiment.feed(records)))
+        if feed.streamed:
+            logger.info("the data, %.1f GiB decoded, are read from the disk step by step", records.nbytes / 2**30)
         warn_of_new_decay(workdir, config, step, section)
         if is_first():
             configs.write(config, workdir)

@@ -23,7 +23,7 @@ from dit_jax.together import first_before_others, whole
 from dit_jax.training import sharding
 
 logger = logging.getLogger(__name__)
-PIXELS = 2**20  # that a device encodes at a time, at most
+AT_ONCE = 2**20  # pixels that a device encodes at a time, at most, but one image
 VERSION = 1  # of how latents are made and kept
 
 
@@ -46,7 +46,7 @@ def training_records(experiment: Experiment, images: Records, probe: list[Any]) 
     folder = preparation.check_data_dir(config.data.data_dir) / "latents" / name
     with first_before_others():
         if latents.missing(folder, images.count, shape):
-            with preparation.only_one(folder.parent, latents.HALF_MADE):
+            with preparation.only_one(folder, latents.HALF_MADE):
                 encode_to(folder, images, make_encoder(codec, experiment.mesh, images.image_shape, shape, flip))
         return latents.open_kept(folder, images.count, shape)
 
@@ -60,9 +60,9 @@ def encode_to(folder: Path, images: Records, encoder: latents.Encoder) -> None:
     todo = latents.missing(folder, images.count, encoder.shape)
     if not todo:
         return  # another run has made them, while this one waited for it
-    needed, free = latents.nbytes(todo, encoder.shape), shutil.disk_usage(folder.parent).free
+    needed, free = latents.nbytes(todo, encoder.shape), shutil.disk_usage(folder).free
     if needed > free:
-        sizes = f"{needed / 2**30:.1f} GiB, of which {free / 2**30:.1f} are free"
+        sizes = f"{needed / 2**30:.2f} GiB, of which {free / 2**30:.2f} are free"
         raise UserError(f"latents in {folder} need {sizes}: make room, or name another data.data_dir")
     logger.info("encoding %d images once, to latents of %.2f GiB in %s", todo, needed / 2**30, folder)
     with Progress(images.count, "image", initial=images.count - todo) as progress:
@@ -76,7 +76,8 @@ def make_encoder(
     own = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
     mesh = jax.make_mesh((len(own),), (sharding.AXIS,), axis_types=(AxisType.Auto,), devices=own)
     weights = jax.tree.map(lambda leaf: sharding.put_replicated(whole(leaf), mesh), codec.weights)
-    size = pass_size(len(own) * max(1, PIXELS // (image_shape[0] * image_shape[1])), mesh) * len(own)
+    most = max(1, AT_ONCE // (image_shape[0] * image_shape[1]))
+    size = min(most, pass_size(most * len(own), mesh)) * len(own)
 
     def per_device(weights: Any, images: jax.Array) -> jax.Array:
         x = pipeline.to_float(images)

@@ -73,8 +73,8 @@ def their_name(path: Any) -> str:
 
 
 def to_ours(array: np.ndarray) -> np.ndarray:
-    """A kernel [F, C, 3, 3], [F, C, 1, 1] or [F, C] as [9 C, F] or [C, F]; a vector as it is; float32."""
-    if array.ndim == 4:
+    """A kernel [F, C, 3, 3], [F, C, 1, 1] or [F, C] as [9 C, F] or [C, F]; anything else as it is; float32."""
+    if array.size and array.ndim == 4 and array.shape[2:] in ((3, 3), (1, 1)):
         array = array.transpose(2, 3, 1, 0).reshape(-1, len(array))
     elif array.ndim == 2:
         array = array.T

@@ -18,15 +18,20 @@ from dit_jax.training.state import Params, TrainState
 
 logger = logging.getLogger(__name__)
 # Where these differ, what the network has learnt to say or to see is another thing.
-MEANING = ("model.latents", "autoencoder.sha256", "diffusion.prediction", "diffusion.schedule", "diffusion.num_steps")
+MEANING = ("model.latents", "autoencoder.sha256", "model.num_heads", "model.num_kv_heads", "model.positions",
+           "model.qk_norm", "diffusion.prediction", "diffusion.schedule", "diffusion.num_steps",
+           "diffusion.beta_start", "diffusion.beta_end", "diffusion.zero_terminal_snr")  # fmt: skip
+# Of how that run is sampled, what decides its weights, or asks for files of its own.
+AS_NEWEST = ("sample.checkpoint=newest", "sample.weights=ema", "sample.classifier_scale=0")
 
 
 def check_source(config: ConfigDict, workdir: Path) -> None:
     """Raises UserError, before anything is prepared, if a run that is new has no `train.init_from` to begin with."""
     path = config.train.init_from
     if path and not any((workdir / "checkpoints").glob("[0-9]*")):
-        fix = "there is no run; name a workdir that has a config.json and checkpoints"
-        require(configs.path_of(expanded(path)).is_file(), "train.init_from", path, fix)
+        other, fix = expanded(path), "there is no run; name a workdir that has a config.json and checkpoints"
+        there = configs.path_of(other).is_file() and any((other / "checkpoints").glob("[0-9]*"))
+        require(there, "train.init_from", path, fix)
 
 
 def first_state(experiment: Experiment) -> TrainState:
@@ -41,10 +46,10 @@ def first_state(experiment: Experiment) -> TrainState:
     if not path:
         return experiment.init_state()
     try:
-        source = load(path)
+        source = load(path, overrides=AS_NEWEST)
     except UserError as error:
         raise UserError(f"train.init_from={path}: {error}") from None
-    warn_of_other_meaning(source.experiment.config, experiment.config, path)
+    warn_of_other_meaning(source.experiment, experiment, path)
     fresh = jax.jit(experiment.init_params, out_shardings=sharding.replicated(experiment.mesh))()
     params, left = taken_over(fresh, source.ema_params)
     count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
@@ -68,10 +73,10 @@ def taken_over(fresh: Params, given: Params) -> tuple[Params, dict[str, int]]:
     return jax.tree_util.tree_map_with_path(take, fresh), left
 
 
-def warn_of_other_meaning(theirs: ConfigDict, ours: ConfigDict, path: str) -> None:
+def warn_of_other_meaning(theirs: Experiment, ours: Experiment, path: str) -> None:
     """Says so where that run's network has learnt something else than this one is to learn."""
-    before, now = dict(configs.leaves(theirs)), dict(configs.leaves(ours))
-    changed = [f"{key}: {before[key]} -> {now[key]}" for key in MEANING if before[key] != now[key]]
+    before, now = ({**dict(configs.leaves(each.config)), "classes": each.info.class_names} for each in (theirs, ours))
+    changed = [f"{key}: {before[key]} -> {now[key]}" for key in (*MEANING, "classes") if before[key] != now[key]]
     if changed:
         told = "train.init_from=%s has learnt another task (%s): its weights help less"
         logger.warning(told, path, "; ".join(changed))

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 ENDED, LEAVING = "dit_jax/ended", "dit_jax/leaving"
 POLL = 0.5  # seconds between two looks whether another process has failed
 FAREWELL = 10  # seconds that a failed process waits for the others to hear of it
-DAY = 24 * 3600  # seconds; nothing that all wait for takes longer
+WEEK = 7 * 24 * 3600  # seconds; nothing that all wait for takes longer
 _leaving = threading.Lock()
 _over = threading.Event()
 _waits = itertools.count()
@@ -60,7 +60,7 @@ def begin() -> None:
 
 def sync() -> None:
     """Waits until every process's main thread is here."""
-    meet(f"dit_jax/{next(_waits)}", DAY * 1000)
+    meet(f"dit_jax/{next(_waits)}", WEEK * 1000)
 
 
 def meet(place: str, timeout_ms: int) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from dit_jax import jobs
 from dit_jax.data import shapes
-from dit_jax.errors import UserError
+from dit_jax.errors import UserError, explain
 from dit_jax.lock import only_trainer
 from tests import process, tiny
 
@@ -278,3 +278,15 @@ def test_none_whole_is_told_by_the_command(tiny_data, tmp_path, capfd):
         assert "error: none of the checkpoints [4, 2] in" in done.err[-1]
     with pytest.raises(UserError, match="none of the checkpoints"):
         in_process(tmp_path, train__steps=6)
+
+
+def test_a_link_that_broke_is_told_as_a_lost_process():
+    """In the words of the CPUs' link when the process at its other end is killed; a shell's code of JAX's own end."""
+    error = jax.errors.JaxRuntimeError(
+        "UNKNOWN: Gloo all-reduce failed: [external/gloo/gloo/transport/tcp/pair.cc:538] Read error [127.0.0.1]:54921: "
+        "Connection reset by peer"
+    )
+    code, line = explain(error)
+    assert code == 134
+    assert str(line).startswith("another process of this run was lost (UNKNOWN: Gloo all-reduce failed")
+    assert explain(jax.errors.JaxRuntimeError("INTERNAL: something else")) == (1, None)

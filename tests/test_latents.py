@@ -18,10 +18,11 @@ from dit_jax.autoencoder_job import train_autoencoder
 from dit_jax.data import datasets
 from dit_jax.diffusion import tasks
 from dit_jax.errors import UserError
-from dit_jax.experiment import make_sample
+from dit_jax.experiment import Experiment, make_sample
 from dit_jax.latents import training_records
 from dit_jax.loading import load
 from dit_jax.lock import only_trainer
+from dit_jax.models.autoencoder import Codec
 from dit_jax.training.checkpoint import Checkpointer
 from tests import tiny
 from tests.test_experiment import weights
@@ -211,7 +212,7 @@ def test_latents_are_encoded_once_for_all_runs_with_this_autoencoder_and_data(tr
     (copy / "autoencoder/latents.json").write_text(json.dumps(about))
     assert ask(copy) == 1
     assert len(set(folders)) == 4
-    assert sorted(path.name for path in (tmp_path / "data/latents").iterdir()) == sorted([".lock", *folders])
+    assert sorted(path.name for path in (tmp_path / "data/latents").iterdir()) == sorted(folders)
 
 
 @pytest.mark.long
@@ -228,11 +229,63 @@ def test_a_run_goes_on_to_the_same_weights_with_latents_that_were_deleted(traine
 
 
 @pytest.mark.long
+def test_nothing_is_encoded_for_a_run_that_has_done_or_is_another_trainers(trained, tmp_path, monkeypatch):
+    copy, folders = copy_of(trained, tmp_path), encodings(monkeypatch)
+    elsewhere = config(data__data_dir=tmp_path / "data")
+    assert jobs.train(elsewhere, copy, None) == 0
+    with only_trainer(copy), pytest.raises(UserError, match="another training run has it"):
+        jobs.train(config(data__data_dir=tmp_path / "data", train__steps=8), copy, None)
+    assert not folders
+
+
+@pytest.mark.long
+def test_no_autoencoder_is_trained_while_a_run_encodes(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained / "autoencoder", tmp_path / "autoencoder")
+    refusals, real = [], latents.encode_to
+
+    def encode(*given):
+        with pytest.raises(UserError, match="another training run has it") as error:
+            train_autoencoder(config(), tmp_path, None)
+        refusals.append(error)
+        real(*given)
+
+    monkeypatch.setattr(latents, "encode_to", encode)
+    assert jobs.train(config(data__data_dir=tmp_path / "data"), tmp_path, None) == 0
+    assert len(refusals) == 1
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_latents_are_encoded_as_the_codec_says_once_and_what_a_kill_left_is_removed(devices, tmp_path, monkeypatch):
+    """Means of 2 x 2 pixels and two channels, three times; of those of mirrored images the mirror image."""
+    tiny.on_devices(monkeypatch, devices)
+    mean = lambda w, x: w * x.reshape(len(x), 4, 2, 4, 2, 3).mean((2, 4))[..., :2]  # noqa: E731
+    experiment = Experiment(config(data__data_dir=tmp_path), Codec(mean, lambda _, z: z, jax.numpy.float32(3)))
+    folders = encodings(monkeypatch)
+    read = lambda: training_records(experiment, tiny.records(), ["these"]).load().images  # noqa: E731
+    expected = 3 * draw.to_float(tiny.split().images).reshape(40, 4, 2, 4, 2, 3).mean((2, 4))[..., :2]
+    np.testing.assert_allclose(read(), np.stack([expected, expected[:, :, ::-1]], 1), atol=1e-5)
+    read()
+    assert len(folders) == 1
+    (file,) = (tmp_path / "latents").glob("*/*.array_record")
+    file.rename(file.with_name("left.1234.tmp"))
+    read()
+    assert [path.name for path in file.parent.iterdir() if path.name != ".lock"] == [file.name]
+
+
+def test_large_images_are_encoded_in_passes_of_few_pixels():
+    mesh, codec = tiny.mesh(2), Codec(lambda w, x: x, lambda w, z: z)
+    sizes = [
+        latents.make_encoder(codec, mesh, (size, size, 3), (1,), False).batch_size for size in (8, 512, 1024, 4096)
+    ]
+    assert sizes == [16, 8, 2, 2]
+
+
+@pytest.mark.long
 def test_a_disk_without_room_is_told_before_anything_is_encoded(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=10_000))
     experiment = with_codec(trained, config(data__data_dir=tmp_path))
     with pytest.raises(
-        UserError, match=r"latents in .* need 0.0 GiB, of which 0.0 are free: make room, or name another"
+        UserError, match=r"latents in .* need 0.00 GiB, of which 0.00 are free: make room, or name another"
     ):
         training_records(experiment, tiny.records(), [])
 
@@ -242,12 +295,12 @@ def test_damaged_latents_are_one_line_and_are_made_again(trained, tmp_path, capf
     shutil.copytree(trained / "autoencoder", tmp_path / "autoencoder")
     flags = ["--workdir", tmp_path, *tiny.flags(**LATENTS | {"data__data_dir": tmp_path / "data"})]
     assert tiny.run_main(capfd, *flags, "--config.train.steps=2").code == 0
-    (file,) = (tmp_path / "data/latents").glob("*/*")
+    (file,) = (tmp_path / "data/latents").glob("*/*.array_record")
     whole = file.read_bytes()
     file.write_bytes(whole[:400])
     line = refused(capfd, *flags)
-    assert f"{file.parent} is damaged" in line
-    shutil.rmtree(file.parent)
+    assert f"{file} is damaged" in line
+    file.unlink()
     assert tiny.run_main(capfd, *flags).code == 0
     assert file.read_bytes() == whole
 

@@ -108,6 +108,14 @@ def misshape(tensors):
     tensors["quant_conv.weight"] = np.zeros((8, 8, 1, 1), np.float32)
 
 
+def empty(tensors):
+    tensors["encoder.conv_in.weight"] = np.zeros((0, 3, 3, 3), np.float32)
+
+
+def turn(tensors):
+    tensors["encoder.conv_in.weight"] = tensors["encoder.conv_in.weight"].reshape(4, 3, 9, 1)
+
+
 def add(tensors):
     tensors["logvar"] = np.zeros(1, np.float32)
 
@@ -117,6 +125,8 @@ def add(tensors):
     [
         (drop, "encoder.conv_in.bias is missing; use its autoencoder.downsample"),
         (misshape, r"quant_conv.weight has shape \[8, 8, 1, 1\], of ours \[4, 4\]"),
+        (empty, r"encoder.conv_in.weight has shape \[0, 3, 3, 3\], of ours \[27, 4\]"),
+        (turn, r"encoder.conv_in.weight has shape \[4, 3, 9, 1\], of ours \[27, 4\]"),
         (add, "has logvar besides: it is of another autoencoder"),
     ],
 )

@@ -20,7 +20,7 @@ from tests import process, tiny
 
 STEPS, EVERY = 80, 20
 SETTINGS = [f"train.steps={STEPS}", f"train.checkpoint_every={EVERY}", "train.log_every=2"]
-LOST = -signal.SIGABRT  # what a shell calls 134: the end of a process whose run has lost another
+LOST = (-signal.SIGABRT, 134)  # the same to a shell: JAX's end of a process whose run has lost another, and our own
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_ended_killed_and_resumed_by_one_process_it_is_the_same_run(place, undis
     process.wait_for(lambda: max(process.checkpoints(tmp_path)) > saved, pair[0])
     process.kill(pair[0])
     code, told = process.finish(pair[1])  # ends by itself
-    assert code == LOST, told
+    assert code in LOST, told
     assert max(process.checkpoints(tmp_path)) < STEPS, "the run was over before its kill: give it more steps"
 
     train_here(place[0], tmp_path, 2, *SETTINGS)
@@ -169,7 +169,7 @@ def test_kills_of_a_pair_cost_no_bit(place, tmp_path):
         process.wait_for(lambda: process.checkpoints(workdir) != had, pair[0])  # noqa: B023
         process.kill(pair[victim])
         code, told = process.finish(pair[1 - victim])
-        assert code == LOST, told
+        assert code in LOST, told
     for code, told in map(process.finish, process.start_pair(place[0], workdir, place[1], *SETTINGS)):
         assert code == 0, told
     jax.tree.map(np.testing.assert_array_equal, process.final_state(workdir), process.final_state(whole))
@@ -185,7 +185,7 @@ def test_the_first_process_ends_when_another_is_lost(place, tmp_path):
     process.kill(pair[1])
     start = time.monotonic()
     code, told = process.finish(pair[0])
-    assert code == LOST, told
+    assert code in LOST, told
     assert time.monotonic() - start < 200
 
 

@@ -7,12 +7,14 @@ import jax
 import numpy as np
 import pytest
 
+from dit_jax import config as configs
 from dit_jax import jobs, starting
 from dit_jax.data import datasets
 from dit_jax.errors import UserError
 from dit_jax.experiment import Experiment
 from dit_jax.loading import load
 from dit_jax.training.checkpoint import Checkpointer
+from dit_jax.training.step import zero_sums
 from tests import tiny
 from tests.test_experiment import weights
 
@@ -84,9 +86,30 @@ def test_nothing_that_fits_is_refused(source):
         begun(source, model__width=32, model__class_table_width=16, model__patch_size=2)
 
 
-def test_another_task_is_told(source, caplog):
-    begun(source, diffusion__prediction="v")
-    assert "has learnt another task (diffusion.prediction: eps -> v)" in caplog.text
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"diffusion__prediction": "v"}, "diffusion.prediction: eps -> v"),
+        ({"diffusion__beta_end": 0.03}, "diffusion.beta_end: 0.02 -> 0.03"),
+        ({"model__positions": "grid"}, "model.positions: mae -> grid"),
+        ({"model__num_heads": 4, "model__num_kv_heads": 2}, "model.num_heads: 2 -> 4; model.num_kv_heads: 1 -> 2"),
+        ({"data__name": "others"}, "classes: ('red', 'green', 'blue') -> ('cat', 'dog', 'emu')"),
+    ],
+)
+def test_weights_that_fit_and_mean_another_thing_are_told(more, words, source, monkeypatch, caplog):
+    info = datasets.DatasetInfo("others", (8, 8, 3), ("cat", "dog", "emu"))
+    monkeypatch.setitem(datasets.DATASETS, "others", info)
+    begun(source, **more)
+    assert f"has learnt another task ({words}): its weights help less" in caplog.text
+
+
+def test_how_the_other_run_would_be_sampled_does_not_matter(source, tmp_path, caplog):
+    copy = shutil.copytree(source, tmp_path / "copy")
+    theirs = configs.read(copy)
+    theirs.sample.update(checkpoint="best", weights="raw", classifier_scale=1.0)
+    configs.write(theirs, copy)
+    _, given = begun(source)
+    assert_same(starting.first_state(tiny.experiment(train__init_from=copy)).params, given)
 
 
 def test_no_run_is_one_line_before_anything_is_made(tmp_path, capfd):
@@ -98,13 +121,15 @@ def test_no_run_is_one_line_before_anything_is_made(tmp_path, capfd):
     assert not (tmp_path / "w").exists()
 
 
-def test_a_run_without_a_checkpoint_is_one_line(source, tmp_path, capfd):
-    (tmp_path / "other").mkdir()
-    shutil.copy(source / "config.json", tmp_path / "other")
+def test_a_run_whose_checkpoint_is_broken_is_one_line(source, tmp_path, capfd):
+    copy = shutil.copytree(source, tmp_path / "other")
+    for file in (copy / "checkpoints").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
     done = tiny.run_main(capfd, "--workdir", tmp_path / "w", *tiny.flags(train__init_from=tmp_path / "other"))
     assert done.code == 2
-    assert done.err[-1].startswith(f"error: train.init_from={tmp_path / 'other'}: --workdir={tmp_path / 'other'}")
-    assert "no checkpoint in it yet" in done.err[-1]
+    assert done.err[-1].startswith(f"error: train.init_from={tmp_path / 'other'}: ")
+    assert not any("Traceback" in line for line in done.err)
 
 
 @pytest.mark.long
@@ -121,10 +146,12 @@ def test_a_run_learns_on_from_them_and_needs_them_once(source, tmp_path, monkeyp
     assert_same(process_state(tmp_path / "parts"), process_state(tmp_path / "whole"))
     fresh = tmp_path / "fresh"
     jobs.train(tiny.config(**begin | {"train__init_from": ""}, train__steps=1), fresh, None)
-    losses = [
-        json.loads((f / "metrics.jsonl").read_text().splitlines()[0])["loss"] for f in (tmp_path / "whole", fresh)
-    ]
-    assert losses[0] != losses[1]
+    experiment = tiny.experiment()
+    for folder, params in ((tmp_path / "whole", load(source).ema_params), (fresh, experiment.init_params())):
+        call, _, *data = tiny.start(experiment)
+        _, sums, _ = call(experiment.init_state(params), zero_sums(), *data, np.int32(1))
+        loss = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+        assert loss == pytest.approx(float(sums["loss"]), rel=1e-5)
 
 
 def process_state(workdir):

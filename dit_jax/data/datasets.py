@@ -190,8 +190,8 @@ def decode(png: bytes, shape: tuple[int, int, int]) -> bytes:
 
 
 @contextmanager
-def told_as_damage(directory: Path, again: str) -> Iterator[None]:
-    """Makes one line of whatever is raised within; `again` says what to run when the folder is deleted."""
+def told_as_damage(path: Path, again: str) -> Iterator[None]:
+    """Makes one line of whatever is raised within; `again` says what to run when the folder, or file, is deleted."""
     try:
         yield
     except UserError:
@@ -200,8 +200,8 @@ def told_as_damage(directory: Path, again: str) -> Iterator[None]:
         if is_the_machines(error):
             raise
         reason = " ".join(str(error).split())[:200]
-        delete = f"delete that folder (`{shlex.join(['rm', '-r', str(directory)])}`)"
-        raise UserError(f"{directory} is damaged ({reason}): {delete} and run {again}") from error
+        delete = f"delete it (`{shlex.join(['rm', '-r', str(path)])}`)"
+        raise UserError(f"{path} is damaged ({reason}): {delete} and run {again}") from error
 
 
 def _check_features(directory: Path) -> None:

@@ -16,10 +16,10 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from dit_jax.data.datasets import Records, Split, told_as_damage
 from dit_jax.data.stream import Reader
-from dit_jax.errors import UserError, is_out_of_memory
+from dit_jax.errors import UserError
 from dit_jax.files import replacing
 
-HALF_MADE = "*/*.tmp"  # what a killed encoding leaves in the folder above
+HALF_MADE = "*.tmp"  # what a killed encoding leaves in the folder
 PART_BYTES = 2**28
 WRITER = "group_size:1,uncompressed"  # records of their own, as they are read at random; floats hardly shrink
 LABEL, LATENT = np.dtype("<i4"), np.dtype("<f4")
@@ -66,11 +66,12 @@ def keep(images: Records, folder: Path, encoder: Encoder, told: Callable[[int], 
             continue
         try:
             with replacing(path) as temporary:
+                temporary.touch()  # an OSError has a path, where array_record's errors are text
                 for count in write(temporary, images, part, encoder):
                     done += count
                     told(done)
         except RuntimeError as error:
-            if is_out_of_memory(error) or "writ" not in str(error):  # array_record's words of a full disk
+            if "write() failed" not in str(error):  # array_record's words of a full disk
                 raise
             fix = "make room, or name another data.data_dir"
             raise UserError(f"cannot write latents to {folder} ({error}): {fix}") from None
@@ -109,19 +110,35 @@ class Batches(Sequence[Split]):
 def open_kept(folder: Path, count: int, shape: tuple[int, ...]) -> Records:
     """The latents that `keep` has made of `count` images.
 
-    Raises UserError, here or when they are read: they are damaged.
+    Raises UserError, here or when they are read: they are damaged; of which part, it says.
     """
-    again = "the same command again, which encodes the images again"
-    with told_as_damage(folder, again):
-        source = ArrayRecordDataSource([str(path) for path in parts(folder, count, shape)])
+    files = parts(folder, count, shape)
+    sources = [open_part(path, len(part)) for path, part in files.items()]
+    size = len(next(iter(files.values())))
+
+    def read(indices: np.ndarray) -> Split:
+        labels, latents = np.empty(len(indices), np.int32), np.empty((len(indices), *shape), np.float32)
+        for i in np.unique(indices // size):
+            mine = np.flatnonzero(indices // size == i)
+            labels[mine], latents[mine] = sources[i]((indices[mine] % size).tolist(), shape)
+        return Split(latents, labels)
+
+    return Records(count, shape, read, lambda indices: read(indices).labels, np.float32)
+
+
+def open_part(path: Path, count: int) -> Callable[[list[int], tuple[int, ...]], tuple[np.ndarray, np.ndarray]]:
+    """read(records of a part, shape) -> (labels, latents)."""
+    again = "the same command again, which encodes those images again"
+    with told_as_damage(path, again):
+        source = ArrayRecordDataSource([str(path)])
         if len(source) != count:
             raise ValueError(f"{len(source)} records, where {count} were written")
 
-    def read(indices: np.ndarray) -> Split:
-        with told_as_damage(folder, again):
-            found = source.__getitems__(indices.tolist())
+    def read(records: list[int], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        with told_as_damage(path, again):
+            found = source.__getitems__(records)
             labels = np.frombuffer(b"".join(record[: LABEL.itemsize] for record in found), LABEL)
             latents = np.frombuffer(b"".join(record[LABEL.itemsize :] for record in found), LATENT)
-            return Split(latents.reshape(len(indices), *shape), labels)
+            return labels, latents.reshape(len(records), *shape)
 
-    return Records(count, shape, read, lambda indices: read(indices).labels, np.float32)
+    return read

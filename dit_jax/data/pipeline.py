@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-Pick = Callable[[jax.Array], tuple[jax.Array, jax.Array]]  # step -> a device's images uint8 [b, H, W, C], labels [b]
+Pick = Callable[[jax.Array], tuple[jax.Array, jax.Array]]  # step -> a device's images [b, ...], labels [b]
 
 
 def epoch_order(key: jax.Array, epoch: jax.Array | int, num_examples: int) -> jax.Array:

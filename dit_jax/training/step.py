@@ -176,7 +176,7 @@ def make_train_call(
     streamed: bool = False,
     where: TrainState = layout.WHOLE_STATE,
 ) -> Callable[..., CallResult]:
-    """call(state, sums, images uint8 [n, H, W, C], labels int32 [n], count) runs `count` steps, at most steps_per_call.
+    """call(state, sums, images [n, ...], labels int32 [n], count) runs `count` steps, at most steps_per_call.
 
     Images (or latents, see `datasets.Split`) and labels are the whole data, or, if `streamed`, the batches of these
     steps alone: [steps_per_call, B, ...], split over the mesh along B (see feed.py). `where` tells along which axes the

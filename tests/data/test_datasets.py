@@ -152,7 +152,7 @@ def test_damaged_data_set(prepared, pattern, damage):
     damage(path)
     message = refused("shapes", prepared)
     assert f"{directory} is damaged" in message
-    assert f"delete that folder (`rm -r {directory}`) and run the same command again" in message
+    assert f"delete it (`rm -r {directory}`) and run the same command again" in message
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(24, "Too many open files")])

@@ -1,14 +1,17 @@
 """Latents on the disk: what comes back, what a killed encoding leaves, and one clear line for damage."""
 
+import errno
+import os
 import resource
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dit_jax.data import latents
 from dit_jax.data.datasets import Records, Split
-from dit_jax.errors import UserError
+from dit_jax.errors import UserError, errno_of, explain
 
 COUNT, SHAPE = 23, (2, 3, 4, 2)
 IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 6, 8, 3), dtype=np.uint8)
@@ -104,16 +107,16 @@ def broken(path):
 
 def test_a_flipped_bit_is_told_or_does_no_harm(tmp_path):
     kept(tmp_path / "f")
-    found = []
-    for _ in broken(tmp_path / "f/00001-of-00003.array_record"):
+    found, part = [], tmp_path / "f/00001-of-00003.array_record"
+    for _ in broken(part):
         try:
             np.testing.assert_array_equal(latents.open_kept(tmp_path / "f", COUNT, SHAPE).load().images, known(IMAGES))
         except UserError as error:
             found.append(str(error))
     assert len(found) > 20
     for line in found:
-        assert f"{tmp_path / 'f'} is damaged" in line
-        assert f"delete that folder (`rm -r {tmp_path / 'f'}`) and run the same command again" in line
+        assert f"{part} is damaged" in line
+        assert f"delete it (`rm -r {part}`) and run the same command again" in line
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "of others"])
@@ -142,3 +145,48 @@ def test_a_full_disk_is_told_and_leaves_nothing(small_disk, tmp_path):
     with pytest.raises(UserError, match=f"cannot write latents to {tmp_path / 'f'} .*make room, or name another"):
         kept(tmp_path / "f")
     assert not list((tmp_path / "f").iterdir())
+
+
+def test_a_folder_that_may_not_be_written_is_told_with_its_path(tmp_path, monkeypatch):
+    """Root may write anywhere, so the refusal is put in by hand."""
+
+    def refuse(path, *rest, **more):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    with pytest.raises(PermissionError) as refused:
+        kept(tmp_path / "f")
+    code, line = explain(refused.value)
+    assert (code, str(tmp_path / "f") in str(line)) == (2, True)
+
+
+@pytest.fixture
+def no_handles():
+    """No more files can be opened; of what is open already nothing changes."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_machine_without_file_handles_has_no_damaged_latents(tmp_path, request):
+    kept(tmp_path / "f")
+    request.getfixturevalue("no_handles")
+    with pytest.raises(RuntimeError, match="Too many open files") as error:
+        latents.open_kept(tmp_path / "f", COUNT, SHAPE)
+    assert errno_of(error.value) == errno.EMFILE
+
+
+def test_latents_that_may_not_be_read_are_not_damaged():
+    """In array_record's own words."""
+    error = RuntimeError("open() failed: Permission denied; opening /d/00000-of-00001.array_record; Failed to open")
+    assert errno_of(error) == errno.EACCES
+    assert explain(error)[0] == 2
+    assert "Permission denied: open() failed" in str(explain(error)[1])
+    assert errno_of(RuntimeError("chunk data hash mismatch; at byte 304")) is None
+
+
+def test_a_file_where_the_folder_belongs_is_one_line(tmp_path):
+    (tmp_path / "f").touch()
+    with pytest.raises(UserError, match=f"{tmp_path / 'f'} is no folder, where one belongs; move it away"):
+        kept(tmp_path / "f")
