@@ -64,6 +64,9 @@ def sample(config: ConfigDict, workdir: Path, out: Path | None) -> None:
         images = np.where(given[2], images, given[0])  # to the bit, also where latents were drawn
     about = settings_of(run) | {"n": len(images), "images_sha256": hashlib.sha256(images.tobytes()).hexdigest()}
     if is_first():
+        for stale in ("grid.png", "denoising.png", "denoising.gif"):  # none may be found beside samples of another time
+            if (out / stale).is_file():
+                (out / stale).unlink()
         with replacing(out / "samples.npz") as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, images=images, labels=task.labels, **arrays)
         names = run.experiment.info.class_names

@@ -42,6 +42,8 @@ def load_autoencoder(path: Path, shapes: Any) -> Any:
         )
     try:
         tensors = load_file(path)
+    except AttributeError as error:  # numbers that NumPy has not, such as of 8 bits
+        raise UserError(f"{what} has a type of numbers that is not read ({error}); save it as float32") from None
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
         raise UserError(f"{what} cannot be read as safetensors ({error}); fetch it again") from None
     left = set(tensors)
@@ -55,6 +57,8 @@ def load_autoencoder(path: Path, shapes: Any) -> Any:
             found = "is missing" if array is None else f"has shape {list(array.shape)}, of ours {list(leaf.shape)}"
             fix = "use its autoencoder.downsample, channels, width and depth (Stable Diffusion: 8, 4, 128, 2)"
             raise UserError(f"{what}: {name} {found}; {fix}")
+        if not np.isfinite(ours).all():
+            raise UserError(f"{what}: {name} has values that are not finite in float32; fetch it again")
         left.discard(name)
         return ours
 

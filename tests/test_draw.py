@@ -108,6 +108,8 @@ def test_the_denoising_is_pictured_unless_told_otherwise(sampled, tmp_path):
         "grid.png",
         "samples.npz",
     ]
+    sampled(sample__task="interpolate")  # whose way is not pictured: that of other samples is not left beside it
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["grid.png", "samples.npz"]
 
 
 def test_psnr_by_hand():

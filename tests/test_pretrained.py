@@ -116,6 +116,10 @@ def turn(tensors):
     tensors["encoder.conv_in.weight"] = tensors["encoder.conv_in.weight"].reshape(4, 3, 9, 1)
 
 
+def spoil(tensors):
+    tensors["encoder.conv_in.bias"][1] = np.nan
+
+
 def add(tensors):
     tensors["logvar"] = np.zeros(1, np.float32)
 
@@ -127,6 +131,7 @@ def add(tensors):
         (misshape, r"quant_conv.weight has shape \[8, 8, 1, 1\], of ours \[4, 4\]"),
         (empty, r"encoder.conv_in.weight has shape \[0, 3, 3, 3\], of ours \[27, 4\]"),
         (turn, r"encoder.conv_in.weight has shape \[4, 3, 9, 1\], of ours \[27, 4\]"),
+        (spoil, "encoder.conv_in.bias has values that are not finite in float32; fetch it again"),
         (add, "has logvar besides: it is of another autoencoder"),
     ],
 )

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from clu.metric_writers import MetricWriter
@@ -42,10 +42,18 @@ def read_objects(path: Path) -> tuple[list[dict[str, Any]], int]:
     return objects, damaged
 
 
+def opened(path: Path) -> TextIO:
+    """The file, to append to. Raises UserError if it is a link to nowhere."""
+    try:
+        return path.open("a", encoding="utf-8", buffering=1)
+    except FileNotFoundError:
+        raise UserError(f"{path} is a link to a folder that is not there; mount or make it, or remove it") from None
+
+
 def append(path: Path, row: Mapping[str, Any]) -> None:
     """Adds a line; half a line that a killed process left stays one of its own."""
     torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-    with path.open("a", encoding="utf-8") as file:
+    with opened(path) as file:
         file.write("\n" * torn + json.dumps(row) + "\n")
 
 
@@ -93,10 +101,7 @@ class JsonlWriter(MetricWriter):
     """
 
     def __init__(self, path: Path):
-        try:
-            self._file = path.open("a", encoding="utf-8", buffering=1)
-        except FileNotFoundError:
-            raise UserError(f"{path} is a link to a folder that is not there; mount or make it, or remove it") from None
+        self._file = opened(path)
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Appends `{"step": step, **scalars}`; NaN and infinities, which JSON lacks, become null."""

@@ -205,6 +205,12 @@ def test_with_tensorflow_clus_own_writer_is_used(tmp_path):
     assert "clu/metric_writers/tf/summary_writer.py" in done.stderr
 
 
+def test_no_row_is_added_to_a_link_to_nowhere(tmp_path):
+    (tmp_path / "evaluations.jsonl").symlink_to(tmp_path / "no" / "where")
+    with pytest.raises(UserError, match="is a link to a folder that is not there; mount or make it, or remove it"):
+        jsonl.append(tmp_path / "evaluations.jsonl", {"step": 1})
+
+
 def test_a_link_to_nowhere_is_one_clear_line(tmp_path):
     (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "no" / "where")
     with pytest.raises(UserError, match=r"metrics.jsonl is a link to a folder that is not there"):
