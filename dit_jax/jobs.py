@@ -108,7 +108,7 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
         compiled = call.lower(state, loop.zero_sums(), *feed.shapes, np.int32(1)).compile()
         feed.ready()
         stop.listen()  # before, there is nothing to save: a signal may end the process
-        step = loop.run(compiled, state, feed, pace_of(config), batch_size, hooks)
+        step = loop.run(compiled, state, feed, pace_of(config, section), batch_size, hooks)
     if step < config.train.steps or training_evaluation.owed(config, workdir, step):
         logger.info("saved step %d of %d in %s; the same command goes on", step, config.train.steps, workdir)
         return stop.code
@@ -166,8 +166,8 @@ def warn_of_new_decay(workdir: Path, config: ConfigDict, step: int, section: str
             )
 
 
-def pace_of(config: ConfigDict) -> loop.Pace:
-    """When the loop logs, saves and draws."""
+def pace_of(config: ConfigDict, section: str = "train") -> loop.Pace:
+    """When the loop logs, saves and draws; `section` is the experiment's."""
     t = config.train
     return loop.Pace(
         steps=t.steps,
@@ -177,6 +177,7 @@ def pace_of(config: ConfigDict) -> loop.Pace:
         sample_every=t.sample_every,
         max_bad_steps=t.max_bad_steps,
         evaluate_every=config.evaluate.every_steps,
+        section=section,
     )
 
 

@@ -220,6 +220,18 @@ def test_a_learning_rate_that_blows_up_ends_in_one_line_with_finite_checkpoints(
     assert rows[-1]["loss"] is None
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("section", ["autoencoder", "classifier"])
+def test_a_network_beside_the_run_that_blows_up_is_told_of_its_own_key(section, tiny_data, tmp_path, capfd, caplog):
+    settings = {f"{section}__learning_rate": 1e25, f"{section}__steps": 60, "train__checkpoint_every": 1}
+    done = tiny.run_main(capfd, *tiny.flags(**settings), "--workdir", tmp_path, f"--mode=train_{section}")
+    assert done.code == 2
+    assert f": lower {section}.learning_rate" in done.err[-1]
+    told = f"{caplog.text} {done.err[-1]}"
+    assert ("with noise of quarter" in told) == (section == "classifier")
+    assert "optimizer.learning_rate" not in told
+
+
 def limit_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
 

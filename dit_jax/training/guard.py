@@ -65,25 +65,33 @@ def add(sums: Counts, metrics: Counts, step: jax.Array) -> Counts:
     }
 
 
-def describe(host: dict[str, np.ndarray]) -> str:
-    """`3 steps, the last of them 1,234, noise quarters 2 and 3 of 4`, from sums that were fetched."""
+def describe(host: dict[str, np.ndarray], section: str) -> str:
+    """`3 up to step 1,234, with noise of quarter 2, 3 of 4`, from sums that were fetched."""
     quarters = [str(i + 1) for i in np.flatnonzero(host["bad_quarters"])]
-    where = f"with noise of quarter {', '.join(quarters)} of {QUARTERS}" if quarters else "in the gradient alone"
-    return f"{int(host['bad_steps']):,} up to step {int(host['last_bad_step']):,}, {where}"
+    where = f", with noise of quarter {', '.join(quarters)} of {QUARTERS}" if quarters else ", in the gradient alone"
+    if quarters and section == "autoencoder":  # which sees no noise
+        where = ""
+    return f"{int(host['bad_steps']):,} up to step {int(host['last_bad_step']):,}{where}"
 
 
-def check(sums: Counts, most: int) -> None:
-    """Reads the counts from the devices; ends a run that had `most` bad steps in a row.
+def rate_key(section: str) -> str:
+    """The key of the learning rate of what is trained by a section of the config."""
+    return f"{'optimizer' if section == 'train' else section}.learning_rate"
+
+
+def check(sums: Counts, most: int, section: str = "train") -> None:
+    """Reads the counts from the devices; ends a run that had `most` bad steps in a row. `section` is `Pace`'s.
 
     Raises:
       UserError: what happened, and what to lower.
     """
     counts: Any = jax.device_get({name: sums[name] for name in sums if "bad" in name})
     if counts["longest_bad_run"] >= most:
+        other = ", or use model.dtype=float32" if section == "train" else ""  # the other networks are float32
         raise UserError(
             f"{int(counts['longest_bad_run']):,} steps in a row had a loss or gradient that is not finite "
-            f"({describe(counts)}; train.max_bad_steps={most}): lower optimizer.learning_rate, or use "
-            "model.dtype=float32; the checkpoints hold finite weights"
+            f"({describe(counts, section)}; train.max_bad_steps={most}): lower {rate_key(section)}{other}; "
+            "the checkpoints hold finite weights"
         )
 
 
@@ -93,7 +101,7 @@ def is_finite(state: TrainState) -> jax.Array:
     return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]))
 
 
-def check_state(state: TrainState) -> None:
+def check_state(state: TrainState, section: str = "train") -> None:
     """Refuses weights that overflowed in an update whose gradient was finite.
 
     Raises:
@@ -101,11 +109,11 @@ def check_state(state: TrainState) -> None:
     """
     if not is_finite(state):
         raise UserError(
-            f"the weights at step {int(state.step):,} are not finite, and are not saved: lower optimizer.learning_rate"
+            f"the weights at step {int(state.step):,} are not finite, and are not saved: lower {rate_key(section)}"
         )
 
 
-def warn(host: dict[str, np.ndarray]) -> None:
+def warn(host: dict[str, np.ndarray], section: str = "train") -> None:
     """Says so on stderr if there were bad steps."""
     if host["bad_steps"]:
-        logger.warning("steps left out, as loss or gradient is not finite: %s", describe(host))
+        logger.warning("steps left out, as loss or gradient is not finite: %s", describe(host, section))

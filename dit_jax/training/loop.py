@@ -31,6 +31,7 @@ class Pace:
     sample_every: int
     max_bad_steps: int  # so many in a row, left out as not finite, end the run
     evaluate_every: int = 0
+    section: str = "train"  # of the config, whose learning rate it is
 
     def next_stop(self, step: int) -> int:
         """The first step after `step` at which the loop must return to the host."""
@@ -58,13 +59,13 @@ class Hooks:
     evaluate: Callable[[int, TrainState], None] = lambda step, state: None
 
 
-def summarize(sums: Sums, seconds: float, batch_size: int) -> Row:
+def summarize(sums: Sums, seconds: float, batch_size: int, section: str = "train") -> Row:
     """Means of what a window of steps summed up; reads from the devices. Nothing to take a mean of gives NaN.
 
     Steps that were left out count in `bad_steps` and in the speed; where there are any, so does what is known of them.
     """
     host = jax.device_get(sums)
-    guard.warn(host)
+    guard.warn(host, section)
     with np.errstate(invalid="ignore"):
         row = {name: float(host[name] / host["steps"]) for name in ("loss", "grad_norm")}
         quarters = host["quarter_loss"] / host["quarter_count"]
@@ -106,13 +107,13 @@ def run(
         step, running = stop, reached
         if pace.due(step, pace.log_every):
             jax.block_until_ready(sums)
-            row = summarize(sums, time.perf_counter() - since, batch_size)
+            row = summarize(sums, time.perf_counter() - since, batch_size, pace.section)
             hooks.log(step, row)
             hooks.progress(step, row["loss"])
-            guard.check(sums, pace.max_bad_steps)
+            guard.check(sums, pace.max_bad_steps, pace.section)
             sums, since, running = zero_sums(int(sums["bad_run"])), time.perf_counter(), None
         if pace.due(step, pace.evaluate_every):
-            guard.check_state(state)
+            guard.check_state(state, pace.section)
             since += pause(hooks.evaluate, step, state)
             save(state, sums, row, pace, hooks)
         elif pace.due(step, pace.checkpoint_every):
@@ -134,6 +135,6 @@ def pause(work: Callable[[int, TrainState], None], step: int, state: TrainState)
 
 def save(state: TrainState, sums: Sums, row: Row, pace: Pace, hooks: Hooks) -> None:
     """Saves a state that is sound; else ends the run (UserError)."""
-    guard.check(sums, pace.max_bad_steps)
-    guard.check_state(state)
+    guard.check(sums, pace.max_bad_steps, pace.section)
+    guard.check_state(state, pace.section)
     hooks.save(state, row)

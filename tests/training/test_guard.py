@@ -132,3 +132,23 @@ def test_weights_that_overflowed_are_told():
         bad = TrainState(**vars(good) | {field: {"w": jnp.array([1.0, jnp.inf, 0.0])}})
         with pytest.raises(UserError, match="weights at step 1,234 are not finite, and are not saved"):
             guard.check_state(bad)
+
+
+def test_advice_is_of_what_is_trained(caplog):
+    """The autoencoder sees no noise, though its losses are counted in the first quarter; only a run has a dtype."""
+    sums = {"steps": jnp.zeros(())} | guard.zero_counts(3)
+    sums |= {"bad_steps": jnp.float32(3), "last_bad_step": jnp.int32(7), "bad_quarters": jnp.array([3.0, 0, 0, 0])}
+    noise, finite = ", with noise of quarter 1 of 4", "; the checkpoints hold finite weights"
+    for section, where, fix in (
+        ("train", noise, "optimizer.learning_rate, or use model.dtype=float32"),
+        ("classifier", noise, "classifier.learning_rate"),
+        ("autoencoder", "", "autoencoder.learning_rate"),
+    ):
+        with pytest.raises(UserError) as error:
+            guard.check(sums, 3, section)
+        assert str(error.value).endswith(f"(3 up to step 7{where}; train.max_bad_steps=3): lower {fix}{finite}")
+        bad = TrainState(jnp.int32(9), {"w": jnp.array([jnp.inf])}, {"w": jnp.ones(1)}, (jnp.int32(3),))
+        with pytest.raises(UserError, match=f"not saved: lower {fix.split(',')[0]}$"):
+            guard.check_state(bad, section)
+        guard.warn(jax.device_get(sums), section)
+        assert caplog.messages[-1].endswith(f"not finite: 3 up to step 7{where}")
