@@ -54,7 +54,10 @@ def train(config: ConfigDict, workdir: Path, out: Path | None) -> int:
 
 
 def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = configs.FREE_KEYS) -> int:
-    """`train` of any experiment; `free` are the keys that a resumed one may change."""
+    """`train` of any experiment; `free` are the keys that a resumed one may change.
+
+    A network beside a run, which is measured after its last step, also has the code of a stop that came in that one.
+    """
     config, section = experiment.config, experiment.section
     stop = Stop(config.train.max_seconds)  # the time of preparing data counts
     check_workdir(workdir, config, free)
@@ -114,7 +117,10 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
         return stop.code
     draw_loss(workdir)
     logger.info("trained %d steps; the checkpoint and loss.png are in %s", config.train.steps, workdir)
-    return 0
+    if section == "train" or not stop.at_last():
+        return 0
+    logger.info("how good it is was not measured: the same command does that")
+    return stop.code
 
 
 def probe_of(records: datasets.Records) -> list[Any]:

@@ -79,6 +79,10 @@ class Stop:
             self.code = agreed
         return bool(agreed)
 
+    def at_last(self) -> bool:
+        """`signalled` after the last call, of all that any process was told before: no answer is a call late."""
+        return self.signalled() or self.signalled()
+
     @contextlib.contextmanager
     def busy_with(self, work: str) -> Iterator[None]:
         """Within it, `work` is what a signal is told to wait for."""

@@ -14,6 +14,7 @@ from dit_jax import jobs
 from dit_jax.data import shapes
 from dit_jax.errors import UserError, explain
 from dit_jax.lock import only_trainer
+from dit_jax.training import loop
 from tests import process, tiny
 
 EVERY = 40  # steps between checkpoints
@@ -156,6 +157,29 @@ def whole(tmp_path_factory):
         tiny.install(patch)
         assert in_process(folder, train__steps=6) == 0
         return process.final_state(folder)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("section", "measured"), [("autoencoder", "latents.json"), ("classifier", "accuracy.json")])
+def test_a_signal_in_the_last_steps_of_a_network_that_is_measured_then_is_obeyed(
+    section, measured, tiny_data, tmp_path, capfd, monkeypatch
+):
+    """And a run, which has done by then, has done."""
+    real = loop.run
+
+    def run(*given):
+        step = real(*given)
+        signal.raise_signal(signal.SIGTERM)
+        return step
+
+    monkeypatch.setattr(loop, "run", run)
+    flags = ["--workdir", tmp_path, *tiny.flags(train__steps=2)]
+    assert tiny.run_main(capfd, *flags, f"--mode=train_{section}").code == 143
+    assert process.checkpoints(tmp_path / section) == [2]
+    assert not (tmp_path / section / measured).exists()
+    assert tiny.run_main(capfd, *flags, f"--mode=train_{section}").code == 0
+    assert (tmp_path / section / measured).exists()
+    assert tiny.run_main(capfd, *flags).code == 0
 
 
 class Timed:

@@ -44,6 +44,15 @@ def test_a_signal_asks_the_run_to_end(number, code, heard):
     assert not any(thread.name == "signals" for thread in threading.enumerate())
 
 
+def test_after_the_last_call_what_another_process_was_told_is_known(monkeypatch):
+    """Answers of several processes are a call late; the other one was told after this one's last call."""
+    stop, codes = Stop(), iter([0, 0, 143])
+    monkeypatch.setattr(stop, "_agree", lambda code: next(codes))
+    assert not stop()
+    assert stop.at_last()
+    assert stop.code == 143
+
+
 def test_nohup_is_heeded():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
