@@ -27,10 +27,20 @@ class UserError(ValueError):
     """A bad value from the user: one line with what is wrong, the value, and the fix."""
 
 
+class EndedError(Exception):
+    """What ends a process that was asked to end in its preparations: `Stop`'s code, and a line of what is kept."""
+
+    def __init__(self, code: int, line: str):
+        super().__init__(line)
+        self.code = code
+
+
 def explain(error: BaseException) -> tuple[int, str | None]:
     """(exit code, line for stderr) of what ended a process; no line for a bug."""
     if isinstance(error, AsyncError) and error.__cause__:  # clu's, of what a thread of its raised
         error = error.__cause__
+    if isinstance(error, EndedError):
+        return error.code, str(error)
     if isinstance(error, (UserError, flags.Error)):
         return 2, f"error: {' '.join(str(error).split())}"
     if (number := errno_of(error)) in USERS_ERRNO:

@@ -47,6 +47,7 @@ def train(config: ConfigDict, workdir: Path, out: Path | None) -> int:
     Raises:
       UserError: the workdir holds another run or is in use, the data or the autoencoder is missing, or the batch does
         not fit devices or data; later, the disk is full, or too many steps in a row were not finite.
+      EndedError: it was asked to end while latents were encoded.
     """
     require(out is None, "--out", out, "training writes to --workdir; omit --out")
     check_workdir(workdir, config)
@@ -91,7 +92,7 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
         if step >= config.train.steps and not owed:
             finished(workdir, step, section)
             return 0
-        records = training_records(experiment, images, probe)
+        records = training_records(experiment, images, probe, stop)
         feed = stack.enter_context(contextlib.closing(experiment.feed(records)))
         if feed.streamed:
             logger.info("the data, %.1f GiB decoded, are read from the disk step by step", records.nbytes / 2**30)

@@ -15,10 +15,11 @@ from jax.sharding import AxisType, Mesh
 
 from dit_jax.data import latents, pipeline, preparation
 from dit_jax.data.datasets import Records
-from dit_jax.errors import UserError
+from dit_jax.errors import EndedError, UserError
 from dit_jax.experiment import Experiment, pass_size
 from dit_jax.models.autoencoder import Codec
 from dit_jax.reporting.progress import Progress
+from dit_jax.stop import Stop
 from dit_jax.together import first_before_others, whole
 from dit_jax.training import sharding
 
@@ -27,7 +28,7 @@ AT_ONCE = 2**20  # pixels that a device encodes at a time, at most, but one imag
 VERSION = 1  # of how latents are made and kept
 
 
-def training_records(experiment: Experiment, images: Records, probe: list[Any]) -> Records:
+def training_records(experiment: Experiment, images: Records, probe: list[Any], stop: Stop) -> Records:
     """What training takes of a split: itself, or its latents, which are encoded now unless they were before.
 
     `probe` tells the split from others. The latents lie in DATA_DIR/latents, for every run with this autoencoder; the
@@ -35,6 +36,7 @@ def training_records(experiment: Experiment, images: Records, probe: list[Any]) 
 
     Raises:
       UserError: no autoencoder is at hand, or there is no room for its latents.
+      EndedError: as `encode_to`.
     """
     config = experiment.config
     if not config.model.latents:
@@ -47,15 +49,17 @@ def training_records(experiment: Experiment, images: Records, probe: list[Any]) 
     with first_before_others():
         if latents.missing(folder, images.count, shape):
             with preparation.only_one(folder, latents.HALF_MADE):
-                encode_to(folder, images, make_encoder(codec, experiment.mesh, images.image_shape, shape, flip))
+                encoder = make_encoder(codec, experiment.mesh, images.image_shape, shape, flip)
+                encode_to(folder, images, encoder, stop)
         return latents.open_kept(folder, images.count, shape)
 
 
-def encode_to(folder: Path, images: Records, encoder: latents.Encoder) -> None:
+def encode_to(folder: Path, images: Records, encoder: latents.Encoder, stop: Stop) -> None:
     """`latents.keep` with what a user wants to know of it.
 
     Raises:
       UserError: there is no room.
+      EndedError: a signal came, or `stop`'s time was over when another part was there.
     """
     todo = latents.missing(folder, images.count, encoder.shape)
     if not todo:
@@ -65,8 +69,21 @@ def encode_to(folder: Path, images: Records, encoder: latents.Encoder) -> None:
         sizes = f"{needed / 2**30:.2f} GiB, of which {free / 2**30:.2f} are free"
         raise UserError(f"latents in {folder} need {sizes}: make room, or name another data.data_dir")
     logger.info("encoding %d images once, to latents of %.2f GiB in %s", todo, needed / 2**30, folder)
-    with Progress(images.count, "image", initial=images.count - todo) as progress:
-        latents.keep(images, folder, encoder, progress.update)
+
+    def leave(asked: bool) -> None:
+        if asked:
+            kept = images.count - latents.missing(folder, images.count, encoder.shape)
+            line = f"latents of {kept} of {images.count} images are kept in {folder}; the same command goes on"
+            raise EndedError(stop.code, line)
+
+    def told(done: int) -> None:
+        progress.update(done)
+        leave(stop.code > 0)
+
+    busy, before = stop.busy_with("a batch of latents"), images.count - todo
+    with stop, busy, Progress(images.count, "image", initial=before) as progress:
+        stop.listen()
+        latents.keep(images, folder, encoder, told, lambda: leave(stop.out_of_time()))
 
 
 def make_encoder(

@@ -61,14 +61,21 @@ class Stop:
         os.close(self._write)  # ends the thread
         self._thread.join()
         os.close(self._read)
+        self._before = {}  # so that it may listen again
 
     def __call__(self) -> bool:
         """Whether to end now."""
         self._calls += 1
-        if not self.code and self._calls > 1 and 0 < self._max_seconds <= self._clock() - self._start:
+        if self._calls > 1:
+            self.out_of_time()
+        return self.signalled()
+
+    def out_of_time(self) -> bool:
+        """Whether this process should end now, by the clock or a signal; asks no other one."""
+        if not self.code and 0 < self._max_seconds <= self._clock() - self._start:
             self.code = OUT_OF_TIME
             logger.info("train.max_seconds=%g are over: saving", self._max_seconds)
-        return self.signalled()
+        return bool(self.code)
 
     def signalled(self) -> bool:
         """The same without a look at the clock, for work that comes to no end if each session has too little time."""

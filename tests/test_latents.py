@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import signal
+import time
 from functools import partial
 from types import SimpleNamespace
 
@@ -17,12 +19,13 @@ from dit_jax.autoencoder_experiment import AutoencoderExperiment, autoencoder_co
 from dit_jax.autoencoder_job import train_autoencoder
 from dit_jax.data import datasets
 from dit_jax.diffusion import tasks
-from dit_jax.errors import UserError
+from dit_jax.errors import EndedError, UserError, explain
 from dit_jax.experiment import Experiment, make_sample
 from dit_jax.latents import training_records
 from dit_jax.loading import load
 from dit_jax.lock import only_trainer
 from dit_jax.models.autoencoder import Codec
+from dit_jax.stop import Stop
 from dit_jax.training.checkpoint import Checkpointer
 from tests import tiny
 from tests.test_experiment import weights
@@ -155,14 +158,14 @@ def test_the_run_diffuses_latents_and_gives_images(trained):
 def test_what_is_kept_are_the_latents_of_images_and_of_mirrored_ones(devices, trained, tmp_path, monkeypatch):
     tiny.on_devices(monkeypatch, devices)
     experiment = with_codec(trained, config(data__data_dir=tmp_path))
-    records = training_records(experiment, tiny.records(), ["these"])
+    records = training_records(experiment, tiny.records(), ["these"], Stop())
     straight = draw.to_float(tiny.split().images)
     encode = partial(experiment.codec.encode, experiment.codec.weights)
     expected = np.stack([encode(straight), encode(straight[:, :, ::-1])], 1)
     np.testing.assert_allclose(records.load().images, expected, atol=1e-5)
     np.testing.assert_array_equal(records.labels(), tiny.split().labels)
     unflipped = with_codec(trained, config(data__data_dir=tmp_path, data__flip=False))
-    records = training_records(unflipped, tiny.records(), ["these"])
+    records = training_records(unflipped, tiny.records(), ["these"], Stop())
     np.testing.assert_allclose(records.load().images, expected[:, 0], atol=1e-5)
 
 
@@ -198,7 +201,7 @@ def test_latents_are_encoded_once_for_all_runs_with_this_autoencoder_and_data(tr
     def ask(of=trained, probe="these", count=40, **more):
         before = len(folders)
         asked = with_codec(of, config(data__data_dir=tmp_path / "data", **more))
-        training_records(asked, records.first(count), [probe])
+        training_records(asked, records.first(count), [probe], Stop())
         return len(folders) - before
 
     assert ask() == 1
@@ -261,7 +264,7 @@ def test_latents_are_encoded_as_the_codec_says_once_and_what_a_kill_left_is_remo
     mean = lambda w, x: w * x.reshape(len(x), 4, 2, 4, 2, 3).mean((2, 4))[..., :2]  # noqa: E731
     experiment = Experiment(config(data__data_dir=tmp_path), Codec(mean, lambda _, z: z, jax.numpy.float32(3)))
     folders = encodings(monkeypatch)
-    read = lambda: training_records(experiment, tiny.records(), ["these"]).load().images  # noqa: E731
+    read = lambda: training_records(experiment, tiny.records(), ["these"], Stop()).load().images  # noqa: E731
     expected = 3 * draw.to_float(tiny.split().images).reshape(40, 4, 2, 4, 2, 3).mean((2, 4))[..., :2]
     np.testing.assert_allclose(read(), np.stack([expected, expected[:, :, ::-1]], 1), atol=1e-5)
     read()
@@ -270,6 +273,74 @@ def test_latents_are_encoded_as_the_codec_says_once_and_what_a_kill_left_is_remo
     file.rename(file.with_name("left.1234.tmp"))
     read()
     assert [path.name for path in file.parent.iterdir() if path.name != ".lock"] == [file.name]
+
+
+class Encoding:
+    """Training records of tiny images, in four parts of ten, encoded to zeros five at a time."""
+
+    def __init__(self, folder, monkeypatch):
+        self.folder, self.batches, self.at = folder, [], lambda count: None
+        latent = np.zeros((2, *SHAPE), np.float32)
+        monkeypatch.setattr(latents.latents, "PART_BYTES", 10 * latent.nbytes)
+        encoder = latents.latents.Encoder(lambda batch: self.encode(batch, latent), latent.shape, 5)
+        monkeypatch.setattr(latents, "make_encoder", lambda *_: encoder)
+
+    def encode(self, batch, latent):
+        self.batches.append(len(batch))
+        self.at(len(self.batches))
+        return np.stack([latent] * len(batch))
+
+    def __call__(self, stop):
+        """Encodes what is missing; gives the records' count."""
+        self.batches.clear()
+        codec = Codec(lambda w, x: x, lambda w, z: z)
+        experiment = Experiment(config(data__data_dir=self.folder), codec)
+        return training_records(experiment, tiny.records(), ["these"], stop).count
+
+    def kept(self):
+        (folder,) = (self.folder / "latents").iterdir()
+        return sorted(path.name[:5] for path in folder.iterdir() if path.name != ".lock")
+
+
+@pytest.fixture
+def encoding(tmp_path, monkeypatch):
+    return Encoding(tmp_path, monkeypatch)
+
+
+# 128 + the signal's number, as in training.
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_while_latents_are_encoded_ends_at_the_next_batch(number, code, encoding, caplog):
+    stop, before = Stop(), signal.getsignal(number)
+
+    def at(count):
+        if count == 3:
+            signal.raise_signal(number)
+            while not stop.code:
+                time.sleep(0.001)
+
+    encoding.at = at
+    caplog.set_level("INFO", logger="dit_jax")
+    with pytest.raises(EndedError, match=r"latents of 10 of 40 images are kept in .*; the same command goes") as ended:
+        encoding(stop)
+    assert explain(ended.value) == (code, str(ended.value))
+    assert f"{signal.Signals(number).name}: finishing a batch of latents, then saving" in caplog.text
+    assert (encoding.batches, encoding.kept()) == ([5, 5, 5], ["00000"])
+    assert signal.getsignal(number) == before  # nothing is to be saved before the first step
+    encoding.at = lambda count: None
+    assert encoding(Stop()) == 40
+    assert len(encoding.batches) == 6
+
+
+def test_the_time_limit_ends_an_encoding_when_another_part_is_there(encoding):
+    """So that each session of a chain of jobs gains one, however short it is."""
+    now = [0.0]
+    encoding.at = lambda count: now.append(now.pop() + 70)
+    for parts in (1, 2, 3):
+        with pytest.raises(EndedError) as ended:
+            encoding(Stop(60.0, lambda: now[0]))
+        assert explain(ended.value)[0] == 75
+        assert len(encoding.kept()) == parts
+    assert encoding(Stop(200.0, lambda: now[0])) == 40
 
 
 def test_large_images_are_encoded_in_passes_of_few_pixels():
@@ -287,7 +358,7 @@ def test_a_disk_without_room_is_told_before_anything_is_encoded(trained, tmp_pat
     with pytest.raises(
         UserError, match=r"latents in .* need 0.00 GiB, of which 0.00 are free: make room, or name another"
     ):
-        training_records(experiment, tiny.records(), [])
+        training_records(experiment, tiny.records(), [], Stop())
 
 
 @pytest.mark.long

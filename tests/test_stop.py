@@ -53,6 +53,19 @@ def test_after_the_last_call_what_another_process_was_told_is_known(monkeypatch)
     assert stop.code == 143
 
 
+def test_it_may_listen_for_a_part_of_the_work_and_again():
+    before = signal.getsignal(signal.SIGTERM)
+    with Stop() as stop:
+        with stop:
+            stop.listen()
+        assert signal.getsignal(signal.SIGTERM) == before
+    with stop:
+        stop.listen()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert ask_until_true(stop)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_nohup_is_heeded():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

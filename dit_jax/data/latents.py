@@ -54,8 +54,12 @@ def missing(folder: Path, count: int, shape: tuple[int, ...]) -> int:
     return sum(len(part) for path, part in parts(folder, count, shape).items() if not path.is_file())
 
 
-def keep(images: Records, folder: Path, encoder: Encoder, told: Callable[[int], None]) -> None:
-    """Encodes the parts that are missing in `folder`; `told(n)` hears how many examples are there.
+def keep(
+    images: Records, folder: Path, encoder: Encoder, told: Callable[[int], None], kept: Callable[[], None]
+) -> None:
+    """Encodes the parts that are missing in `folder`.
+
+    `told(n)` hears after each batch how many examples are there, `kept()` that another part is. Either may raise.
 
     Raises:
       UserError: there is no room, or the images are damaged.
@@ -70,6 +74,7 @@ def keep(images: Records, folder: Path, encoder: Encoder, told: Callable[[int], 
                 for count in write(temporary, images, part, encoder):
                     done += count
                     told(done)
+            kept()
         except RuntimeError as error:
             if "write() failed" not in str(error):  # array_record's words of a full disk
                 raise

@@ -30,7 +30,7 @@ def known(batch):
 
 
 def kept(folder, encode=known, batch_size=4, told=lambda done: None):
-    latents.keep(images(), folder, latents.Encoder(encode, SHAPE, batch_size), told)
+    latents.keep(images(), folder, latents.Encoder(encode, SHAPE, batch_size), told, lambda: None)
     return latents.open_kept(folder, COUNT, SHAPE)
 
 
