@@ -39,7 +39,7 @@ from dit_jax.together import first_before_others, is_first, whole
 from dit_jax.training import sharding
 from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.state import create
-from dit_jax.workdir import SAMPLE_FREE_KEYS, check_savable, check_workdir, make_folder
+from dit_jax.workdir import SAMPLE_FREE_KEYS, check_savable, check_workdir, has_begun, make_folder
 
 logger = logging.getLogger(__name__)
 OWN_KEYS = ("autoencoder.downsample", "autoencoder.channels", "autoencoder.width", "autoencoder.depth",
@@ -76,6 +76,10 @@ def train_or_put(config: ConfigDict, workdir: Path, experiment: AutoencoderExper
     if c.pretrained:
         put_pretrained(workdir, experiment)
     else:
+        there = configs.path_of(folder).exists() and has_begun(folder)
+        taken = configs.read(folder).autoencoder.pretrained if there else ""
+        fix = f"{folder} has the weights of {taken}; name that file, or train in another workdir"
+        require(not taken, "autoencoder.pretrained", "''", fix)
         if learnt_with(workdir):
             _, state = restore(AutoencoderExperiment, workdir, config)
             step = max(int(state.step), measured_step(folder))  # the checkpoint of what was measured may be damaged

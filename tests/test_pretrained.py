@@ -160,6 +160,10 @@ def test_a_run_on_latents_of_a_pretrained_autoencoder(tmp_path, capfd):
     assert tiny.run_main(capfd, *put, f"--config.autoencoder.pretrained={file}").code == 0
     about = json.loads((tmp_path / "w/autoencoder/latents.json").read_text())
     assert about["step"] == 0
+    refused = tiny.run_main(capfd, *put)
+    assert refused.code == 2
+    words = f"autoencoder.pretrained='': {tmp_path / 'w/autoencoder'} has the weights of {file}; name that file, or"
+    assert words in refused.err[0]
     assert jobs.train(tiny.config(**LATENTS), tmp_path / "w", None) == 0
     codec = load(tmp_path / "w").experiment.codec
     np.testing.assert_array_equal(codec.weights["params"]["params"]["quant_conv"]["bias"], tensors["quant_conv.bias"])
