@@ -13,6 +13,8 @@ from clu.asynclib import AsyncError
 # Full disks, folders that may not be written, files where folders should be: all else is a bug and keeps its traceback.
 USERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
                errno.ENOTDIR, errno.EISDIR, errno.ELOOP}  # fmt: skip
+FIXES = {errno.ENOSPC: "make room", errno.EDQUOT: "make room", errno.EFBIG: "make room",
+         errno.EISDIR: "move that folder away", errno.ENOTDIR: "move the file in its way away"}  # fmt: skip
 # What keeps any file from being read for a while: no memory, no handles, no file server. Not EIO: a bad disk says so.
 PASSING_ERRNO = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN,
                  errno.ESHUTDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH,
@@ -45,7 +47,8 @@ def explain(error: BaseException) -> tuple[int, str | None]:
         return 2, f"error: {' '.join(str(error).split())}"
     if (number := errno_of(error)) in USERS_ERRNO:
         place = getattr(error, "filename", " ".join(str(error).split())[:200])
-        return 2, f"error: {os.strerror(number)}{f': {place}' if place else ''}; make room, or name another folder"
+        fix = f"{FIXES.get(number, 'mend that')}, or name another folder"
+        return 2, f"error: {os.strerror(number)}{f': {place}' if place else ''}; {fix}"
     if is_out_of_memory(error):
         reason = " ".join(str(error).removeprefix("RESOURCE_EXHAUSTED: ").split())[:200]
         fix = "raise train.microbatches, set model.remat=true, or lower the batch_size of what ran"

@@ -96,8 +96,13 @@ def read_log(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def read_noting(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; says so, and notes it, where lines are none."""
-    objects, damaged = read_objects(path)
+    """The objects of a file of JSON lines; says so, and notes it, where lines are none or the file cannot be read."""
+    try:
+        objects, damaged = read_objects(path)
+    except OSError as error:
+        notes.append(f"{path.name} cannot be read and is left out.")
+        logger.warning("%s cannot be read (%s); left out", path, error.strerror)
+        return []
     if damaged:
         lines = "1 line" if damaged == 1 else f"{damaged} lines"
         notes.append(f"{path.name}: {lines} cannot be read and left out.")

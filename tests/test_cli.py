@@ -232,7 +232,15 @@ def must_not_come_so_far(_):
             by_a_thread(OSError(28, "No space left on device", "W/events")),
             "No space left on device: W/events; make room",
         ),
-        (IsADirectoryError(21, "Is a directory", "W/loss.png"), "Is a directory: W/loss.png; make room, or name"),
+        (
+            IsADirectoryError(21, "Is a directory", "W/loss.png"),
+            "Is a directory: W/loss.png; move that folder away, or name another folder",
+        ),
+        (
+            NotADirectoryError(20, "Not a directory", "W/x/y"),
+            "Not a directory: W/x/y; move the file in its way away, or name another folder",
+        ),
+        (PermissionError(13, "Permission denied", "W"), "Permission denied: W; mend that, or name another folder"),
     ],
 )
 def test_what_the_machine_refuses_is_one_line(error, told, tiny_data, tmp_path, capfd, monkeypatch):

@@ -197,6 +197,18 @@ def test_damage_is_passed_over_with_a_word(workdir, capfd, caplog):
     assert "The samples cannot be shown" in report(capfd, workdir).text["samples-by-class"]
 
 
+def test_folders_where_files_belong_are_passed_over_with_a_word(workdir, capfd, caplog):
+    names = ("evaluations.jsonl", "sessions.jsonl", "evaluation.json")
+    for name in names:
+        (workdir / name).unlink()
+        (workdir / name).mkdir()
+    page = report(capfd, workdir)
+    for name in names:
+        assert f"{name} cannot be read and is left out" in " ".join(page.text.values())
+        assert f"{workdir / name} cannot be read" in caplog.text
+    assert "not recorded in its workdir" in page.text["how-it-was-made"]
+
+
 def test_rows_of_odd_values_do_not_stop_it(workdir, capfd):
     odd = [None, "x", True, [], {}, float("nan"), float("inf"), -1, 0, 10**400]
     keys = ("loss", "loss_q1", "images", "epoch", "images_per_s", "bad_steps")
