@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -57,6 +58,9 @@ def load_autoencoder(path: Path, shapes: Any) -> Any:
             found = "is missing" if array is None else f"has shape {list(array.shape)}, of ours {list(leaf.shape)}"
             fix = "use its autoencoder.downsample, channels, width and depth (Stable Diffusion: 8, 4, 128, 2)"
             raise UserError(f"{what}: {name} {found}; {fix}")
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            kind = f"{name}: {array.dtype}"
+            raise UserError(f"{what} has a type of numbers that is not read ({kind}); save it as float32")
         if not np.isfinite(ours).all():
             raise UserError(f"{what}: {name} has values that are not finite in float32; fetch it again")
         left.discard(name)

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -81,8 +82,9 @@ def test_every_weight_is_where_it_belongs(tmp_path):
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
 
 
-def test_half_precision_and_old_names_are_read(tmp_path):
-    tensors = {name: array.astype(np.float16) for name, array in theirs().items()}
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
+def test_half_precision_and_old_names_are_read(dtype, tmp_path):
+    tensors = {name: array.astype(dtype) for name, array in theirs().items()}
     new = load_autoencoder(saved(tmp_path / "new.safetensors", tensors), shapes())
     for now, before in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
         tensors = {name.replace(now, before): array for name, array in tensors.items()}
@@ -120,6 +122,14 @@ def spoil(tensors):
     tensors["encoder.conv_in.bias"][1] = np.nan
 
 
+def count(tensors):
+    tensors["encoder.conv_in.bias"] = np.arange(4)
+
+
+def decide(tensors):
+    tensors["encoder.conv_in.bias"] = np.ones(4, bool)
+
+
 def add(tensors):
     tensors["logvar"] = np.zeros(1, np.float32)
 
@@ -132,6 +142,8 @@ def add(tensors):
         (empty, r"encoder.conv_in.weight has shape \[0, 3, 3, 3\], of ours \[27, 4\]"),
         (turn, r"encoder.conv_in.weight has shape \[4, 3, 9, 1\], of ours \[27, 4\]"),
         (spoil, "encoder.conv_in.bias has values that are not finite in float32; fetch it again"),
+        (count, r"has a type of numbers that is not read \(encoder.conv_in.bias: int64\); save it as float32"),
+        (decide, r"has a type of numbers that is not read \(encoder.conv_in.bias: bool\); save it as float32"),
         (add, "has logvar besides: it is of another autoencoder"),
     ],
 )
