@@ -126,7 +126,7 @@ def scan(root: str) -> Listing:
         logger.warning("data.root: %d files are left out, such as %s; %s", len(left_out), min(left_out), WANTED)
     if "test" in splits:
         for unused in (path / name for name in TEST_FOLDERS):
-            if unused.is_dir() and unused != parts["test"]:
+            if unused.is_dir() and not unused.samefile(parts["test"]):
                 logger.warning("data.root: %s is not used: the test pictures are those of %s", unused, parts["test"])
         return Listing(tuple(names), splits, held_out=False)
     return Listing(tuple(names), hold_out(splits["train"]), held_out=True)

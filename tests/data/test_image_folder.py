@@ -105,6 +105,15 @@ def test_of_two_folders_of_test_pictures_the_one_that_is_not_used_is_told(tmp_pa
     assert f"{tmp_path / 'val'} is not used: the test pictures are those of {tmp_path / 'test'}" in caplog.text
 
 
+@pytest.mark.parametrize(("there", "link"), [("test", "val"), ("val", "test")])
+def test_two_names_of_one_folder_of_test_pictures_are_no_two_folders(there, link, tmp_path, caplog):
+    for i, name in enumerate(("train", there)):
+        fill(tmp_path / name, {"cat": 2, "dog": 2}, first=100 * i)
+    (tmp_path / link).symlink_to(there)
+    assert len(folders.scan(str(tmp_path)).splits["test"]) == 4
+    assert not caplog.text
+
+
 def test_train_and_test_may_be_classes(tmp_path):
     """Of trains, of tests; there is no folder in them."""
     fill(tmp_path, {"train": 2, "test": 2})
