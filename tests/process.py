@@ -19,10 +19,19 @@ SMALL = ["model.patch_size=8", "model.width=16", "model.depth=1", "model.num_hea
          "model.class_table_width=8", "train.steps_per_call=2", "train.sample_every=0"]  # fmt: skip
 
 
-def start(data_dir, workdir, cache, *settings, flags=(), environ=None, **options):
-    """A training process; `cache` is its folder of compiled programs."""
+def start(data_dir, workdir, cache, *settings, flags=(), environ=None, program="main.py", **options):
+    """A training process; `cache` is its folder of compiled programs, `program` may be another that runs main.py."""
     settings = [f"--config.{setting}" for setting in (*SMALL, f"data.data_dir={data_dir}", *settings)]
-    command = [sys.executable, "main.py", "--config", "configs/shapes.py", "--workdir", str(workdir), *settings, *flags]
+    command = [
+        sys.executable,
+        str(program),
+        "--config",
+        "configs/shapes.py",
+        "--workdir",
+        str(workdir),
+        *settings,
+        *flags,
+    ]
     cached = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": str(cache)}
     environ = os.environ | cached | (environ or {})
     return subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True, **options)

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from dit_jax import config as configs
-from dit_jax import draw, evaluate_job, jobs, latents
+from dit_jax import draw, evaluate_job, jobs, latents, together
 from dit_jax.autoencoder_experiment import AutoencoderExperiment, autoencoder_config, with_codec
 from dit_jax.autoencoder_job import train_autoencoder
 from dit_jax.data import datasets
@@ -290,12 +290,13 @@ class Encoding:
         self.at(len(self.batches))
         return np.stack([latent] * len(batch))
 
-    def __call__(self, stop):
+    def __call__(self, stop=None, content=""):
         """Encodes what is missing; gives the records' count."""
         self.batches.clear()
         codec = Codec(lambda w, x: x, lambda w, z: z)
         experiment = Experiment(config(data__data_dir=self.folder), codec)
-        return training_records(experiment, tiny.records(), ["these"], stop).count
+        experiment.config.data.content = content
+        return training_records(experiment, tiny.records(), ["these"], stop or Stop()).count
 
     def kept(self):
         (folder,) = (self.folder / "latents").iterdir()
@@ -309,7 +310,7 @@ def encoding(tmp_path, monkeypatch):
 
 # 128 + the signal's number, as in training.
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_while_latents_are_encoded_ends_at_the_next_batch(number, code, encoding, caplog):
+def test_a_signal_while_latents_are_encoded_ends_at_the_next_batch(number, code, encoding, caplog, capfd):
     stop, before = Stop(), signal.getsignal(number)
 
     def at(count):
@@ -327,8 +328,10 @@ def test_a_signal_while_latents_are_encoded_ends_at_the_next_batch(number, code,
     assert (encoding.batches, encoding.kept()) == ([5, 5, 5], ["00000"])
     assert signal.getsignal(number) == before  # nothing is to be saved before the first step
     encoding.at = lambda count: None
-    assert encoding(Stop()) == 40
+    assert "image 0/40  compiling" in capfd.readouterr().err
+    assert encoding() == 40
     assert len(encoding.batches) == 6
+    assert "image 10/40  compiling" in capfd.readouterr().err
 
 
 def test_the_time_limit_ends_an_encoding_when_another_part_is_there(encoding):
@@ -341,6 +344,28 @@ def test_the_time_limit_ends_an_encoding_when_another_part_is_there(encoding):
         assert explain(ended.value)[0] == 75
         assert len(encoding.kept()) == parts
     assert encoding(Stop(200.0, lambda: now[0])) == 40
+
+
+def test_of_several_processes_the_first_one_encodes_and_the_others_find_it(encoding, monkeypatch):
+    """Seen from either side of the place where they wait for each other."""
+    events, latents_there = [], encoding.folder / "latents"
+    encoding.at = lambda count: events.append("batch")
+    monkeypatch.setattr(together, "sync", lambda: events.append("met"))
+    assert encoding() == 40
+    assert events == ["batch"] * 8 + ["met"]
+    latents_there.rename(encoding.folder / "not yet")
+    monkeypatch.setattr(together, "is_first", lambda: False)
+    monkeypatch.setattr(together, "sync", lambda: (encoding.folder / "not yet").rename(latents_there))
+    assert encoding() == 40
+    assert not encoding.batches
+
+
+def test_other_pictures_of_a_folder_have_latents_of_their_own(encoding):
+    """Also where the few by which splits are told apart are the same."""
+    for content, batches in (("a", 8), ("b", 8), ("a", 0)):
+        assert encoding(content=content) == 40
+        assert len(encoding.batches) == batches
+    assert len(list((encoding.folder / "latents").iterdir())) == 2
 
 
 def test_large_images_are_encoded_in_passes_of_few_pixels():
