@@ -52,22 +52,24 @@ def parser(about: str) -> argparse.ArgumentParser:
     return made
 
 
-def parse(made: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """(flags, `key=value` assignments).
-
-    Raises:
-      UserError: an argument that is neither, or a peer that is not known.
-    """
+def split(made: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """(flags, `key=value` assignments). Raises UserError of an argument that is neither."""
     flags, rest = made.parse_known_args(argv)
     for argument in rest:
         if not argument.startswith("--config.") or "=" not in argument:
             raise UserError(f"{argument} is not an argument; --help lists them, and keys are --config.KEY=VALUE")
+    return flags, [argument.removeprefix("--config.") for argument in rest]
+
+
+def parse(made: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """(flags, `key=value` assignments) of `parser`. Raises UserError of what is neither, and of an unknown peer."""
+    flags, assignments = split(made, argv)
     for peer in filter(None, flags.peers.split(",")):
         if peer not in PEERS:
             raise UserError(f"--peers={peer} is not known; choose of {', '.join(PEERS)}")
     if flags.repeats < 1 or flags.seconds <= 0:
         raise UserError(f"--repeats={flags.repeats} --seconds={flags.seconds}: use numbers above 0")
-    return flags, [argument.removeprefix("--config.") for argument in rest]
+    return flags, assignments
 
 
 def cells(flags: argparse.Namespace) -> list[tuple[str, int]]:

@@ -1,24 +1,55 @@
 """Grouped-query attention (Ainslie et al. 2023): G query heads share each of K key/value heads."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dit_jax.models.layers import Dense, product
+from dit_jax.models.layers import Dense, multiply
 
 
 def grouped_query_attention(
     q_BNKGE: jax.Array, k_BMKE: jax.Array, v_BMKE: jax.Array, dtype: jnp.dtype = jnp.float32
 ) -> jax.Array:
-    """softmax(q k / sqrt(E)) v, every group of G query heads on its own key/value head: float32 [B, N, K, G, E].
+    """softmax(q k / sqrt(E)) v, every group of G query heads on its own key/value head: [B, N, K, G, E] in `dtype`.
 
     Keys and values are never repeated in memory; the softmax is in float32, the products are taken in `dtype`.
     """
     q_BKGNE = q_BNKGE.transpose(0, 2, 3, 1, 4) * q_BNKGE.shape[-1] ** -0.5
     k_BKME, v_BKME = k_BMKE.transpose(0, 2, 1, 3), v_BMKE.transpose(0, 2, 1, 3)
-    scores_BKGNM = jnp.asarray(product("BKGNE,BKME->BKGNM", dtype, q_BKGNE, k_BKME))
-    out_BKGNE = jnp.asarray(product("BKGNM,BKME->BKGNE", dtype, jax.nn.softmax(scores_BKGNM, axis=-1), v_BKME))
-    return out_BKGNE.transpose(0, 3, 1, 2, 4)
+    out_BKGNE = attend(q_BKGNE.astype(dtype), k_BKME.astype(dtype), v_BKME.astype(dtype))
+    return jnp.asarray(out_BKGNE).transpose(0, 3, 1, 2, 4)
+
+
+@jax.custom_vjp
+def attend(q_BKGNE: jax.Array, k_BKME: jax.Array, v_BKME: jax.Array) -> jax.Array:
+    """softmax(q k) v, in the dtype of its inputs. For the backward pass it keeps the softmax, in that dtype too.
+
+    With weights P and out O = P V, a gradient dO is at the scores P (dO V^T - rowsum(dO O)) (Dao et al. 2022, B.2).
+    """
+    return _attend_forward(q_BKGNE, k_BKME, v_BKME)[0]
+
+
+def _attend_forward(q_BKGNE: jax.Array, k_BKME: jax.Array, v_BKME: jax.Array) -> tuple[jax.Array, Any]:
+    scores_BKGNM = multiply("BKGNE,BKME->BKGNM", q_BKGNE, k_BKME)
+    weights_BKGNM = jax.nn.softmax(scores_BKGNM, axis=-1).astype(q_BKGNE.dtype)
+    out_BKGNE = multiply("BKGNM,BKME->BKGNE", weights_BKGNM, v_BKME, q_BKGNE.dtype)
+    return out_BKGNE, (q_BKGNE, k_BKME, v_BKME, weights_BKGNM, out_BKGNE)
+
+
+def _attend_backward(kept: Any, gradient_BKGNE: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    q_BKGNE, k_BKME, v_BKME, weights_BKGNM, out_BKGNE = jax.lax.optimization_barrier(kept)
+    dtype, wide = q_BKGNE.dtype, jnp.float32
+    by_weights_BKGNM = multiply("BKGNE,BKME->BKGNM", gradient_BKGNE, v_BKME)
+    along_BKGN1 = (gradient_BKGNE.astype(wide) * out_BKGNE.astype(wide)).sum(-1, keepdims=True)
+    by_scores_BKGNM = (weights_BKGNM.astype(wide) * (by_weights_BKGNM - along_BKGN1)).astype(dtype)
+    by_q_BKGNE = multiply("BKGNM,BKME->BKGNE", by_scores_BKGNM, k_BKME, dtype)
+    by_k_BKME = multiply("BKGNM,BKGNE->BKME", by_scores_BKGNM, q_BKGNE, dtype)
+    return by_q_BKGNE, by_k_BKME, multiply("BKGNM,BKGNE->BKME", weights_BKGNM, gradient_BKGNE, dtype)
+
+
+attend.defvjp(_attend_forward, _attend_backward)
 
 
 class Attention(nn.Module):
@@ -37,10 +68,10 @@ class Attention(nn.Module):
     def __call__(self, x_BND: jax.Array) -> jax.Array:
         B, N, D = x_BND.shape
         K, G, E = self.num_kv_heads, self.num_heads // self.num_kv_heads, D // self.num_heads
-        qkv = Dense((K * G + 2 * K) * E, dtype=self.dtype, name="qkv")(x_BND)
+        qkv = Dense((K * G + 2 * K) * E, dtype=self.dtype, result=self.dtype, name="qkv")(x_BND)
         q, k, v = jnp.split(qkv, [K * G * E, (K * G + K) * E], axis=-1)
         q_BNKGE, k_BNKE, v_BNKE = q.reshape(B, N, K, G, E), k.reshape(B, N, K, E), v.reshape(B, N, K, E)
         if self.qk_norm:
             q_BNKGE, k_BNKE = nn.RMSNorm(name="q_norm")(q_BNKGE), nn.RMSNorm(name="k_norm")(k_BNKE)
         out_BNKGE = grouped_query_attention(q_BNKGE, k_BNKE, v_BNKE, self.dtype)
-        return Dense(D, dtype=self.dtype, name="out")(out_BNKGE.reshape(B, N, D))
+        return Dense(D, dtype=self.dtype, result=self.dtype, name="out")(out_BNKGE.reshape(B, N, D))

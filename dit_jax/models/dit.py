@@ -72,8 +72,8 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x_BND: jax.Array) -> jax.Array:
         width = x_BND.shape[-1]
-        hidden_BNF = ACTIVATIONS["gelu"](Dense(self.ratio * width, dtype=self.dtype)(x_BND))
-        return Dense(width, dtype=self.dtype)(hidden_BNF)
+        hidden_BNF = Dense(self.ratio * width, dtype=self.dtype, result=self.dtype, with_gelu=True)(x_BND)
+        return Dense(width, dtype=self.dtype, result=self.dtype)(hidden_BNF)
 
 
 def dropout(x_BND: jax.Array, place: int, rate: float, keys_B: jax.Array | None) -> jax.Array:

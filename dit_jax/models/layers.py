@@ -12,42 +12,49 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
-DENSE, KERNEL_GRADIENT = "rd,df->rf", "rd,rf->df"
 
+def multiply(spec: str, a: jax.Array, b: jax.Array, result: jnp.dtype = jnp.float32) -> jax.Array:
+    """Einsum of two arrays of one dtype, summed in float32 and given in `result`. No derivative of its own: below.
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def product(spec: str, dtype: jnp.dtype, a: jax.Array, b: jax.Array) -> jax.Array:
-    """Einsum of two arrays with operands rounded to `dtype` and sums in float32: float32. So are its gradients.
-
-    Left to itself the backward pass of a bfloat16 product multiplies float32 cotangents, at float32's speed. XLA's fast
-    bfloat16 path on CPUs needs a float32 result. Every axis of `spec` is in two of the three arrays or in all three.
+    XLA's fast bfloat16 path on CPUs needs a float32 result, so there it is rounded afterwards.
     """
-    return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
+    direct = partial(jnp.einsum, spec, preferred_element_type=result)
+    if result == jnp.float32:
+        return direct(a, b)
+    wide = partial(jnp.einsum, spec, preferred_element_type=jnp.float32)
+    return jax.lax.platform_dependent(a, b, cpu=lambda a, b: wide(a, b).astype(result), default=direct)
 
 
-def _product_forward(spec: str, dtype: jnp.dtype, a: jax.Array, b: jax.Array) -> tuple[jax.Array, Any]:
-    a, b = a.astype(dtype), b.astype(dtype)
-    return product(spec, dtype, a, b), (a, b)
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(x_RD: jax.Array, kernel: jax.Array, result: jnp.dtype = jnp.float32) -> jax.Array:
+    """x @ kernel, the float32 kernel [D, F] rounded to the dtype of x: [R, F] in `result`.
+
+    So are the products of the backward pass, which JAX would take in float32. The gradient by x is in the
+    dtype of x, that by the kernel in float32.
+    """
+    return _matmul_forward(x_RD, kernel, result)[0]
 
 
-def _product_backward(spec: str, dtype: jnp.dtype, operands: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    a, b = operands
-    inputs, out = spec.split("->")
-    axes_a, axes_b = inputs.split(",")
-    by_a = jnp.asarray(product(f"{out},{axes_b}->{axes_a}", dtype, gradient, b))
-    by_b = f"{axes_a},{out}->{axes_b}"
-    if by_b == KERNEL_GRADIENT and dtype == jnp.bfloat16:
-        plain = partial(jnp.einsum, KERNEL_GRADIENT, preferred_element_type=jnp.float32)
-        operands = a, gradient.astype(dtype)
-        return by_a, jax.lax.platform_dependent(*operands, cpu=_kernel_gradient_on_cpu, default=plain)
-    return by_a, jnp.asarray(product(by_b, dtype, a, gradient))
+def _matmul_forward(x_RD: jax.Array, kernel: jax.Array, result: jnp.dtype) -> tuple[jax.Array, Any]:
+    kernel = kernel.astype(x_RD.dtype)
+    return multiply("rd,df->rf", x_RD, kernel, result), (x_RD, kernel)
 
 
-product.defvjp(_product_forward, _product_backward)
+def _matmul_backward(_: jnp.dtype, operands: Any, gradient_RF: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x_RD, kernel = operands
+    gradient_RF = gradient_RF.astype(x_RD.dtype)
+    by_x = multiply("rf,df->rd", gradient_RF, kernel, x_RD.dtype)
+    by_kernel = partial(multiply, "rd,rf->df")
+    if x_RD.dtype == jnp.float32:
+        return by_x, by_kernel(x_RD, gradient_RF)
+    return by_x, jax.lax.platform_dependent(x_RD, gradient_RF, cpu=_kernel_gradient_on_cpu, default=by_kernel)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def _kernel_gradient_on_cpu(x_RD: jax.Array, gradient_RF: jax.Array) -> jax.Array:
-    """KERNEL_GRADIENT of bfloat16 operands, float32 [D, F].
+    """x^T g of bfloat16 operands, float32 [D, F].
 
     Where the left operand is summed over its first axis, XLA multiplies in float32, seven times as slowly on AMX. So
     the narrower operand is transposed in memory. The barrier keeps XLA from undoing it, to end in an error.
@@ -59,12 +66,49 @@ def _kernel_gradient_on_cpu(x_RD: jax.Array, gradient_RF: jax.Array) -> jax.Arra
     return jax.lax.optimization_barrier(multiply(transposed(gradient_RF), x_RD)).T
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def biased(rows_RF: jax.Array, bias_F: jax.Array, result: jnp.dtype, with_gelu: bool) -> jax.Array:
+    """rows + bias in float32, or gelu(rows + bias) in `result`, which is the dtype of the rows.
+
+    GELU is x Phi(x), Phi in its tanh form (Hendrycks & Gimpel 2016). For the backward pass it keeps the rows alone, and
+    takes the tanh again. The gradient by the rows is rounded to `result`, and so is what the bias's is the sum of.
+    """
+    return _biased_forward(rows_RF, bias_F, result, with_gelu)[0]
+
+
+def _biased_forward(rows_RF: jax.Array, bias_F: jax.Array, result: jnp.dtype, with_gelu: bool) -> tuple[jax.Array, Any]:
+    x = rows_RF.astype(jnp.float32) + bias_F[None]
+    return (nn.gelu(x, approximate=True).astype(result), (rows_RF, bias_F)) if with_gelu else (x, None)
+
+
+def _biased_backward(
+    result: jnp.dtype, with_gelu: bool, kept: Any, gradient_RF: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    gradient_RF = gradient_RF.astype(jnp.float32)
+    if with_gelu:
+        rows_RF, bias_F = jax.lax.optimization_barrier(kept)  # or XLA keeps the forward pass's tanh, in float32
+        x, slope = rows_RF.astype(jnp.float32) + bias_F[None], np.float32(np.sqrt(2 / np.pi))
+        tanh = jnp.tanh(slope * (x + 0.044715 * x**3))
+        inner = slope * (1 + 3 * 0.044715 * x**2)
+        gradient_RF = gradient_RF * 0.5 * (1 + tanh + x * (1 - tanh**2) * inner)
+    gradient_RF = jax.lax.optimization_barrier(gradient_RF.astype(result))  # one array for all that follows
+    return gradient_RF, gradient_RF.astype(jnp.float32).sum(0)
+
+
+biased.defvjp(_biased_forward, _biased_backward)
+
+
 class Dense(nn.Module):
-    """x @ kernel + bias: [..., D_in] -> float32 [..., features], the product taken in `dtype`."""
+    """x @ kernel + bias: [..., D_in] -> float32 [..., features], the product taken in `dtype`.
+
+    `result`: what the product is rounded to, and so the memory that it takes. `with_gelu`: gelu of all, in `result`.
+    """
 
     features: int
     dtype: jnp.dtype
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()  # DiT, initialize_weights
+    result: jnp.dtype = jnp.dtype("float32")
+    with_gelu: bool = False
 
     @nn.compact
     def weights(self, inputs: int) -> tuple[jax.Array, jax.Array]:
@@ -75,8 +119,8 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel, bias = self.weights(x.shape[-1])
         # Rows of one matrix: with two row axes XLA's backward pass on CPUs makes transposed copies, at half the speed.
-        rows = jnp.asarray(product(DENSE, self.dtype, x.reshape(-1, x.shape[-1]), kernel))
-        return (rows + bias[None]).reshape(*x.shape[:-1], self.features)
+        rows = jnp.asarray(matmul(x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel, self.result))
+        return jnp.asarray(biased(rows, bias, self.result, self.with_gelu)).reshape(*x.shape[:-1], self.features)
 
 
 class Conv3x3(nn.Module):
@@ -107,7 +151,7 @@ def convolve_as_product(x_BHWC: jax.Array, kernel: jax.Array, stride: int) -> ja
     H, W = (size - 2 for size in x_BHWC.shape[1:3])
     shifted = [x_BHWC[:, i : i + H : stride, j : j + W : stride] for i in range(3) for j in range(3)]
     near = jnp.concatenate(shifted, axis=-1)
-    rows = jnp.asarray(product(DENSE, jnp.dtype("float32"), near.reshape(-1, near.shape[-1]), kernel))
+    rows = jnp.asarray(matmul(near.reshape(-1, near.shape[-1]), kernel))
     return rows.reshape(*near.shape[:-1], -1)
 
 
@@ -147,22 +191,4 @@ def _layer_norm_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array)
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
-@jax.custom_vjp
-def gelu(x: jax.Array) -> jax.Array:
-    """x Phi(x), Phi in its tanh form (Hendrycks & Gimpel 2016). The backward pass takes the tanh again from x."""
-    return nn.gelu(x, approximate=True)
-
-
-def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return gelu(x), x
-
-
-def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    slope = np.float32(np.sqrt(2 / np.pi))
-    tanh = jnp.tanh(slope * (x + 0.044715 * x**3))
-    inner = slope * (1 + 3 * 0.044715 * x**2)
-    return (gradient * 0.5 * (1 + tanh + x * (1 - tanh**2) * inner),)
-
-
-gelu.defvjp(_gelu_forward, _gelu_backward)
-ACTIVATIONS = {"gelu": gelu, "silu": nn.silu}
+ACTIVATIONS = {"gelu": partial(nn.gelu, approximate=True), "silu": nn.silu}

@@ -44,6 +44,22 @@ def test_one_key_head_is_shared_by_all_query_heads():
     np.testing.assert_allclose(grouped_query_attention(q, k, v)[:, :, 0], repeated, atol=2e-6)
 
 
+@pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.02)])
+@pytest.mark.parametrize("gpu", [False, True])
+def test_gradients_are_those_that_jax_derives_of_its_own_attention(dtype, error, gpu, monkeypatch):
+    """Against JAX's in float32, also in the form that a GPU would take; relative to each gradient's length."""
+    if gpu:
+        monkeypatch.setattr(jax.lax, "platform_dependent", lambda *inputs, cpu, default: default(*inputs))
+    q, k, v = draw(N=9, M=11, E=8)
+    B, N, K, G, E = q.shape
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=(B, N, K * G, E)), jnp.float32)
+    ours = lambda q, k, v: grouped_query_attention(q, k, v, dtype).reshape(B, N, K * G, E)  # noqa: E731
+    theirs = lambda q, k, v: jax.nn.dot_product_attention(q.reshape(B, N, K * G, E), k, v)  # noqa: E731
+    found, expected = (jax.grad(lambda *qkv, f=f: (weight * f(*qkv)).sum(), (0, 1, 2))(q, k, v) for f in (ours, theirs))
+    for one, other in zip(found, expected, strict=True):
+        assert jnp.linalg.norm(one - other) < error * jnp.linalg.norm(other)
+
+
 def test_large_scores_stay_finite():
     q, k, v = draw()
     assert np.isfinite(grouped_query_attention(100 * q, 100 * k, v)).all()

@@ -1,0 +1,164 @@
+"""What XLA makes of a train step for an NVIDIA GPU that is not there: kernels, memory traffic, memory. Nothing runs.
+
+    pip install -r requirements-gpu.txt
+    python -m benchmarks.compiled --config.model.dtype=bfloat16 --config.train.batch_size=512
+    python -m benchmarks.compiled --config=configs/cifar10.py:best --gpu=H100 --devices=8 --out=compiled.json
+
+XLA compiles for a GPU from a description of it. What it leaves to trials on the card (which library or tiling does a
+product) is its default here. Bytes are those of each kernel's operands and results, FLOPs those of its products. `at
+best` is what a step takes if each kernel, one after the other, takes as long as memory or matrix units need for it.
+"""
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+
+from benchmarks import commands, flops, hlo
+from benchmarks.contestant import NUM_IMAGES
+from benchmarks.variants import PATCHES
+from dit_jax.environment import commit
+from dit_jax.errors import UserError
+from dit_jax.experiment import Experiment
+from dit_jax.training import loop, sharding
+
+GPUS = {  # memory bandwidth by the data sheet and as a copy reaches it, bytes/s; memory, bytes
+    "H100": (3_352_320_000_000, 3.0e12, 84_942_979_072),
+    "H200": (4_800_000_000_000, 4.3e12, 151_397_597_184),
+}
+MATRIX_FLOPS = 770e12  # of bfloat16 on random data, both cards
+LIMITS = {  # of an H100 and an H200, in the fields of XLA's GpuTargetConfigProto
+    "threads_per_block_limit": 1024,
+    "threads_per_warp": 32,
+    "shared_memory_per_block": 49152,
+    "shared_memory_per_core": 233472,
+    "threads_per_core_limit": 2048,
+    "core_count": 132,
+    "fpus_per_core": 128,
+    "block_dim_limit_x": 2147483647,
+    "block_dim_limit_y": 65535,
+    "block_dim_limit_z": 65535,
+    "thread_dim_limit_x": 1024,
+    "thread_dim_limit_y": 1024,
+    "thread_dim_limit_z": 64,
+    "l2_cache_size": 52428800,
+    "clock_rate_ghz": 1.98,
+    "shared_memory_per_block_optin": 232448,
+    "registers_per_core_limit": 65536,
+    "registers_per_block_limit": 65536,
+    "device_address_bits": 64,
+}
+
+
+def target(gpu: str) -> str:
+    """XLA's description of a card."""
+    bandwidth, _, memory = GPUS[gpu]
+    limits = LIMITS | {"memory_bandwidth": bandwidth, "device_memory_size": memory}
+    fields = [f"{name}: {value}" for name, value in limits.items()]
+    fields += ["cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }"]
+    fields += [f'{name}_version: "13.0.0"' for name in ("driver", "runtime", "compile_time_toolkit")]
+    fields += [f'name: "NVIDIA {gpu}"', 'dnn_version: "9.10.0"', 'device_vendor: "NVIDIA Corporation"']
+    about = f'platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }} device_description_str: "NVIDIA {gpu}"'
+    return f"gpu_device_info {{ {' '.join(fields)} }} {about}"
+
+
+def devices_of(gpu: str, count: int) -> list[Any]:
+    """So many of a card on one machine, to compile for. Raises UserError without JAX's CUDA plugin."""
+    jax.config.update("jax_platforms", "cpu")  # else JAX asks for a driver
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
+    try:
+        jax.devices()  # plugins are found with the first of them
+        found = topologies.get_topology_desc("", "cuda", target_config=target(gpu), topology=f"1x1x{count}")
+    except Exception as error:
+        line = str(error).splitlines()[0]
+        raise UserError(f"JAX has no CUDA plugin here ({line}); pip install -r requirements-gpu.txt") from None
+    return list(found.devices)
+
+
+def compile_step(made: Experiment, patch: str) -> Any:
+    """The train call, compiled for the devices of the experiment's mesh."""
+    whole = sharding.replicated(made.mesh)
+    abstract = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=whole)  # noqa: E731
+    sums = jax.tree.map(lambda x: abstract(x.shape, x.dtype), jax.eval_shape(loop.zero_sums))
+    images = abstract((NUM_IMAGES, *made.info.image_shape), np.uint8)
+    if made.config.model.latents:
+        images = abstract((NUM_IMAGES, *(2,) * made.config.data.flip, *made.x_shape), np.float32)
+    labels, count = abstract((NUM_IMAGES,), np.int32), abstract((), np.int32)
+    with PATCHES[patch]():
+        return made.train_call().lower(made.abstract_state(), sums, images, labels, count).compile()
+
+
+def told(made: Experiment, compiled: Any, found: Sequence[hlo.Kernel], gpu: str) -> dict[str, Any]:
+    """What is known of a compiled step, for one of its devices."""
+    memory, batch = compiled.memory_analysis(), made.config.train.batch_size
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    seconds = sum(kernel.seconds(GPUS[gpu][1], MATRIX_FLOPS) for kernel in found)
+    moved = Counter[str]()
+    for kernel in found:
+        moved[kernel.kind] += kernel.bytes
+    return {
+        "kernels": dict(Counter(kernel.kind for kernel in found)),
+        "gigabytes": {kind: number / 1e9 for kind, number in moved.most_common()},
+        "teraflop": sum(kernel.flops for kernel in found) / 1e12,
+        "teraflop_of_the_model": batch / made.mesh.size * flops.training(made.model, made.x_shape) / 1e12,
+        "memory_gigabytes": (held + memory.temp_size_in_bytes) / 1e9,
+        "at_best_ms": seconds * 1e3,
+        "at_best_images_per_second": batch / seconds,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The same, to be read."""
+    kernels, moved = result["kernels"], result["gigabytes"]
+    rows = [f"{'':12}{'kernels':>8}{'GB':>9}"]
+    rows += [f"{kind:12}{kernels[kind]:>8}{moved[kind]:>9.2f}" for kind in moved]
+    rows += [f"{'all':12}{sum(kernels.values()):>8}{sum(moved.values()):>9.2f}", ""]
+    rows += [
+        f"products: {result['teraflop']:.2f} TFLOP, of the model by flops.py {result['teraflop_of_the_model']:.2f}"
+    ]
+    rows += [f"memory: {result['memory_gigabytes']:.1f} GB with the data"]
+    rows += [f"at best: {result['at_best_ms']:.1f} ms a step, {result['at_best_images_per_second']:,.0f} images/s"]
+    return "\n".join(rows)
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    """Compiles, prints, and returns what `--out` gets."""
+    style = argparse.RawDescriptionHelpFormatter
+    made = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=style)
+    made.add_argument("--config", default="configs/cifar10.py:report", help="the experiment, as main.py takes it")
+    made.add_argument("--gpu", choices=GPUS, default="H200")
+    made.add_argument("--devices", type=int, default=1, help="how many of them, on one machine")
+    made.add_argument("--patch", choices=PATCHES, default="", help="of benchmarks/variants.py")
+    made.add_argument("--kernels", type=Path, help="text file to write, a line a kernel")
+    made.add_argument("--out", type=Path, help="JSON file to write")
+    flags, assignments = commands.split(made, argv)
+    experiment = commands.experiment(flags.config, assignments)
+    mesh = Mesh(np.asarray(devices_of(flags.gpu, flags.devices)), (sharding.AXIS,), axis_types=(AxisType.Auto,))
+    experiment.__dict__["mesh"] = mesh  # in place of all devices that are here
+    experiment.check_devices()
+    compiled = compile_step(experiment, flags.patch)
+    found = hlo.longest_loop(hlo.read(compiled.as_text()))
+    about = {"config": flags.config, "assignments": assignments, "patch": flags.patch, "commit": commit()}
+    about |= {"gpu": flags.gpu, "devices": flags.devices, "jax": jax.__version__}
+    result = about | told(experiment, compiled, found, flags.gpu)
+    print(f"a step of {flags.config} on one of {flags.devices} x {flags.gpu}: compiled, not run\n\n{table(result)}")
+    if flags.kernels:
+        lines = [
+            f"{one.bytes / 1e6:9.1f} MB {one.flops / 1e9:7.1f} GFLOP {one.kind:10} {one.source}\n" for one in found
+        ]
+        flags.kernels.write_text("".join(lines))
+    if flags.out:
+        commands.write(result, flags.out)
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(commands.guarded(main))
