@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src import core as jaxpr_core
+from jax._src.ad_checkpoint import saved_residuals
 
 from dit_jax.models import dit
 from dit_jax.models.dit import Block
@@ -187,6 +188,18 @@ def test_of_bfloat16_are_products_and_nothing_else(make_tiny, make_inputs, condi
     equations = list(every_equation(jax.make_jaxpr(jax.value_and_grad(loss))(params).jaxpr))
     assert {"exp", "tanh", "rsqrt", "dot_general"} <= {e.primitive.name for e in equations}
     assert {e.primitive.name for e in equations if uses_bfloat16(e)} - HARMLESS == set()
+
+
+def test_in_bfloat16_a_backward_pass_keeps_no_large_array_in_float32(make_tiny, conditioning):
+    """Large are the MLP's inner layer, before and after GELU, and attention's weights (docs/performance.md)."""
+    inputs = jnp.zeros((3, 16, 16, 3)), jnp.zeros(3, jnp.int32), jnp.zeros(3, jnp.int32)
+    model = make_tiny(conditioning=conditioning, depth=1, width=16, num_heads=4, dtype=jnp.bfloat16)
+    params = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    kept = [aval for aval, _ in saved_residuals(lambda params: model.apply(params, *inputs).sum(), params)]
+    N = (16 // model.patch_size) ** 2 + (conditioning == "token")
+    hidden, weights = 3 * N * model.mlp_ratio * 16, 3 * 4 * N * N
+    large = [(aval.size, str(aval.dtype)) for aval in kept if aval.size >= hidden]
+    assert sorted(large) == sorted([(hidden, "bfloat16"), (hidden, "bfloat16"), (weights, "bfloat16")])
 
 
 def test_remat_changes_memory_and_nothing_else(make_tiny, make_inputs, randomised):
