@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.model.qk_norm = False  # queries and keys at root mean square 1, times learned scales (Esser et al. 2024)
     config.model.long_skips = False  # blocks of the second half also take their mirror's stream (Bao et al. 2023)
     config.model.class_table_width = 128  # of token conditioning: the class table's, before its MLP (the report)
-    config.model.dtype = "float32"  # of matrix products: float32 (README on TF32) | bfloat16; all else stays float32
+    config.model.dtype = "float32"  # of matrix products and what lies between: float32 (README on TF32) | bfloat16
     config.model.remat = False  # recompute each block in the backward pass: less memory, a third more work
 
     config.diffusion = ConfigDict()
