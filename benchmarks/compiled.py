@@ -1,19 +1,21 @@
-"""What XLA makes of a train step for an NVIDIA GPU that is not there: kernels, memory traffic, memory. Nothing runs.
+"""What XLA makes of training or sampling for an NVIDIA GPU that is not there: kernels, traffic, memory. Nothing runs.
 
     pip install -r requirements-gpu.txt
     python -m benchmarks.compiled --config.model.dtype=bfloat16 --config.train.batch_size=512
     python -m benchmarks.compiled --config=configs/cifar10.py:best --gpu=H100 --devices=8 --out=compiled.json
+    python -m benchmarks.compiled --task=sample --config.sample.sampler=ddim --config.sample.batch_size=1000
 
 XLA compiles for a GPU from a description of it. What it leaves to trials on the card (which library or tiling does a
 product) is its default here. Bytes are those of each kernel's operands and results, FLOPs those of its products. `at
-best` is what a step takes if each kernel, one after the other, takes as long as memory or matrix units need for it.
+best` is what a train step, or a pass of samples, takes if each kernel, one after the other, takes as long as memory or
+matrix units need for it.
 """
 
 import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
-from benchmarks import commands, flops, hlo
+from benchmarks import commands, flops, hlo, sample
 from benchmarks.contestant import NUM_IMAGES
 from benchmarks.variants import PATCHES
 from dit_jax.environment import commit
@@ -83,22 +85,36 @@ def devices_of(gpu: str, count: int) -> list[Any]:
     return list(found.devices)
 
 
-def compile_step(made: Experiment, patch: str) -> Any:
-    """The train call, compiled for the devices of the experiment's mesh."""
-    whole = sharding.replicated(made.mesh)
-    abstract = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=whole)  # noqa: E731
+def lower_sampling(made: Experiment, abstract: Callable[..., Any]) -> Any:
+    """The sampler, of two passes: of one XLA would make no loop, and `longest_loop` is to find a pass."""
+    params = jax.tree.map(lambda x: abstract(x.shape, x.dtype), jax.eval_shape(made.init_params))
+    key, draw = abstract((), jax.random.key(0).dtype), made.sampler()
+    labels = abstract((2 * made.config.sample.batch_size,), np.int32)
+    return jax.jit(lambda params, key, labels: draw(params, key, labels)).lower(params, key, labels)
+
+
+def lower_training(made: Experiment, abstract: Callable[..., Any]) -> Any:
+    """The train call, on data that lie on the devices."""
     sums = jax.tree.map(lambda x: abstract(x.shape, x.dtype), jax.eval_shape(loop.zero_sums))
     images = abstract((NUM_IMAGES, *made.info.image_shape), np.uint8)
     if made.config.model.latents:
         images = abstract((NUM_IMAGES, *(2,) * made.config.data.flip, *made.x_shape), np.float32)
     labels, count = abstract((NUM_IMAGES,), np.int32), abstract((), np.int32)
+    return made.train_call().lower(made.abstract_state(), sums, images, labels, count)
+
+
+def compile_for(made: Experiment, task: str, patch: str) -> Any:
+    """The program of a task, for the devices of the experiment's mesh."""
+    whole = sharding.replicated(made.mesh)
+    abstract = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=whole)  # noqa: E731
     with PATCHES[patch]():
-        return made.train_call().lower(made.abstract_state(), sums, images, labels, count).compile()
+        return {"train": lower_training, "sample": lower_sampling}[task](made, abstract).compile()
 
 
-def told(made: Experiment, compiled: Any, found: Sequence[hlo.Kernel], gpu: str) -> dict[str, Any]:
-    """What is known of a compiled step, for one of its devices."""
-    memory, batch = compiled.memory_analysis(), made.config.train.batch_size
+def told(made: Experiment, task: str, compiled: Any, found: Sequence[hlo.Kernel], gpu: str) -> dict[str, Any]:
+    """What is known of a train step, or of a pass of samples, for one of its devices."""
+    flops_per_image = sample.count(made) if task == "sample" else flops.training(made.model, made.x_shape)
+    memory, batch = compiled.memory_analysis(), made.config[task].batch_size
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     seconds = sum(kernel.seconds(GPUS[gpu][1], MATRIX_FLOPS) for kernel in found)
     moved = Counter[str]()
@@ -108,7 +124,7 @@ def told(made: Experiment, compiled: Any, found: Sequence[hlo.Kernel], gpu: str)
         "kernels": dict(Counter(kernel.kind for kernel in found)),
         "gigabytes": {kind: number / 1e9 for kind, number in moved.most_common()},
         "teraflop": sum(kernel.flops for kernel in found) / 1e12,
-        "teraflop_of_the_model": batch / made.mesh.size * flops.training(made.model, made.x_shape) / 1e12,
+        "teraflop_of_the_model": batch / made.mesh.size * flops_per_image / 1e12,
         "memory_gigabytes": (held + memory.temp_size_in_bytes) / 1e9,
         "at_best_ms": seconds * 1e3,
         "at_best_images_per_second": batch / seconds,
@@ -125,7 +141,7 @@ def table(result: dict[str, Any]) -> str:
         f"products: {result['teraflop']:.2f} TFLOP, of the model by flops.py {result['teraflop_of_the_model']:.2f}"
     ]
     rows += [f"memory: {result['memory_gigabytes']:.1f} GB with the data"]
-    rows += [f"at best: {result['at_best_ms']:.1f} ms a step, {result['at_best_images_per_second']:,.0f} images/s"]
+    rows += [f"at best: {result['at_best_ms']:,.1f} ms, {result['at_best_images_per_second']:,.0f} images/s"]
     return "\n".join(rows)
 
 
@@ -134,6 +150,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     style = argparse.RawDescriptionHelpFormatter
     made = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=style)
     made.add_argument("--config", default="configs/cifar10.py:report", help="the experiment, as main.py takes it")
+    made.add_argument("--task", choices=("train", "sample"), default="train")
     made.add_argument("--gpu", choices=GPUS, default="H200")
     made.add_argument("--devices", type=int, default=1, help="how many of them, on one machine")
     made.add_argument("--patch", choices=PATCHES, default="", help="of benchmarks/variants.py")
@@ -144,12 +161,19 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     mesh = Mesh(np.asarray(devices_of(flags.gpu, flags.devices)), (sharding.AXIS,), axis_types=(AxisType.Auto,))
     experiment.__dict__["mesh"] = mesh  # in place of all devices that are here
     experiment.check_devices()
-    compiled = compile_step(experiment, flags.patch)
+    compiled = compile_for(experiment, flags.task, flags.patch)
     found = hlo.longest_loop(hlo.read(compiled.as_text()))
-    about = {"config": flags.config, "assignments": assignments, "patch": flags.patch, "commit": commit()}
+    about = {
+        "task": flags.task,
+        "config": flags.config,
+        "assignments": assignments,
+        "patch": flags.patch,
+        "commit": commit(),
+    }
     about |= {"gpu": flags.gpu, "devices": flags.devices, "jax": jax.__version__}
-    result = about | told(experiment, compiled, found, flags.gpu)
-    print(f"a step of {flags.config} on one of {flags.devices} x {flags.gpu}: compiled, not run\n\n{table(result)}")
+    result = about | told(experiment, flags.task, compiled, found, flags.gpu)
+    unit = {"train": "a step", "sample": "a pass"}[flags.task]
+    print(f"{unit} of {flags.config} on one of {flags.devices} x {flags.gpu}: compiled, not run\n\n{table(result)}")
     if flags.kernels:
         lines = [
             f"{one.bytes / 1e6:9.1f} MB {one.flops / 1e9:7.1f} GFLOP {one.kind:10} {one.source}\n" for one in found
