@@ -11,6 +11,7 @@ PARTS = {"slice", "dynamic-slice", "gather"}  # of their first operand they read
 
 COMPUTATION = re.compile(r"(ENTRY )?%([\w.\-]+) \(.*\) -> .* \{$")
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+TARGET, CUBLAS = r'custom_call_target="([^"]*)"', "__cublas$"
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Kernel:
 
     kind: str  # of `kind_of`
     bytes: int  # read and written; nothing is taken to be in a cache already
-    flops: int  # of its matrix products; of what a library does (cuDNN's attention) none are seen
+    flops: int  # of its matrix products; those within cuDNN's attention are not seen
     name: str
     source: str  # where the program says it
 
@@ -114,8 +115,16 @@ def kernel(line: Instruction, shapes: dict[str, str], inner: list[Instruction]) 
     """A line that is a kernel; `inner` is what it fuses."""
     inside = {one.name: one.shape for one in inner}
     flops = sum(product_flops(one, inside) for one in inner) + product_flops(line, shapes)
-    moved = size(line.shape) + read_bytes(line, shapes, inner)
+    moved = written_bytes(line) + read_bytes(line, shapes, inner)
     return Kernel(kind_of(line, flops), moved, flops, line.name, line.find(r'op_name="([^"]*)"'))
+
+
+def written_bytes(line: Instruction) -> int:
+    """Its results, but not the memory that cuBLAS is lent, which it calls one."""
+    if CUBLAS in line.find(TARGET):
+        dtype, sizes = dimensions(line.shape)[0]
+        return BYTES[dtype] * math.prod(sizes)
+    return size(line.shape)
 
 
 def read_bytes(line: Instruction, shapes: dict[str, str], inner: list[Instruction]) -> int:
@@ -140,21 +149,23 @@ def uses_of(name: str, inner: list[Instruction]) -> Iterator[tuple[Instruction, 
 
 
 def product_flops(line: Instruction, shapes: dict[str, str]) -> int:
-    """Of a `dot`: two for each number of its result and each that is summed over."""
-    if line.operation != "dot":
+    """Of a `dot`, or a call of cuBLAS: two for each number of its result and each that is summed over."""
+    if line.operation == "dot":
+        axes = line.find(r"lhs_contracting_dims=\{([\d,]*)\}")
+    elif CUBLAS in line.find(TARGET):
+        axes = line.find(r'"lhs_contracting_dimensions":\[([\d",]*)\]')
+    else:
         return 0
-    ((_, left),) = dimensions(shapes[line.operands[0]])
-    ((_, out),) = dimensions(line.shape)
-    summed = [int(axis) for axis in line.find(r"lhs_contracting_dims=\{([\d,]*)\}").split(",") if axis]
+    (_, left), (_, out) = dimensions(shapes[line.operands[0]])[0], dimensions(line.shape)[0]
+    summed = [int(axis) for axis in re.findall(r"\d+", axes)]
     return 2 * math.prod(out) * math.prod(left[axis] for axis in summed)
 
 
 def kind_of(line: Instruction, flops: int) -> str:
     """`product`, `attention` (cuDNN's), `collective`, or `other`."""
-    target = line.find(r'custom_call_target="([^"]*)"')
-    if flops or "gemm" in target or "cublas" in target:
+    if flops:
         return "product"
-    if "fmha" in target:
+    if "fmha" in line.find(TARGET):
         return "attention"
     between = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
     return "collective" if line.operation.startswith(between) else "other"

@@ -49,8 +49,10 @@ TEXT = """HloModule jit_call, is_scheduled=true
   %a = bf16[10,8]{1,0} get-tuple-element(%arg), index=3
   %b = bf16[8,4]{1,0} get-tuple-element(%arg), index=4
   %v = f32[16]{0} get-tuple-element(%arg), index=5
+  %h = bf16[10,4]{1,0} get-tuple-element(%arg), index=6
   %fusion.1 = f32[10,8]{1,0} fusion(%data, %bias), kind=kLoop, calls=%fused_slice, metadata={op_name="jit(call)/pick"}
   %fusion.2 = bf16[10,4]{1,0} fusion(%a, %b), kind=kCustom, calls=%fused_dot, metadata={op_name="jit(call)/mlp"}
+  %c = (f32[8,4]{1,0}, s8[4096]{0}) custom-call(%a, %h), custom_call_target="__cublas$gemm", backend_config=CONFIG
   %start = f32[16]{0} all-reduce-start(%v), replica_groups={{0,1}}, to_apply=%small
   %done = f32[16]{0} all-reduce-done(%start)
   %attention.1 = (f32[16]{0}, u8[0]{0}) custom-call(%v), custom_call_target="__cudnn$fmhaSoftmax"
@@ -66,6 +68,8 @@ ENTRY %main (x: f32[16]) -> f32[16] {
   ROOT %out = f32[16]{0} get-tuple-element(%while.2), index=1
 }
 """
+CONFIG = """{"dot_dimension_numbers":{"lhs_contracting_dimensions":["0"],"rhs_contracting_dimensions":["0"]}}"""
+TEXT = TEXT.replace("CONFIG", CONFIG)
 
 
 @pytest.fixture
@@ -74,8 +78,8 @@ def step():
 
 
 def test_every_kernel_of_the_loop_is_there_once_and_of_an_inner_loop_as_often_as_it_turns(step):
-    """Eight: two fusions, a sum over devices, cuDNN's attention, three turns of a loop, and the larger branch."""
-    assert [one.kind for one in step] == ["other", "product", "collective", "attention", *["other"] * 4]
+    """Two fusions, cuBLAS, a sum over devices, cuDNN's attention, three turns of a loop, and the larger branch."""
+    assert [one.kind for one in step] == ["other", "product", "product", "collective", "attention", *["other"] * 4]
     assert [one.name for one in step[-4:]] == ["negate.1"] * 3 + ["abs.1"]
     assert step[1].source == "jit(call)/mlp"
 
@@ -83,12 +87,12 @@ def test_every_kernel_of_the_loop_is_there_once_and_of_an_inner_loop_as_often_as
 def test_bytes_by_hand(step):
     """Of 100 rows ten are read; a product reads both operands in bfloat16; 16 numbers go in and out elsewhere."""
     picked = 10 * 8 * 4 + 8 * 4 + 10 * 8 * 4
-    product = (10 * 8 + 8 * 4 + 10 * 4) * 2
-    assert [one.bytes for one in step] == [picked, product, *[2 * 16 * 4] * 6]
+    product, blas = (10 * 8 + 8 * 4 + 10 * 4) * 2, (10 * 8 + 10 * 4) * 2 + 8 * 4 * 4  # and no loan of 4096
+    assert [one.bytes for one in step] == [picked, product, blas, *[2 * 16 * 4] * 6]
 
 
 def test_products_by_hand(step):
-    assert [one.flops for one in step] == [0, 2 * 10 * 8 * 4, *[0] * 6]
+    assert [one.flops for one in step] == [0, 2 * 10 * 8 * 4, 2 * 10 * 8 * 4, *[0] * 6]
 
 
 def test_a_kernel_takes_what_memory_or_what_the_matrix_units_take():
