@@ -8,6 +8,15 @@ from dataclasses import dataclass
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 NO_WORK = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "partition-id", "replica-id"}
 PARTS = {"slice", "dynamic-slice", "gather"}  # of their first operand they read what they give, or less
+UPDATE = "dynamic-update-slice"  # in place: of its first operand nothing is read, and only its second is written
+BY_ELEMENT = {
+    "bitcast",
+    "convert",
+    "copy",
+    "add",
+    "subtract",
+    "multiply",
+}  # of an operand they read what is used of them
 
 COMPUTATION = re.compile(r"(ENTRY )?%([\w.\-]+) \(.*\) -> .* \{$")
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
@@ -115,16 +124,19 @@ def kernel(line: Instruction, shapes: dict[str, str], inner: list[Instruction]) 
     """A line that is a kernel; `inner` is what it fuses."""
     inside = {one.name: one.shape for one in inner}
     flops = sum(product_flops(one, inside) for one in inner) + product_flops(line, shapes)
-    moved = written_bytes(line) + read_bytes(line, shapes, inner)
+    moved = written_bytes(line, shapes, inner) + read_bytes(line, shapes, inner)
     return Kernel(kind_of(line, flops), moved, flops, line.name, line.find(r'op_name="([^"]*)"'))
 
 
-def written_bytes(line: Instruction) -> int:
-    """Its results, but not the memory that cuBLAS is lent, which it calls one."""
-    if CUBLAS in line.find(TARGET):
-        dtype, sizes = dimensions(line.shape)[0]
-        return BYTES[dtype] * math.prod(sizes)
-    return size(line.shape)
+def written_bytes(line: Instruction, shapes: dict[str, str], inner: list[Instruction]) -> int:
+    """Its results, of those that it updates in place only what is new."""
+    if CUBLAS in line.find(TARGET):  # its second result is memory that it is lent
+        return size(re.sub(r"s8\[\d+\]", "", line.shape))
+    if line.shape.startswith("(("):  # a sum or a gathering between devices that begins: ((operands), (results))
+        return size(line.shape) - sum(size(shapes.get(operand, "")) for operand in line.operands)
+    inside = {one.name: one.shape for one in inner}
+    updates = [one for one in inner if one.operation == UPDATE]
+    return size(line.shape) - sum(size(one.shape) - size(inside[one.operands[1]]) for one in updates)
 
 
 def read_bytes(line: Instruction, shapes: dict[str, str], inner: list[Instruction]) -> int:
@@ -132,20 +144,26 @@ def read_bytes(line: Instruction, shapes: dict[str, str], inner: list[Instructio
     parameters = {int(one.find(r"^(\d+)")): one.name for one in inner if one.operation == "parameter"}
     total = 0
     for i, operand in enumerate(line.operands):
-        whole, uses = size(shapes.get(operand, "")), list(uses_of(parameters.get(i, ""), inner))
-        in_part = uses and all(one.operation in PARTS and first for one, first in uses)
-        total += min(whole, sum(size(one.shape) for one, _ in uses)) if in_part else whole
+        whole, arrays = size(shapes.get(operand, "")), dimensions(shapes.get(operand, ""))
+        uses = list(uses_of(parameters.get(i, ""), inner))
+        if uses and len(arrays) == 1 and all(first and one.operation in {*PARTS, UPDATE} for one, first in uses):
+            numbers = sum(elements(one.shape) for one, _ in uses if one.operation != UPDATE)
+            whole = min(whole, numbers * BYTES[arrays[0][0]])
+        total += whole
     return total
 
 
 def uses_of(name: str, inner: list[Instruction]) -> Iterator[tuple[Instruction, bool]]:
-    """(who uses a value of a kernel, whether as its first operand); bitcasts are followed."""
+    """(who uses a value of a kernel, whether as its first operand), beyond what works number by number."""
     for one in inner:
         if name in one.operands:
-            if one.operation == "bitcast":
-                yield from uses_of(one.name, inner)
-            else:
-                yield one, one.operands[0] == name
+            beyond = list(uses_of(one.name, inner)) if one.operation in BY_ELEMENT else []
+            yield from beyond or [(one, one.operands[0] == name)]
+
+
+def elements(shape: str) -> int:
+    """How many numbers its arrays have."""
+    return sum(math.prod(sizes) for _, sizes in dimensions(shape))
 
 
 def product_flops(line: Instruction, shapes: dict[str, str]) -> int:

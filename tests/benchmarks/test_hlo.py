@@ -10,9 +10,22 @@ TEXT = """HloModule jit_call, is_scheduled=true
   %param_0 = f32[100,8]{1,0} parameter(0)
   %param_1 = f32[8]{0} parameter(1)
   %bitcast.1 = f32[100,8]{1,0} bitcast(%param_0)
-  %slice.1 = f32[10,8]{1,0} slice(%bitcast.1), slice={[0:10], [0:8]}
+  %twice.1 = f32[100,8]{1,0} add(%bitcast.1, %bitcast.1)
+  %slice.1 = f32[10,8]{1,0} slice(%twice.1), slice={[0:10], [0:8]}
   %broadcast.1 = f32[10,8]{1,0} broadcast(%param_1), dimensions={1}
   ROOT %add.1 = f32[10,8]{1,0} add(%slice.1, %broadcast.1)
+}
+
+%fused_sum (param_2: f32[100,8]) -> f32[100,8] {
+  %param_2 = f32[100,8]{1,0} parameter(0)
+  ROOT %add.2 = f32[100,8]{1,0} add(%param_2, %param_2)
+}
+
+%fused_update (param_3: f32[100,8], param_4: f32[1,8], param_5: s32[]) -> f32[100,8] {
+  %param_3 = f32[100,8]{1,0} parameter(0)
+  %param_4 = f32[1,8]{1,0} parameter(1)
+  %param_5 = s32[] parameter(2)
+  ROOT %update.1 = f32[100,8]{1,0} dynamic-update-slice(%param_3, %param_4, %param_5, %param_5)
 }
 
 %fused_dot (parameter_0: bf16[10,8], parameter_1: bf16[8,4]) -> bf16[10,4] {
@@ -99,6 +112,23 @@ def test_a_kernel_takes_what_memory_or_what_the_matrix_units_take():
     one = hlo.Kernel("product", bytes=300, flops=1000, name="", source="")
     assert one.seconds(bytes_per_second=100, flops_per_second=1000) == 3
     assert one.seconds(bytes_per_second=100, flops_per_second=100) == 10
+
+
+OTHERS = """
+ENTRY %main (x: f32[100,8], y: f32[1,8], i: s32[]) -> f32[100,8] {
+  %x = f32[100,8]{1,0} parameter(0)
+  %y = f32[1,8]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %sum = f32[100,8]{1,0} fusion(%x), kind=kLoop, calls=%fused_sum
+  %gather = ((f32[1,8]{1,0}), (f32[2,8]{1,0})) all-gather-start(%y), replica_groups={{0,1}}
+  ROOT %updated = f32[100,8]{1,0} fusion(%sum, %y, %i), kind=kLoop, calls=%fused_update
+}
+"""
+
+
+def test_a_sum_is_read_whole_a_gathering_once_and_of_an_update_only_what_is_new():
+    found = hlo.longest_loop(hlo.read(TEXT[: TEXT.index("ENTRY")] + OTHERS))
+    assert [one.bytes for one in found] == [2 * 100 * 8 * 4, (1 + 2) * 8 * 4, 2 * 8 * 4 + 4]
 
 
 def test_a_program_without_a_loop_is_read_whole():
