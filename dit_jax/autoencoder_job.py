@@ -77,7 +77,7 @@ def train_or_put(config: ConfigDict, workdir: Path, experiment: AutoencoderExper
         put_pretrained(workdir, experiment)
     else:
         there = configs.path_of(folder).exists() and has_begun(folder)
-        taken = configs.read(folder).autoencoder.pretrained if there else ""
+        taken = dict(configs.leaves(configs.read(folder))).get("autoencoder.pretrained") if there else ""
         fix = f"{folder} has the weights of {taken}; name that file, or train in another workdir"
         require(not taken, "autoencoder.pretrained", "''", fix)
         if learnt_with(workdir):

@@ -3,9 +3,12 @@
 import contextlib
 import fcntl
 import glob
+import hashlib
 import os
+import platform
 import uuid
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from dit_jax.errors import UserError
@@ -31,7 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which takes its place when the block ends without an exception.
 
     A reader sees the old file or the new one, never a part; an exception leaves the old one. Folders are made. Of two
-    processes the later one's file stays. What killed ones left half-written of it is removed before.
+    processes the later one's file stays. What killed ones of this machine left half-written of it is removed before.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder, where a file belongs; move it away")
@@ -39,30 +42,49 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise UserError(f"{path.parent} is no folder, where one belongs; move it away") from None
-    folder = os.open(path.parent, os.O_RDONLY)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = path.with_name(f"{path.name}.{kernel()}{uuid.uuid4().hex[:8]}.tmp")
+    with removing_left(path):
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        except OSError as error:
+            if error.errno and not error.filename:  # a full disk's
+                error.filename = str(path)
+            raise
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def removing_left(path: Path) -> Iterator[None]:
+    """Removes temporary files of `replacing(path)` unless someone is writing in that folder, as this process then is.
+
+    Who writes there shares a lock on the folder, which ends with the process; who alone has it may remove. Network file
+    systems keep a folder's locks on each machine, so only what was begun on this one is removed; where a folder cannot
+    be locked, nothing. (A lock on the file itself would keep SMB from writing it.)
+    """
     try:
-        remove_left(path, folder)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno and not error.filename:  # a full disk's
-            error.filename = str(path)
-        raise
+        folder = os.open(path.parent, os.O_RDONLY)
+    except OSError:  # one that may be written but not read
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in path.parent.glob(f"{glob.escape(path.name)}.{kernel()}{HEX * 8}.tmp"):
+                left.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_SH)
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
         os.close(folder)  # which unlocks it
 
 
-def remove_left(path: Path, folder: int) -> None:
-    """Removes temporary files of `replacing(path)`, unless a process is writing in its folder, an open descriptor.
-
-    Who writes there shares a lock on the folder, which ends with the process; who alone has it may remove. Where the
-    file system has no such locks nothing is removed. (A lock on the file itself would keep SMB from writing it.)
-    """
-    with contextlib.suppress(OSError):
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for left in path.parent.glob(f"{glob.escape(path.name)}.{HEX * 8}.tmp"):
-            left.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        fcntl.flock(folder, fcntl.LOCK_SH)
+@cache
+def kernel() -> str:
+    """Eight hexadecimal digits for the running system that keeps this process's locks, from its start to its end."""
+    try:
+        name = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:  # no Linux
+        name = platform.node()
+    return hashlib.sha256(name.encode()).hexdigest()[:8]

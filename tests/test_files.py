@@ -1,5 +1,6 @@
 """Files that appear whole: what a kill leaves of one is removed by who writes it next, what is being written is not."""
 
+import errno
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dit_jax import files
 from dit_jax.files import replacing
 
 WRITER = """
@@ -44,7 +46,9 @@ def test_what_a_kill_left_is_removed_and_nothing_else(writer):
     process, path = writer
     process.send_signal(signal.SIGKILL)
     process.wait()
-    others = ["grid[1].png.bak.tmp", "grid[1].png2.01234567.tmp", "grid1.png.01234567.tmp", "mine.tmp"]
+    here = f"{files.kernel()}01234567.tmp"
+    others = [f"grid[1].png.bak.{here}", f"grid[1].png2.{here}", f"grid1.png.{here}", "mine.tmp"]
+    others += ["grid[1].png.0123456789abcdef.tmp"]  # of another machine, whose locks are not seen here
     for name in others:
         path.with_name(name).touch()
     assert len(names(path)) == len(others) + 1
@@ -67,3 +71,13 @@ def test_what_another_process_is_writing_stays(writer):
     assert half.read_text() == "theirs"
     process.communicate("")
     assert (process.returncode, path.read_text(), names(path)) == (0, "theirs", [path.name])
+
+
+def test_a_folder_that_may_be_written_but_not_read(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr(files.os, "open", refuse)
+    with replacing(tmp_path / "a") as made:
+        made.write_text("whole")
+    assert names(tmp_path / "a") == ["a"]
