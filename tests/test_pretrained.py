@@ -154,6 +154,16 @@ def test_what_is_no_such_autoencoder_is_refused(change, words, tmp_path):
         load_autoencoder(saved(tmp_path / "a.safetensors", tensors), shapes())
 
 
+def test_a_config_of_an_autoencoder_that_says_nothing_of_files_is_refused_as_another(tmp_path, capfd):
+    """Of an older version, or edited: one line, as for any other difference."""
+    folder = tmp_path / "w" / "autoencoder"
+    (folder / "checkpoints" / "0").mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"autoencoder": {"steps": 5}}))
+    refused = tiny.run_main(capfd, f"--workdir={tmp_path / 'w'}", "--mode=train_autoencoder", *tiny.flags())
+    assert refused.code == 2
+    assert "holds a run of another config" in refused.err[0]
+
+
 @pytest.mark.parametrize("damage", [b"", b"\x00" * 100, b"\xff" * 8 + b"{}"])
 def test_a_damaged_file_is_one_line(damage, tmp_path):
     (tmp_path / "a.safetensors").write_bytes(damage)
