@@ -72,7 +72,7 @@ def assert_whole(place, name, data):
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
 def test_an_encoding_that_is_ended_goes_on_with_the_parts_that_are_kept(number, code, place):
     name, data = f"run {code}", f"data {code}"
@@ -97,7 +97,7 @@ def test_an_encoding_that_is_ended_goes_on_with_the_parts_that_are_kept(number, 
     assert_whole(place, name, data)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_of_two_runs_on_one_data_dir_one_encodes_and_the_other_takes_what_it_made(place):
     """Both wait until this process is done with the folder."""
     names, told = ("one", "other"), []
@@ -118,7 +118,7 @@ def test_of_two_runs_on_one_data_dir_one_encodes_and_the_other_takes_what_it_mad
         assert_whole(place, name, "shared")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_of_two_processes_of_one_run_the_first_one_encodes(place):
     new_run(place, "pair", "of both")
     folders = place / "of both", place / "pair", place / "cache"
