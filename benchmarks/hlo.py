@@ -9,14 +9,8 @@ BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "
 NO_WORK = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "partition-id", "replica-id"}
 PARTS = {"slice", "dynamic-slice", "gather"}  # of their first operand they read what they give, or less
 UPDATE = "dynamic-update-slice"  # in place: of its first operand nothing is read, and only its second is written
-BY_ELEMENT = {
-    "bitcast",
-    "convert",
-    "copy",
-    "add",
-    "subtract",
-    "multiply",
-}  # of an operand they read what is used of them
+# Of an operand these read what is used of their results.
+BY_ELEMENT = {"bitcast", "convert", "copy", "add", "subtract", "multiply"}
 
 COMPUTATION = re.compile(r"(ENTRY )?%([\w.\-]+) \(.*\) -> .* \{$")
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
@@ -134,9 +128,16 @@ def written_bytes(line: Instruction, shapes: dict[str, str], inner: list[Instruc
         return size(re.sub(r"s8\[\d+\]", "", line.shape))
     if line.shape.startswith("(("):  # a sum or a gathering between devices that begins: ((operands), (results))
         return size(line.shape) - sum(size(shapes.get(operand, "")) for operand in line.operands)
-    inside = {one.name: one.shape for one in inner}
-    updates = [one for one in inner if one.operation == UPDATE]
-    return size(line.shape) - sum(size(one.shape) - size(inside[one.operands[1]]) for one in updates)
+    inside = {one.name: one for one in inner}
+    total = size(line.shape)
+    for one in inner:
+        if one.operation == UPDATE:
+            of = inside[one.operands[0]]
+            while of.operation == "bitcast":
+                of = inside[of.operands[0]]
+            total += size(inside[one.operands[1]].shape) if of.operation in ("parameter", UPDATE) else 0
+            total -= size(one.shape) if of.operation == "parameter" else 0
+    return total
 
 
 def read_bytes(line: Instruction, shapes: dict[str, str], inner: list[Instruction]) -> int:

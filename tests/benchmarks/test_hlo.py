@@ -131,6 +131,40 @@ def test_a_sum_is_read_whole_a_gathering_once_and_of_an_update_only_what_is_new(
     assert [one.bytes for one in found] == [2 * 100 * 8 * 4, (1 + 2) * 8 * 4, 2 * 8 * 4 + 4]
 
 
+UPDATES = """
+%twice (p: f32[100,8], u: f32[1,8], v: f32[2,8], i: s32[]) -> f32[100,8] {
+  %p = f32[100,8]{1,0} parameter(0)
+  %u = f32[1,8]{1,0} parameter(1)
+  %v = f32[2,8]{1,0} parameter(2)
+  %i = s32[] parameter(3)
+  %first = f32[100,8]{1,0} dynamic-update-slice(%p, %u, %i, %i)
+  ROOT %second = f32[100,8]{1,0} dynamic-update-slice(%first, %v, %i, %i)
+}
+
+%fresh (w: f32[1,8], j: s32[]) -> f32[100,8] {
+  %w = f32[1,8]{1,0} parameter(0)
+  %j = s32[] parameter(1)
+  %zero = f32[] constant(0)
+  %zeros = f32[100,8]{1,0} broadcast(%zero), dimensions={}
+  ROOT %set = f32[100,8]{1,0} dynamic-update-slice(%zeros, %w, %j, %j)
+}
+
+ENTRY %main (x: f32[100,8], y: f32[1,8], z: f32[2,8], k: s32[]) -> f32[100,8] {
+  %x = f32[100,8]{1,0} parameter(0)
+  %y = f32[1,8]{1,0} parameter(1)
+  %z = f32[2,8]{1,0} parameter(2)
+  %k = s32[] parameter(3)
+  %both = f32[100,8]{1,0} fusion(%x, %y, %z, %k), kind=kLoop, calls=%twice
+  ROOT %new = f32[100,8]{1,0} fusion(%y, %k), kind=kLoop, calls=%fresh
+}
+"""
+
+
+def test_two_updates_of_one_array_are_both_written_and_an_update_of_a_new_one_is_written_whole():
+    found = hlo.longest_loop(hlo.read(UPDATES))
+    assert [one.bytes for one in found] == [2 * (1 + 2) * 8 * 4 + 4, 8 * 4 + 4 + 100 * 8 * 4]
+
+
 def test_a_program_without_a_loop_is_read_whole():
     text = "ENTRY %main (x: f32[4]) -> f32[4] {\n  %x = f32[4]{0} parameter(0)\n  ROOT %y = f32[4]{0} negate(%x)\n}\n"
     assert [one.bytes for one in hlo.longest_loop(hlo.read(text))] == [32]
