@@ -17,17 +17,17 @@ import traceback
 
 from absl import flags
 
-from dit_jax import huge_pages
+from dit_jax.system import huge_pages
 
 if __name__ == "__main__":
     huge_pages.start_with_them()
 
 from configs import default
-from dit_jax import cluster, compilation, errors, modes, together
-from dit_jax import config as configs
-from dit_jax.errors import UserError
-from dit_jax.files import expanded
-from dit_jax.resolving import resolve
+from dit_jax import errors
+from dit_jax.jobs import modes
+from dit_jax.settings import configs, resolving
+from dit_jax.system import cluster, compilation, together
+from dit_jax.system.files import expanded
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("config", None, "The experiment: a Python file with get_config() (it is run), as FILE[:ARG].")
@@ -44,13 +44,13 @@ flags.DEFINE_enum("cluster", "auto", ["auto", "none"], "Whether Slurm, Open MPI 
 def run(assignments: list[str]) -> int:
     """Runs the mode that the flags ask for and returns the exit code."""
     if not FLAGS.workdir:
-        raise UserError("--workdir is missing; name the run's folder, such as --workdir runs/shapes")
+        raise errors.UserError("--workdir is missing; name the run's folder, such as --workdir runs/shapes")
     workdir = expanded(FLAGS.workdir)
     config = configs.load(FLAGS.config) if FLAGS.config else configs.read(workdir)
     configs.check_keys(config, default.get_config(), FLAGS.config or str(configs.path_of(workdir)))
     configs.override(config, assignments)
     out, images = (expanded(path) if path else None for path in (FLAGS.out, FLAGS.images))
-    return modes.run(FLAGS.mode, resolve(config), workdir, out, images)
+    return modes.run(FLAGS.mode, resolving.resolve(config), workdir, out, images)
 
 
 def main(argv: list[str]) -> int:

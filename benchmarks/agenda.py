@@ -21,7 +21,7 @@ from benchmarks import commands, contest, results, train, variants
 from benchmarks import sample as sampling
 from benchmarks.pilots import PILOTS
 from dit_jax.errors import UserError
-from dit_jax.stop import OUT_OF_TIME
+from dit_jax.system.stop import OUT_OF_TIME
 
 AGAIN = OUT_OF_TIME  # exit code: not done yet, the same call goes on
 ENOUGH = 30.0  # seconds: with less left, nothing new is begun

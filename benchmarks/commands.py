@@ -11,12 +11,12 @@ from typing import Any
 
 from benchmarks import contest, machine
 from benchmarks.contest import Contestant
-from dit_jax import config as configs
-from dit_jax import huge_pages
 from dit_jax.errors import UserError
 from dit_jax.experiment import Experiment
-from dit_jax.files import replacing
-from dit_jax.resolving import resolve
+from dit_jax.settings import configs
+from dit_jax.settings.resolving import resolve
+from dit_jax.system import huge_pages
+from dit_jax.system.files import replacing
 
 # name: (network of torch_dit.py, compiled, tuned)
 PEERS = {

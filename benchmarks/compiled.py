@@ -27,10 +27,10 @@ from jax.sharding import AxisType, Mesh
 from benchmarks import commands, flops, hlo, sample
 from benchmarks.contestant import NUM_IMAGES
 from benchmarks.variants import PATCHES
-from dit_jax.environment import commit
 from dit_jax.errors import UserError
 from dit_jax.experiment import Experiment
-from dit_jax.files import replacing
+from dit_jax.system.environment import commit
+from dit_jax.system.files import replacing
 from dit_jax.training import loop, sharding
 
 GPUS = {  # memory bandwidth by the data sheet and as a copy reaches it, bytes/s; memory, bytes

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dit_jax import huge_pages
-from dit_jax.environment import commit, version_of
+from dit_jax.system import huge_pages
+from dit_jax.system.environment import commit, version_of
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # those that matter to matrix products
 

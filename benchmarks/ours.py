@@ -11,9 +11,9 @@ MARK = time.perf_counter()  # before JAX is imported, which `start_s` counts
 
 def make_experiment(spec: dict[str, Any]) -> Any:
     """The experiment of a config file and assignments."""
-    from dit_jax import config as configs
     from dit_jax.experiment import Experiment
-    from dit_jax.resolving import resolve
+    from dit_jax.settings import configs
+    from dit_jax.settings.resolving import resolve
 
     config = configs.load(spec["config"])
     configs.override(config, spec["assignments"])
@@ -92,7 +92,7 @@ def main() -> None:
     spec = contestant.read_spec()
     import jax
 
-    from dit_jax import compilation
+    from dit_jax.system import compilation
 
     compilation.use_cache()
     experiment = make_experiment(spec)

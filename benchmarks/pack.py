@@ -22,7 +22,7 @@ from benchmarks import codec
 from benchmarks.commands import guarded
 from dit_jax.data import cifar10
 from dit_jax.errors import UserError
-from dit_jax.files import replacing
+from dit_jax.system.files import replacing
 
 # What the image of the lent machine lacks; versions of requirements.txt where it names them.
 WHEELS = [

@@ -23,7 +23,7 @@ from matplotlib.ticker import LogFormatter
 
 from benchmarks import commands, contest, flops, machine
 from dit_jax.errors import UserError
-from dit_jax.files import replacing
+from dit_jax.system.files import replacing
 
 BASE = {"train.batch_size": 16, "model.width": 128, "model.depth": 4, "model.patch_size": 4, "train.steps_per_call": 4}
 SHOWN = ("model.width", "model.depth", "train.batch_size", "model.patch_size")  # of it, in the title

@@ -15,7 +15,7 @@ import numpy as np
 from configs import shapes
 from dit_jax.data import datasets
 from dit_jax.experiment import Experiment
-from dit_jax.resolving import resolve
+from dit_jax.settings.resolving import resolve
 from dit_jax.training import loop
 
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dit_jax.checks import require
 from dit_jax.evaluation.evaluate import NAMES
-from dit_jax.files import replacing
 from dit_jax.reporting.jsonl import append as append_line
 from dit_jax.reporting.jsonl import parse, read_rows
+from dit_jax.settings.checks import require
+from dit_jax.system.files import replacing
 
 NAME = "evaluations.jsonl"
 TRAINING = "training"  # `during` of the rows that training wrote

@@ -1,6 +1,6 @@
 """The one place that unpacks a resolved config: it builds model, schedule, data, optimizer and sampler.
 
-config -> resolve (resolving.py) -> Experiment -> the jobs of modes.py
+config -> resolve (settings/resolving.py) -> Experiment -> jobs/
 """
 
 from collections.abc import Callable, Sequence
@@ -16,17 +16,17 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dit_jax import checks
-from dit_jax.checks import require
 from dit_jax.data import datasets
 from dit_jax.diffusion import guidance, sampling, tasks
 from dit_jax.diffusion.objective import loss_weights
 from dit_jax.diffusion.schedule import Schedule, make_schedule
 from dit_jax.diffusion.spacing import SPACINGS
-from dit_jax.labels import check_labels, parse_labels
 from dit_jax.models.autoencoder import PIXELS, Codec
 from dit_jax.models.dit import DiT, apply_shares
-from dit_jax.resolving import folder_of
+from dit_jax.settings import checks
+from dit_jax.settings.checks import require
+from dit_jax.settings.labels import check_labels, parse_labels
+from dit_jax.settings.resolving import folder_of
 from dit_jax.training import layout, optimizer, sharding
 from dit_jax.training.checkpoint import abstract
 from dit_jax.training.feed import Resident, Stream

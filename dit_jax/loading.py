@@ -10,16 +10,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import config as configs
 from dit_jax import evaluations
-from dit_jax.autoencoder_experiment import with_codec
-from dit_jax.classifier_experiment import load_guide
+from dit_jax.companions.autoencoder import with_codec
+from dit_jax.companions.classifier import load_guide
 from dit_jax.diffusion import tasks
 from dit_jax.diffusion.guidance import Logits
 from dit_jax.errors import UserError
 from dit_jax.experiment import Experiment, Sample, make_sample
-from dit_jax.files import expanded
-from dit_jax.resolving import read_resolved, resolve
+from dit_jax.settings import configs
+from dit_jax.settings.resolving import read_resolved, resolve
+from dit_jax.system.files import expanded
 from dit_jax.training import sharding
 from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.state import Params

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from dit_jax import config as configs
-from dit_jax.checks import require
 from dit_jax.errors import UserError
 from dit_jax.reporting.jsonl import read_rows
+from dit_jax.settings import configs
+from dit_jax.settings.checks import require
 
 SAMPLE_FREE_KEYS = (*configs.FREE_KEYS, "model.dtype")  # the same weights, other arithmetic
 

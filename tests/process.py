@@ -10,9 +10,9 @@ import time
 
 import jax
 
-from dit_jax import config as configs
 from dit_jax.experiment import Experiment
-from dit_jax.resolving import resolve
+from dit_jax.settings import configs
+from dit_jax.settings.resolving import resolve
 from dit_jax.training.checkpoint import Checkpointer
 
 SMALL = ["model.patch_size=8", "model.width=16", "model.depth=1", "model.num_heads=2", "model.num_kv_heads=1",

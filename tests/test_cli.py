@@ -13,10 +13,12 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from configs import default
-from dit_jax import config as configs
-from dit_jax import errors, jobs, modes
+from dit_jax import errors
 from dit_jax.data import shapes
 from dit_jax.experiment import Experiment
+from dit_jax.jobs import modes
+from dit_jax.jobs.train import train
+from dit_jax.settings import configs
 from tests import tiny
 
 SMALL = ["model.patch_size=8", "model.width=16", "model.depth=1", "model.num_heads=2", "model.num_kv_heads=1",
@@ -147,7 +149,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         tiny.install(patch)
-        jobs.train(tiny.config(train__steps=2), folder, None)
+        train(tiny.config(train__steps=2), folder, None)
     return folder
 
 

@@ -10,8 +10,8 @@ import optax
 import pytest
 
 import dit_jax
-from dit_jax.draw import draw_all
 from dit_jax.errors import UserError
+from dit_jax.jobs.sample import draw_all
 from dit_jax.loading import Run, load
 from dit_jax.training import loop
 from dit_jax.training.checkpoint import Checkpointer

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from dit_jax import jobs
 from dit_jax.data import shapes
 from dit_jax.errors import UserError, explain
-from dit_jax.lock import only_trainer
+from dit_jax.jobs import train
+from dit_jax.system.lock import only_trainer
 from dit_jax.training import loop
 from tests import process, tiny
 
@@ -141,7 +141,7 @@ def test_a_run_that_is_asked_to_end_saves_and_goes_on(number, code, place, tmp_p
 
 
 def in_process(workdir, **settings):
-    return jobs.train(tiny.config(**settings), workdir, None)
+    return train.train(tiny.config(**settings), workdir, None)
 
 
 @pytest.fixture
@@ -194,9 +194,9 @@ class Timed:
 
 
 def test_a_run_that_ends_by_its_time_limit_goes_on_to_the_bit(whole, tiny_data, tmp_path, monkeypatch):
-    stop = jobs.Stop
+    stop = train.Stop
     # The first call gains steps whatever the time; the second finds it over, after one dispatch of three steps.
-    monkeypatch.setattr(jobs, "Stop", lambda seconds: stop(seconds, Timed(1)))
+    monkeypatch.setattr(train, "Stop", lambda seconds: stop(seconds, Timed(1)))
     paced = {"train__steps": 6, "train__steps_per_call": 3, "train__log_every": 6, "train__checkpoint_every": 6}
     assert in_process(tmp_path, train__max_seconds=60.0, **paced) == 75
     assert process.checkpoints(tmp_path) == [3]
@@ -295,7 +295,7 @@ def test_ctrl_c_before_the_first_step_is_one_line(tiny_data, tmp_path, capfd, mo
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(jobs.Experiment, "init_state", interrupted)
+    monkeypatch.setattr(train.Experiment, "init_state", interrupted)
     done = tiny.run_main(capfd, *tiny.flags(), "--workdir", tmp_path)
     assert done.code == 130
     assert done.err[-1] == "interrupted"

@@ -10,7 +10,7 @@ from PIL import Image
 
 import dit_jax
 from dit_jax.data import image_folder
-from dit_jax.evaluate_job import floor_of, table
+from dit_jax.jobs.evaluate import floor_of, table
 from tests import tiny
 from tests.process import final_state
 

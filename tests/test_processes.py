@@ -9,13 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from dit_jax import config as configs
-from dit_jax import jobs
-from dit_jax.autoencoder_job import train_autoencoder
 from dit_jax.data import shapes
-from dit_jax.draw import sample
 from dit_jax.experiment import Experiment
-from dit_jax.resolving import resolve
+from dit_jax.jobs.sample import sample
+from dit_jax.jobs.train import train
+from dit_jax.jobs.train_autoencoder import train_autoencoder
+from dit_jax.settings import configs
+from dit_jax.settings.resolving import resolve
 from tests import process, tiny
 
 STEPS, EVERY = 80, 20
@@ -37,7 +37,7 @@ def train_here(data_dir, workdir, devices, *settings):
     """The same in this process, on so many devices."""
     with pytest.MonkeyPatch.context() as patch:
         tiny.on_devices(patch, devices)
-        assert jobs.train(config_of(data_dir, *settings), workdir, None) == 0
+        assert train(config_of(data_dir, *settings), workdir, None) == 0
 
 
 def config_of(data_dir, *settings):

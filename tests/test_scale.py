@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from dit_jax import jobs
 from dit_jax.errors import UserError
+from dit_jax.jobs.train import train
 from dit_jax.loading import load
 from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.optimizer import clip_by_norm
@@ -116,7 +116,7 @@ def test_a_split_run_is_watched_saved_resumed_whole_and_loaded(tmp_path, monkeyp
     for folder, devices, shard in (("whole", 1, False), ("split", 8, True)):
         tiny.on_devices(monkeypatch, devices)
         settings = dict(train__steps=2, train__shard_params=shard, train__sample_every=2 * shard)
-        jobs.train(tiny.config(**settings), tmp_path / folder, None)
+        train(tiny.config(**settings), tmp_path / folder, None)
     states = [restored(tmp_path / folder, monkeypatch, shard) for folder in ("whole", "split") for shard in (0, 1)]
     kernel = states[3].opt_state[1][0].mu["params"]["block_0"]["mlp"]["Dense_0"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 64)
@@ -125,7 +125,7 @@ def test_a_split_run_is_watched_saved_resumed_whole_and_loaded(tmp_path, monkeyp
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)  # noqa: E731
     jax.tree.map(close, states[1].ema_params, states[2].ema_params)
     tiny.on_devices(monkeypatch, 2)  # it goes on whole, on other devices
-    jobs.train(tiny.config(train__steps=4), tmp_path / "split", None)
+    train(tiny.config(train__steps=4), tmp_path / "split", None)
     run = load(tmp_path / "split", tiny.config(train__shard_params=True))
     assert run.step == 4
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(run.ema_params))

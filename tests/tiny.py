@@ -12,12 +12,14 @@ from jax.sharding import AxisType
 
 import main as program
 from configs import default
-from dit_jax import config as configs
-from dit_jax import draw, evaluate_job, jobs
-from dit_jax.classifier_job import ClassifierExperiment, classifier_config
 from dit_jax.data import datasets
 from dit_jax.experiment import Experiment
-from dit_jax.resolving import resolve
+from dit_jax.jobs.evaluate import evaluate
+from dit_jax.jobs.sample import sample
+from dit_jax.jobs.train import train
+from dit_jax.jobs.train_classifier import ClassifierExperiment, classifier_config
+from dit_jax.settings import configs
+from dit_jax.settings.resolving import resolve
 from dit_jax.training import sharding
 from dit_jax.training.checkpoint import Checkpointer
 
@@ -142,7 +144,7 @@ def trained(folder):
     with pytest.MonkeyPatch.context() as patch:
         install(patch)
         on_devices(patch, 1)
-        jobs.train(config(train__steps=4), folder, None)
+        train(config(train__steps=4), folder, None)
     return folder
 
 
@@ -162,11 +164,11 @@ def with_everything(folder):
         install(patch)
         on_devices(patch, 1)
         made = config(train__steps=4)
-        jobs.train(made, folder, None)
+        train(made, folder, None)
         classifier = ClassifierExperiment(classifier_config(made))
         configs.write(classifier.config, folder / "classifier")
         with Checkpointer(folder / "classifier", keep=1) as checkpointer:
             checkpointer.save(classifier.init_state(), classifier.config.to_dict(), {})
-        draw.sample(made, folder, None)
-        evaluate_job.evaluate(made, folder, None)
+        sample(made, folder, None)
+        evaluate(made, folder, None)
     return folder

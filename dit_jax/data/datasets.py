@@ -47,7 +47,7 @@ class DatasetInfo:
 class Split(NamedTuple):
     """Examples, a whole split or some of it: images uint8 [n, H, W, C] in 0..255, labels int32 [n].
 
-    Of latents, `images` is float32 [n, h, w, c], or [n, 2, h, w, c] with those of the mirrored image (latents.py).
+    Of latents, `images` is float32 [n, h, w, c], or [n, 2, h, w, c] with those of the mirrored image (data/latents.py).
     """
 
     images: np.ndarray

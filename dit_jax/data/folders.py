@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from dit_jax.data.pictures import FORMATS
 from dit_jax.errors import UserError
-from dit_jax.files import expanded
+from dit_jax.system.files import expanded
 
 logger = logging.getLogger(__name__)
 TEST_FOLDERS = ("test", "val", "validation")

@@ -17,7 +17,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from dit_jax.data.datasets import Records, Split, told_as_damage
 from dit_jax.data.stream import Reader
 from dit_jax.errors import UserError
-from dit_jax.files import replacing
+from dit_jax.system.files import replacing
 
 HALF_MADE = "*.tmp"  # what a killed encoding leaves in the folder
 PART_BYTES = 2**28

@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from dit_jax.errors import UserError
-from dit_jax.files import expanded
+from dit_jax.system.files import expanded
 
 logger = logging.getLogger(__name__)
 

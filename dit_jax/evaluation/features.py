@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from dit_jax.evaluation.inception_weights import SHA256, load_inception
 from dit_jax.models.inception import Inception
-from dit_jax.together import whole
+from dit_jax.system.together import whole
 
 BATCH = 64  # images at a time, rounded up to fill the devices: Inception takes 5 MB of activations for each
 

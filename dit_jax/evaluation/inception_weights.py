@@ -11,8 +11,8 @@ import numpy as np
 
 from dit_jax.errors import UserError
 from dit_jax.evaluation.torch_file import read_tensors
-from dit_jax.files import expanded
 from dit_jax.models.inception import Inception
+from dit_jax.system.files import expanded
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dit_jax.files import replacing
 from dit_jax.reporting.images import (
     BACKGROUND,
     INK,
@@ -18,6 +17,7 @@ from dit_jax.reporting.images import (
     tile,
     to_font_size,
 )
+from dit_jax.system.files import replacing
 
 MOMENTS = 48  # of an animation, at most
 COLUMNS = 8  # moments in a line of the strip

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from dit_jax.files import replacing
+from dit_jax.system.files import replacing
 
 COLUMNS = 10  # images of a class, unless the caller says
 ROWS = 25  # classes below one another; more continue at the right, so a thousand classes stay a picture and no ribbon

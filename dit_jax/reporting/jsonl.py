@@ -10,7 +10,7 @@ import numpy as np
 from clu.metric_writers import MetricWriter
 
 from dit_jax.errors import UserError
-from dit_jax.files import replacing
+from dit_jax.system.files import replacing
 
 MOST = 1e100  # a larger figure cannot be drawn and counts as none; one below its inverse counts as 0
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from dit_jax.together import screen
+from dit_jax.system.together import screen
 
 TERMINAL_SECONDS = 0.1  # between two redraws of the line on a terminal
 LOG_SECONDS = 10.0  # between two lines in a log file or a pipe

@@ -12,7 +12,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from dit_jax.errors import UserError
 from dit_jax.reporting.jsonl import JsonlWriter, drop_rows_after
-from dit_jax.together import is_first
+from dit_jax.system.together import is_first
 
 
 def create_writer(workdir: Path, resume_step: int = 0) -> MetricWriter:

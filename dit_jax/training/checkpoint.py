@@ -18,8 +18,8 @@ from typing import Any, cast
 import jax
 import orbax.checkpoint as ocp
 
-from dit_jax import together
 from dit_jax.errors import UserError, errno_of, is_the_machines
+from dit_jax.system import together
 from dit_jax.training import checksums
 from dit_jax.training.state import TrainState
 

@@ -9,9 +9,9 @@ from jax.extend.core import jaxprs_in_params
 
 from benchmarks import flops
 from configs import default
-from dit_jax import config as configs
 from dit_jax.experiment import Experiment
-from dit_jax.resolving import resolve
+from dit_jax.settings import configs
+from dit_jax.settings.resolving import resolve
 
 CIFAR10 = (32, 32, 3)
 

@@ -12,9 +12,9 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from dit_jax import checks
 from dit_jax.data import datasets, folders, image_folder
 from dit_jax.errors import UserError
+from dit_jax.settings import checks
 
 SIZE = 8
 

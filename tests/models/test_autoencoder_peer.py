@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from dit_jax.companions.pretrained import load_autoencoder
 from dit_jax.models.autoencoder import Autoencoder
-from dit_jax.pretrained import load_autoencoder
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

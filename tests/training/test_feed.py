@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from dit_jax import jobs
 from dit_jax.data.stream import Batches, Reader
 from dit_jax.errors import UserError
+from dit_jax.jobs import train as job
 from dit_jax.training import sharding
 from dit_jax.training.feed import Stream
 from tests import process, tiny
@@ -27,7 +27,7 @@ def train(workdir, resident, devices, monkeypatch, **more):
     """The final state of a tiny run."""
     tiny.install(monkeypatch)
     tiny.on_devices(monkeypatch, devices)
-    assert jobs.train(tiny.config(data__resident=resident, **more), workdir, None) == 0
+    assert job.train(tiny.config(data__resident=resident, **more), workdir, None) == 0
     return process.final_state(workdir)
 
 

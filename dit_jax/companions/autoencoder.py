@@ -1,0 +1,144 @@
+"""The autoencoder of a workdir: an experiment with another network and loss, and the codec of one that is trained."""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from dit_jax.companions.companion import companion_config, restore
+from dit_jax.errors import UserError
+from dit_jax.evaluation.features import weights_hash
+from dit_jax.experiment import Experiment
+from dit_jax.models.autoencoder import Autoencoder, AutoencoderOutput, Codec
+from dit_jax.settings import configs
+from dit_jax.settings.checks import latent_shape, require
+from dit_jax.system.together import whole
+from dit_jax.training import autoencoder as training
+from dit_jax.training import sharding
+from dit_jax.training.state import Params, TrainState
+from dit_jax.training.step import CallResult, make_train_call
+from dit_jax.workdir import has_begun
+
+LARGEST = 1e30  # of a latent's mean and deviation; float32 ends at 3e38
+LATENTS_JSON = "latents.json"  # what `--mode=train_autoencoder` measured of the latents when it had done
+
+
+class AutoencoderExperiment(Experiment):
+    """The autoencoder of a config that `autoencoder_config` made: all that `run_training` asks for."""
+
+    section: ClassVar[str] = "autoencoder"
+
+    @cached_property
+    def model(self) -> Autoencoder:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The network, without parameters."""
+        c, channels = self.config.autoencoder, self.info.image_shape[-1]
+        return Autoencoder(channels, c.downsample, c.channels, c.width, c.depth)
+
+    def apply(self, params: Params, x: jax.Array, eps: jax.Array) -> AutoencoderOutput:  # pyright: ignore
+        """Images again, and their latents' KL."""
+        return cast(AutoencoderOutput, self.model.apply(params, x, eps))
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Of an image's latents, (h, w, c)."""
+        return latent_shape(self.config.autoencoder, self.info.image_shape)
+
+    def init_params(self) -> Params:
+        """Fresh parameters, float32."""
+        one = (jnp.zeros((1, *shape)) for shape in (self.info.image_shape, self.latent_shape))
+        return self.model.init(self.keys[0], *one)
+
+    def train_call(self, streamed: bool = False) -> Callable[..., CallResult]:
+        """As an experiment's, with the autoencoder's loss."""
+        kl_weight = self.config.autoencoder.kl_weight
+        loss = partial(training.batch_loss, latent_shape=self.latent_shape, kl_weight=kl_weight)
+        return make_train_call(self.apply, self.optimizer, self.recipe, self.mesh, self.keys[1], loss, streamed)
+
+    def codec_of(self, params: Params, mean: Sequence[float], std: Sequence[float]) -> Codec:
+        """Encodes to the latents' means less `mean` over `std` (of each channel, [c]), and decodes those."""
+
+        def encode(weights: Any, x: jax.Array) -> jax.Array:
+            latents, _ = cast(Any, self.model.apply(weights["params"], x, method="moments"))
+            return (latents - weights["mean"]) / weights["std"]
+
+        def decode(weights: Any, z: jax.Array) -> jax.Array:
+            if z.ndim > 4:  # pictures on the way, [B, ..., h, w, c]: one of each image at a time, as memory is
+                frames = jnp.moveaxis(z.reshape(len(z), -1, *z.shape[-3:]), 1, 0)
+                images = jnp.moveaxis(jax.lax.map(partial(decode, weights), frames), 0, 1)
+                return images.reshape(*z.shape[:-3], *images.shape[-3:])
+            latents = z * weights["std"] + weights["mean"]
+            return cast(jax.Array, self.model.apply(weights["params"], latents, method="decode"))
+
+        as_channels = lambda values: np.asarray(values, np.float32)[None, None, None]  # noqa: E731
+        weights = {"params": jax.tree.map(whole, params), "mean": as_channels(mean), "std": as_channels(std)}
+        return Codec(encode, decode, jax.tree.map(partial(sharding.put_replicated, mesh=self.mesh), weights))
+
+
+def autoencoder_config(config: ConfigDict) -> ConfigDict:
+    """The config of a run as that of its autoencoder's: `autoencoder.*` in the places where training looks."""
+    return companion_config(config, AutoencoderExperiment.section, weight_decay=0.0)
+
+
+def with_codec(workdir: Path, config: ConfigDict) -> Experiment:
+    """The experiment of a run in `workdir`; with `model.latents` it has the workdir's autoencoder.
+
+    What the autoencoder is, and the SHA-256 of all that makes its latents, are noted in the config.
+
+    Raises:
+      UserError: there is no trained autoencoder, one of other latents, or not the one that the run has learnt with.
+    """
+    if not config.model.latents:
+        return Experiment(config)
+    experiment, state = restore(AutoencoderExperiment, workdir, config)
+    folder, made = workdir / experiment.section, experiment.config.autoencoder
+    for key in ("downsample", "channels"):
+        fix = f"{folder} has {made[key]}; use that, or train another in another workdir"
+        require(config.autoencoder[key] == made[key], f"autoencoder.{key}", config.autoencoder[key], fix)
+    about = read_latents(folder, state, made.channels)
+    if about is None:
+        raise UserError(f"{folder} is not trained to its end; first run --mode=train_autoencoder --workdir {workdir}")
+    codec = experiment.codec_of(state.ema_params, about["mean"], about["std"])
+    learnt, sha256 = learnt_with(workdir), weights_hash(codec.weights)
+    fix = f"the run has learnt latents of {learnt[:12]}...; put that autoencoder with its {LATENTS_JSON} back"
+    require(learnt in ("", sha256), f"{folder}: weights", f"{sha256[:12]}...", fix)
+    config.autoencoder.update(made)
+    config.autoencoder.sha256 = sha256
+    return Experiment(config, codec)
+
+
+def learnt_with(workdir: Path) -> str:
+    """The SHA-256 of the autoencoder whose latents the run in `workdir` has learnt; empty before it has begun."""
+    return configs.read(workdir).autoencoder.sha256 if configs.path_of(workdir).exists() and has_begun(workdir) else ""
+
+
+def read_latents(folder: Path, state: TrainState, channels: int) -> dict[str, Any] | None:
+    """What latents.json says of the averaged weights of `state`; None where it is missing, damaged or of others."""
+    about = read_about(folder)
+    try:
+        mean, std = (np.asarray(about[key], np.float64) for key in ("mean", "std"))
+        same = about["weights_sha256"] == weights_hash(state.ema_params)
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return None
+    sound = mean.shape == std.shape == (channels,) and bool((np.abs(mean) < LARGEST).all() and (std < LARGEST).all())
+    return about if same and sound and bool((std > 0).all()) else None
+
+
+def measured_step(folder: Path) -> int:
+    """The autoencoder's step that latents.json was measured at; 0 where it does not say."""
+    step = read_about(folder).get("step")
+    return step if isinstance(step, int) else 0
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """The object in latents.json; empty where there is none."""
+    try:
+        about = json.loads((folder / LATENTS_JSON).read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return about if isinstance(about, dict) else {}

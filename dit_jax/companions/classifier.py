@@ -1,0 +1,90 @@
+"""The classifier of a workdir: an experiment with another network and loss, and the features of one that is trained."""
+
+import logging
+from collections.abc import Callable
+from functools import cached_property, partial
+from pathlib import Path
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from dit_jax.companions.companion import companion_config, restore
+from dit_jax.diffusion.guidance import Logits
+from dit_jax.evaluation.features import Extractor, classifier_features, weights_hash
+from dit_jax.experiment import Experiment
+from dit_jax.models.classifier import Classifier, ClassifierOutput
+from dit_jax.settings.checks import require
+from dit_jax.system.together import whole
+from dit_jax.training import classifier as training
+from dit_jax.training.state import Params, TrainState
+from dit_jax.training.step import CallResult, Recipe, make_train_call
+
+logger = logging.getLogger(__name__)
+
+
+class ClassifierExperiment(Experiment):
+    """The classifier of a config that `classifier_config` made: all that `run_training` asks of an experiment."""
+
+    section: ClassVar[str] = "classifier"
+
+    @cached_property
+    def model(self) -> Classifier:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The network, without parameters."""
+        c = self.config.classifier
+        return Classifier(num_classes=len(self.info.class_names), width=c.width, depth=c.depth)
+
+    def apply(self, params: Params, x_t: jax.Array, t_B: jax.Array) -> ClassifierOutput:  # pyright: ignore
+        """Features and logits."""
+        return self.model.apply(params, x_t, t_B)  # pyright: ignore[reportReturnType]
+
+    def init_params(self) -> Params:
+        """Fresh parameters, float32."""
+        return self.model.init(self.keys[0], jnp.zeros((1, *self.info.image_shape)), jnp.zeros((1,), jnp.int32))
+
+    def train_call(self, streamed: bool = False) -> Callable[..., CallResult]:
+        """As an experiment's, with the classifier's loss."""
+        recipe: Recipe = self.recipe
+        loss = partial(training.batch_loss, crop_padding=self.config.classifier.crop_padding)
+        return make_train_call(self.apply, self.optimizer, recipe, self.mesh, self.keys[1], loss, streamed)
+
+
+def classifier_config(config: ConfigDict) -> ConfigDict:
+    """The config of a run as that of its classifier's: `classifier.*` in the places where training looks."""
+    return companion_config(config, ClassifierExperiment.section, config.classifier.weight_decay)
+
+
+def load_classifier(workdir: Path, config: ConfigDict) -> tuple[int, Extractor]:
+    """(step, features) of `trained_classifier`."""
+    experiment, state = trained_classifier(workdir, config)
+    return int(state.step), classifier_features(experiment.apply, state.ema_params, experiment.mesh)
+
+
+def load_guide(workdir: Path, config: ConfigDict) -> tuple[Logits, str]:
+    """The logits of `trained_classifier` for noisy images, to guide samples of the run, and its weights' SHA-256.
+
+    Raises:
+      UserError: as there, or it was trained with other noise.
+    """
+    experiment, state = trained_classifier(workdir, config)
+    alike = all(map(np.array_equal, experiment.schedule, Experiment(config).schedule))
+    noise = f"{workdir / 'classifier'} knows the noise of another process (diffusion.*); train another, or use 0"
+    require(alike, "sample.classifier_scale", config.sample.classifier_scale, noise)
+    params = jax.tree.map(whole, state.ema_params)
+    return lambda x_t, t_B: experiment.apply(params, x_t, t_B).logits, weights_hash(state.ema_params)
+
+
+def trained_classifier(workdir: Path, config: ConfigDict) -> tuple[ClassifierExperiment, TrainState]:
+    """The newest checkpoint in WORKDIR/classifier, and what it is of; `config` is the run's.
+
+    Raises:
+      UserError: there is none, or it is of other data.
+    """
+    experiment, state = restore(ClassifierExperiment, workdir, config)
+    step, steps = int(state.step), experiment.config.classifier.steps
+    if step < steps:
+        again = "finish it by --mode=train_classifier; until then figures by it mean little"
+        logger.warning("%s has done %d of its %d steps: %s", workdir / "classifier", step, steps, again)
+    return experiment, state

@@ -1,0 +1,62 @@
+"""Networks beside a run's own, each in a folder of its workdir: the classifier and the autoencoder."""
+
+from pathlib import Path
+from typing import TypeVar
+
+from ml_collections import ConfigDict
+
+from dit_jax.errors import UserError
+from dit_jax.experiment import Experiment
+from dit_jax.settings import configs
+from dit_jax.settings.checks import require
+from dit_jax.settings.resolving import read_resolved
+from dit_jax.training.checkpoint import Checkpointer
+from dit_jax.training.state import TrainState
+
+Kind = TypeVar("Kind", bound=Experiment)
+WARMUP_STEPS = 100  # of Adam, whose first estimates are of few gradients; of a short training a tenth
+# Of the config, these make every such network another one; its own section has more.
+OWN_KEYS = ("seed", "data.name", "data.image_size", "data.class_names", "data.flip", "train.ema_")
+
+
+def companion_config(config: ConfigDict, section: str, weight_decay: float) -> ConfigDict:
+    """A run's config as that of the network of a section: its values in the places where training looks."""
+    config, c = config.copy_and_resolve_references(), config[section]
+    config.train.update(steps=c.steps, batch_size=c.batch_size, sample_every=0, microbatches=1, shard_params=False)
+    config.train.init_from = ""
+    config.evaluate.every_steps = 0
+    config.optimizer.update(learning_rate=c.learning_rate, weight_decay=weight_decay)
+    config.optimizer.update(schedule="cosine", warmup_steps=min(WARMUP_STEPS, c.steps // 10), clip_norm=1.0)
+    config.optimizer.update(b1=0.9, b2=0.999)
+    config.model.latents = False  # it sees images, whatever the run diffuses
+    return config
+
+
+def free_keys(config: ConfigDict, own: tuple[str, ...]) -> tuple[str, ...]:
+    """The keys that a resumed training may change: all but `OWN_KEYS` and `own`."""
+    return tuple(key for key, _ in configs.leaves(config) if not key.startswith((*OWN_KEYS, *own)))
+
+
+def restore(kind: type[Kind], workdir: Path, config: ConfigDict) -> tuple[Kind, TrainState]:
+    """The newest checkpoint in the folder that `kind` trains in, and what it is of; `config` is the run's.
+
+    Raises:
+      UserError: there is none, or it is of other data.
+    """
+    section = kind.section
+    folder, mode = workdir / section, f"--mode=train_{section}"
+    missing = UserError(
+        f"--workdir={workdir} has no trained {section}; first run python main.py {mode} --workdir {workdir} "
+        "(and --config FILE, if nothing else was trained there)"
+    )
+    if not configs.path_of(folder).is_file() or not (folder / "checkpoints").is_dir():
+        raise missing
+    experiment = kind(read_resolved(folder))
+    known, asked = experiment.info, Experiment(config).info
+    require(known.name == asked.name, "data.name", asked.name, f"{folder} knows {known.name}; train another")
+    require(known == asked, "data.name", asked.name, f"{folder} knows other classes or another size; train another")
+    with Checkpointer(folder, keep=1, read_only=True) as checkpointer:
+        state = checkpointer.restore(experiment.abstract_state())
+    if state is None:
+        raise missing
+    return experiment, state

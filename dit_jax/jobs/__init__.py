@@ -1,0 +1,1 @@
+"""What main.py can be asked to do, a module a mode, and what modes share."""

@@ -1,0 +1,253 @@
+"""The mode evaluate: images of a run, or made elsewhere, against the real ones."""
+
+import hashlib
+import io
+import json
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from dit_jax import evaluations, loading
+from dit_jax.data import datasets
+from dit_jax.data.images import Images, open_images
+from dit_jax.data.pipeline import steps_per_epoch
+from dit_jax.errors import UserError
+from dit_jax.evaluation import held_out
+from dit_jax.evaluation.distances import bias_warning
+from dit_jax.evaluation.evaluate import (
+    FEW_TO_SCORE,
+    LEAST_IMAGES,
+    NAMES,
+    Summary,
+    in_proportion,
+    scores,
+    summarize,
+)
+from dit_jax.evaluation.features import Extractor, weights_hash
+from dit_jax.experiment import Experiment
+from dit_jax.jobs.judging import load_features, sampling_settings
+from dit_jax.reporting.images import count_diverged, to_uint8
+from dit_jax.reporting.progress import Progress
+from dit_jax.settings.checks import require
+from dit_jax.system.files import replacing
+from dit_jax.system.together import all_true, first_before_others, is_first, whole
+from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir, make_folder
+
+logger = logging.getLogger(__name__)
+CHUNK = 1_000  # images drawn between two saves, rounded up to whole batches
+
+
+@dataclass(frozen=True)
+class Source:
+    """The images to evaluate, what is told of them beside the figures, and the run that draws them, if one does."""
+
+    images: Images
+    about: dict[str, Any]
+    run: loading.Run | None = None
+
+
+def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path | None = None) -> None:
+    """Writes the figures of `evaluate.n` samples to WORKDIR/evaluation.json, a row to evaluations.jsonl, and a table.
+
+    With `images`, a folder or an NPZ file, those are judged instead, to WORKDIR/evaluation_images.json. Else there are
+    also the loss by noise and the bound in bits, of the run's network on test images.
+
+    Raises:
+      UserError: no checkpoint, no weights for the features, or images that are none.
+    """
+    require(out is None, "--out", out, "evaluation writes to --workdir; omit --out")
+    check_workdir(workdir, config, SAMPLE_FREE_KEYS)
+    start = time.perf_counter()
+    experiment = Experiment(config)
+    with first_before_others():
+        train, test = (datasets.open_split(experiment.source, split) for split in ("train", "test"))
+    extractor = load_features(config, workdir, experiment)
+    names = experiment.info.class_names
+    real = Images.stored(train)
+    counts = np.bincount(np.asarray(real.labels), minlength=len(names))
+    source = from_elsewhere(images, experiment) if images else from_run(config, workdir, counts)
+    if is_first():
+        make_folder(workdir, "--workdir")
+    samples = sum_up(extractor, source.images, "image")
+    reference = sum_up(extractor, real, "training image")
+    warning = bias_warning(reference.moments, samples.moments)
+    if warning:
+        logger.warning("%s: %s", NAMES[extractor.name]["frechet"], warning)
+    if extractor.name == "inception" and samples.count < FEW_TO_SCORE:
+        few = "inception_score: %d images in ten splits score low, at most %d; compare only with figures of as many"
+        logger.warning(few, samples.count, math.ceil(samples.count / 10))
+    figures = scores(extractor.name, reference, samples, names)
+    result = figures | source.about
+    result |= {"n": samples.count, "features": extractor.name, "features_sha256": extractor.sha256}
+    result |= {"data": config.data.name, "reference_split": "train", "reference_n": reference.count, "warning": warning}
+    result |= held_out_figures(source.run, test) | progress_of(source.run, train.count) if source.run else {}
+    result |= {"floor": floor_of(extractor, reference, test.first(samples.count), names)}
+    result |= {"seconds": round(time.perf_counter() - start, 1)}
+    if is_first():
+        keep(result, workdir, "evaluation_images.json" if images else "evaluation.json")
+        print(table(result, figures))
+
+
+def floor_of(
+    extractor: Extractor, reference: Summary, test: datasets.Records, names: Sequence[str]
+) -> dict[str, object]:
+    """The figures of real test images; none, with a word, where there are too few of them."""
+    about = {"split": "test", "n": test.count}
+    if test.count < LEAST_IMAGES:
+        logger.warning("%d test images are too few for a floor, %d would do", test.count, LEAST_IMAGES)
+        return about
+    return scores(extractor.name, reference, sum_up(extractor, Images.stored(test), "test image"), names) | about
+
+
+def sum_up(extractor: Extractor, images: Images, unit: str) -> Summary:
+    """`summarize`, with a line of progress."""
+    with Progress(images.count, unit) as progress:
+
+        def told() -> Iterator[np.ndarray]:
+            done = 0
+            for chunk in images.chunks():
+                yield chunk
+                done += len(chunk)
+                progress.update(done)
+
+        return summarize(extractor.extract, told(), images.count, images.labels)
+
+
+def from_elsewhere(path: Path, experiment: Experiment) -> Source:
+    """Images of a folder or an NPZ file. Raises UserError if they are not those of the data set's kind."""
+    info = experiment.info
+    skip = experiment.config.evaluate.broken_images == "skip"
+    images = open_images(path, info.image_shape, len(info.class_names), skip_broken=skip)
+    require(images.count >= LEAST_IMAGES, "--images", path, f"{images.count} images are too few; {LEAST_IMAGES} do")
+    if images.labels is None:
+        logger.warning("%s has no labels: figures by class are left out", path)
+    return Source(images, {"images": str(path)})
+
+
+def from_run(config: ConfigDict, workdir: Path, class_counts: np.ndarray) -> Source:
+    """The run's samples, in the classes' shares of the training images; those drawn before are on the disk."""
+    run, n = loading.load(workdir, config), config.evaluate.n
+    batch_size = min(config.sample.batch_size, n)
+    labels = in_proportion(class_counts, -(-n // batch_size) * batch_size)
+    about = {"step": run.step, "dtype": config.model.dtype} | sampling_settings(config)
+    about |= {"weights_sha256": weights_hash(run.weights), "classifier_sha256": run.classifier_sha256}
+    shares = (class_counts // np.gcd.reduce(class_counts)).tolist()
+    exact = json.dumps(about | {"batch_size": batch_size, "devices": run.experiment.mesh.size, "shares": shares})
+    name = f"step{run.step}-{hashlib.sha256(exact.encode()).hexdigest()[:16]}"
+    folder = workdir / "evaluation" / name
+    chunks = lambda: drawn(run, labels, n, batch_size, folder)  # noqa: E731
+    return Source(Images(n, labels[:n], chunks), about, run)
+
+
+def progress_of(run: loading.Run, num_examples: int) -> dict[str, Any]:
+    """Images and epochs that the checkpoint has seen."""
+    batch_size = run.experiment.config.train.batch_size
+    per_epoch = max(1, steps_per_epoch(num_examples, batch_size))  # the folder may have shrunk since
+    return {"images": run.step * batch_size, "epoch": run.step / per_epoch}
+
+
+def held_out_figures(run: loading.Run, test: datasets.Records) -> dict[str, Any]:
+    """Of the first `evaluate.loss_n` test images `loss_by_noise`, and `bits_per_dim` with its parts.
+
+    Not the latter where x_0 is predicted: the bound counts its error by the SNR, a million where there is least noise.
+    Nor of a run on latents, which says nothing of an image's likelihood.
+    """
+    experiment, c = run.experiment, run.experiment.config
+    count, T = min(c.evaluate.loss_n, test.count), experiment.schedule.num_steps
+    if not count:
+        return {}
+    codec = experiment.codec
+    terms_of = held_out.make_terms(
+        lambda both, *inputs: experiment.apply(both[0], *inputs), experiment.schedule, c.diffusion.prediction,
+        c.sample.clip_x_0, experiment.mesh, c.sample.batch_size, lambda both, x: codec.encode(both[1], x),
+    )  # fmt: skip
+    with Progress(count, "held-out image") as progress:
+        terms = terms_of((run.weights, codec.weights), test.read, count, c.sample.seed, progress.update)
+    about = {"images": count, "split": "test", "seed": c.sample.seed}
+    losses = held_out.loss_by_noise(terms, T) | {"prediction": c.diffusion.prediction} | about
+    if c.diffusion.prediction == "x0" or c.model.latents:
+        return {"loss_by_noise": losses}
+    bits, parts = held_out.bits_per_dim(terms, T)
+    parts |= {"variance": "posterior", "clip_x_0": c.sample.clip_x_0} | about
+    return {"loss_by_noise": losses, "bits_per_dim": bits, "bits_per_dim_parts": parts}
+
+
+def drawn(run: loading.Run, labels: np.ndarray, n: int, batch_size: int, folder: Path) -> Iterator[np.ndarray]:
+    """The first n images of `labels`, which fill whole batches, uint8, in chunks.
+
+    Each chunk is on the disk before it is given, and read from there next time. Batches begin where they would if
+    nobody had stopped them, so the images are the same to the bit.
+    """
+    size = -(-CHUNK // batch_size) * batch_size
+    for first in range(0, n, size):
+        count, path = min(size, n - first), folder / f"{first:08d}.npz"
+        images = read_chunk(path, count, run.experiment.info.image_shape)
+        if not all_true(images is not None):
+            firsts = range(first, first + count, batch_size)
+            images = np.concatenate([draw(run, labels[i : i + batch_size], i) for i in firsts])
+            if is_first():
+                buffer = io.BytesIO()  # NumPy's own writing tells no reason where the disk is full
+                np.savez(buffer, images=images)
+                with replacing(path) as temporary:
+                    temporary.write_bytes(buffer.getbuffer())
+        assert images is not None
+        yield images[:count]
+
+
+def draw(run: loading.Run, labels: np.ndarray, first: int) -> np.ndarray:
+    """Images number `first` and on, uint8 [len(labels), H, W, C]."""
+    c = run.experiment.config.sample
+    images = whole(run.sample(run.weights, jax.random.key(c.seed), labels, first))
+    lost = count_diverged(images)
+    if lost:
+        raise UserError(f"{lost} of the images {first}..{first + len(images) - 1} have diverged, so figures of them "
+                        "tell nothing; lower sample.guidance, or train on")  # fmt: skip
+    return to_uint8(images)
+
+
+def read_chunk(path: Path, count: int, shape: tuple[int, int, int]) -> np.ndarray | None:
+    """At least `count` images that were kept; None where there are fewer, or the file is not whole."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images = file["images"]  # checked by the archive's CRC
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # a damaged header raises whatever Python's tokenizer likes
+        logger.warning("%s cannot be read (%s): these images are drawn again", path, error)
+        return None
+    whole = (
+        isinstance(images, np.ndarray)
+        and images.dtype == np.uint8
+        and images.shape[1:] == shape
+        and len(images) >= count
+    )
+    return images if whole else None
+
+
+def keep(result: dict[str, Any], workdir: Path, name: str) -> None:
+    """Writes WORKDIR/name and appends the same as a line to WORKDIR/evaluations.jsonl."""
+    with replacing(workdir / name) as temporary:
+        temporary.write_text(json.dumps(result, indent=2) + "\n")
+    evaluations.append(workdir, result)
+
+
+def table(result: dict[str, Any], figures: Iterable[str]) -> str:
+    """Each figure beside that of real images."""
+    floor = result["floor"]
+    lines = [f"{'':28}{result['n']:>11,} images{floor['n']:>11,} real"]
+    for name in dict.fromkeys((*floor, *figures)):
+        values = [row.get(name) for row in (result, floor)]
+        if any(isinstance(value, float) for value in values):
+            ours, theirs = ("-" if value is None else f"{value:.4g}" for value in values)
+            lines.append(f"{name:28}{ours:>18}{theirs:>16}")
+    if "bits_per_dim" in result:
+        lines.append(f"{'bits_per_dim':28}{result['bits_per_dim']:>18.4g}")
+    return "\n".join(lines)

@@ -1,0 +1,25 @@
+"""What the evaluations in training and after it share: the features that a config names, and how images are drawn."""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dit_jax.companions.classifier import load_classifier
+from dit_jax.evaluation.features import Extractor, inception_features
+from dit_jax.experiment import Experiment
+
+# Of `sample.*`, those that no image of an evaluation depends on.
+NOT_SETTINGS = ("n", "labels", "batch_size", "checkpoint", "task", "images", "mask", "strength", "denoising")
+
+
+def load_features(config: ConfigDict, workdir: Path, experiment: Experiment) -> Extractor:
+    """The network that `evaluate.features` names. Raises UserError without its weights."""
+    if config.evaluate.features == "inception":
+        return inception_features(config.evaluate.inception_path, experiment.mesh)
+    return load_classifier(workdir, config)[1]
+
+
+def sampling_settings(config: ConfigDict) -> dict[str, Any]:
+    """Every key of `sample.*` that the images depend on."""
+    return {name: value for name, value in config.sample.items() if name not in NOT_SETTINGS}

@@ -1,0 +1,64 @@
+"""The modes of main.py by name."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dit_jax.settings import configs
+from dit_jax.settings.checks import require
+from dit_jax.settings.doubts import doubts
+from dit_jax.system.files import expanded
+from dit_jax.system.together import check_alike, is_first, several
+
+logger = logging.getLogger(__name__)
+
+# Keys in which the processes of a run may differ: where their machine has something.
+PLACES = ("data.data_dir", "data.root", "data.content", "evaluate.inception_path", "sample.images", "sample.mask",
+          "autoencoder.pretrained")  # fmt: skip
+MODES = ("train", "sample", "train_autoencoder", "train_classifier", "evaluate", "report")
+
+
+def job_of(mode: str) -> Callable[..., Any]:
+    """The job of a mode: (config, workdir, out), and `images` of evaluate, -> an exit code or None.
+
+    Imported when it is asked for: a start of training waits neither for matplotlib nor for Inception.
+    """
+    if mode == "train":
+        from dit_jax.jobs.train import train as job
+    elif mode == "sample":
+        from dit_jax.jobs.sample import sample as job
+    elif mode == "train_autoencoder":
+        from dit_jax.jobs.train_autoencoder import train_autoencoder as job
+    elif mode == "train_classifier":
+        from dit_jax.jobs.train_classifier import train_classifier as job
+    elif mode == "evaluate":
+        from dit_jax.jobs.evaluate import evaluate as job
+    else:
+        from dit_jax.jobs.report import report as job
+    return job
+
+
+def trained_folder(mode: str, workdir: str | None) -> Path | None:
+    """The folder that a mode trains in, None if it does not train or the folder was not named."""
+    below = {"train": "", "train_autoencoder": "autoencoder", "train_classifier": "classifier"}
+    return expanded(workdir) / below[mode] if workdir and mode in below else None
+
+
+def run(mode: str, config: ConfigDict, workdir: Path, out: Path | None, images: Path | None) -> int:
+    """Runs a mode and returns the exit code. `images` is for `evaluate` alone.
+
+    Raises:
+      UserError: `images` with another mode, a report by several processes, and what the mode itself refuses.
+    """
+    evaluates = mode == "evaluate"
+    require(images is None or evaluates, "--images", images, f"--mode={mode} reads none; omit --images")
+    require(mode != "report" or not several(), "--mode", mode, "it reads files: start one process (--cluster=none)")
+    check_alike("config", [mode, *(leaf for leaf in configs.leaves(config) if leaf[0] not in PLACES)],
+                "start them with the same flags")  # fmt: skip
+    if is_first() and images is None:
+        for line in doubts(config, mode):
+            logger.warning("warning: %s", line)
+    return job_of(mode)(config, workdir, out, *([images] if evaluates else [])) or 0

@@ -1,0 +1,220 @@
+"""The mode report: one page of all that a workdir says about its run. It reads, and writes nothing but that page."""
+
+import hashlib
+import json
+import logging
+import math
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from configs import default
+from dit_jax.data import datasets
+from dit_jax.data.images import Images, open_images
+from dit_jax.errors import UserError
+from dit_jax.experiment import Experiment
+from dit_jax.jobs.report_nearest import features_at_hand, memorisation_of
+from dit_jax.models.dit import PRESETS
+from dit_jax.reporting.images import BROKEN_PNG, about_png
+from dit_jax.reporting.jsonl import number, read_objects
+from dit_jax.reporting.markup import Html, missing
+from dit_jax.reporting.report import Report, draw_page
+from dit_jax.reporting.report_figures import Clock
+from dit_jax.reporting.report_images import denoising_section, neighbours_section, samples_section
+from dit_jax.settings import configs
+from dit_jax.settings.checks import require
+from dit_jax.system import environment
+from dit_jax.system.files import replacing
+from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir, make_folder
+
+logger = logging.getLogger(__name__)
+AGAIN = "runs/again"  # where the page's commands make the run once more
+FROM_NOISE = ("generate", "interpolate")  # tasks of sampling
+AFTER_TRAINING = ("sample", "train_classifier", "evaluate")  # the modes that the page has to show, in their order
+
+
+def report(config: ConfigDict, workdir: Path, out: Path | None) -> None:
+    """Draws `report.html` in `out` (default: WORKDIR) from what is in the workdir; what is not there, the page says.
+
+    Raises:
+      UserError: the workdir has no config or no log yet, it holds another run, or `out` is a file.
+    """
+    check_workdir(workdir, config, SAMPLE_FREE_KEYS)
+    out = out or workdir
+    require(not out.exists() or out.is_dir(), "--out", out, "it is a file; name a folder")
+    rows, notes = read_log(workdir)
+    make_folder(out, "--out")
+    experiment, commands = Experiment(config), commands_of(config, workdir)
+    evaluations = read_evaluations(workdir, notes)
+    sessions = read_noting(workdir / environment.SESSIONS, notes)
+    samples, neighbours = samples_and_neighbours(experiment, workdir, commands)
+    shapes = jax.tree.leaves(jax.eval_shape(experiment.init_params))
+    page = draw_page(
+        Report(
+            name=workdir.resolve().name or str(workdir),
+            data=config.data.name,
+            rows=rows,
+            evaluations=evaluations,
+            clock=clock_of(rows, evaluations, config.train.batch_size),
+            steps=config.train.steps,
+            parameters=sum(math.prod(leaf.shape) for leaf in shapes),
+            samples=samples,
+            denoising=read_denoising(workdir / "samples" / "denoising.png", commands["sample"]),
+            neighbours=neighbours,
+            settings=list(configs.leaves(config)),
+            sessions=sessions,
+            here=environment.facts(),
+            commands=commands,
+            drawn=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+            notes=notes,
+        )
+    )
+    with replacing(out / "report.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    logger.info("%s: %.1f MB, opens in any browser", out / "report.html", len(page) / 1e6)
+
+
+def read_log(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """(rows of metrics.jsonl, notes of lines that are none). Raises UserError without a config or a row."""
+    configs.read(workdir)
+    notes: list[str] = []
+    found = read_noting(workdir / "metrics.jsonl", notes)
+    rows = [row for row in found if type(row.get("step")) is int and 0 <= row["step"] < 2**53]
+    if not rows:
+        raise UserError(
+            f"--workdir={workdir}: metrics.jsonl has no row yet, so there is nothing to report; train first with "
+            f"python main.py --workdir {workdir}"
+        )
+    return rows, notes
+
+
+def read_noting(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; says so, and notes it, where lines are none or the file cannot be read."""
+    try:
+        objects, damaged = read_objects(path)
+    except OSError as error:
+        notes.append(f"{path.name} cannot be read and is left out.")
+        logger.warning("%s cannot be read (%s); left out", path, error.strerror)
+        return []
+    if damaged:
+        lines = "1 line" if damaged == 1 else f"{damaged} lines"
+        notes.append(f"{path.name}: {lines} cannot be read and left out.")
+        logger.warning("%s: %s cannot be read; left out", path, lines)
+    return objects
+
+
+def read_evaluations(workdir: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """Rows of evaluations.jsonl, and of the JSON files beside it that are not among them."""
+    rows = read_noting(workdir / "evaluations.jsonl", notes)
+    for name in ("evaluation.json", "evaluation_images.json"):
+        try:
+            found = json.loads((workdir / name).read_text())
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, RecursionError):
+            notes.append(f"{name} cannot be read and is left out.")
+            logger.warning("%s cannot be read; left out", workdir / name)
+            continue
+        if isinstance(found, dict) and found not in rows:
+            rows.append(found)
+    return rows
+
+
+def clock_of(rows: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]], batch_size: int) -> Clock:
+    """Images by step, and steps by epoch as the log counts them, else as the evaluations' training split has it."""
+    for row in reversed(rows):
+        epoch = number(row.get("epoch"))
+        if epoch and row["step"]:
+            return Clock(batch_size, row["step"] / epoch)
+    for row in evaluations:
+        count = number(row.get("reference_n"))
+        if count and row.get("reference_split") == "train":
+            return Clock(batch_size, max(1, count // batch_size))
+    return Clock(batch_size, None)
+
+
+def commands_of(config: ConfigDict, workdir: Path) -> dict[str, str]:
+    """Command lines: what goes on with this workdir, and what makes the run again in another one."""
+    resume = f"python main.py --workdir {shlex.quote(str(workdir))}"
+    commands = {mode: f"{resume} --mode={mode}" for mode in (*AFTER_TRAINING, "report")}
+    flags = " \\\n    ".join([f"--workdir {AGAIN}", *overrides(config)])
+    before = ["--mode=train_autoencoder "] if config.model.latents else []
+    again = [f"python main.py {mode}--config configs/default.py {flags}" for mode in (*before, "")]
+    again += [f"python main.py --workdir {AGAIN} --mode={mode}" for mode in AFTER_TRAINING]
+    return commands | {"resume": resume, "again": "\n".join(again)}
+
+
+def overrides(config: ConfigDict) -> list[str]:
+    """`--config.KEY=VALUE` of every key of a resolved config that is not as in configs/default.py and its preset."""
+    plain = dict(configs.leaves(default.get_config()))
+    preset = {f"model.{key}": value for key, value in PRESETS[config.model.preset].items()}
+    known = plain | {key: value for key, value in preset.items() if plain.get(key) is None}
+    known["autoencoder.sha256"] = config.autoencoder.sha256  # the next run's is its own
+    changed = [(key, value) for key, value in configs.leaves(config) if value is not None and known.get(key) != value]
+    return [f"--config.{key}={shlex.quote(str(value))}" for key, value in changed]
+
+
+def samples_and_neighbours(experiment: Experiment, workdir: Path, commands: dict[str, str]) -> tuple[Html, Html]:
+    """The sections on the samples of the workdir: by class, and beside their nearest training images."""
+    folder, info, how = workdir / "samples", experiment.info, commands["sample"]
+    none = missing("Without samples there is nothing to look for among the training images.")
+    if not (folder / "samples.npz").is_file():
+        return missing("No samples are drawn yet. Once there is a checkpoint, this draws them:", how), none
+    try:
+        samples = open_images(folder / "samples.npz", info.image_shape, len(info.class_names), "samples")
+    except UserError as error:
+        return missing(f"The samples cannot be shown: {error}. This draws them again:", how), none
+    images = np.concatenate(list(samples.chunks()))
+    about = about_png(folder / "grid.png")
+    if about.get("images_sha256") != hashlib.sha256(images.tobytes()).hexdigest():
+        about = {}  # the grid is of other samples
+    shown = samples_section(images, samples.labels, info.class_names, about)
+    return shown, nearest_section(experiment, workdir, samples, about, commands)
+
+
+def nearest_section(
+    experiment: Experiment, workdir: Path, samples: Images, about: dict[str, Any], commands: dict[str, str]
+) -> Html:
+    """The samples beside their nearest training images, or why that cannot be."""
+    task = about.get("task", "generate")
+    if task not in FROM_NOISE:
+        return missing(
+            f"These samples started from given images (sample.task={task}), so their likeness to training images says "
+            "nothing. This draws some from noise:",
+            commands["sample"],
+        )
+    try:
+        train, test = (datasets.open_split(experiment.source, split) for split in ("train", "test"))
+        extractor = features_at_hand(experiment.config, workdir, experiment)
+        found = memorisation_of(experiment, samples, train, test, extractor)
+    except UserError as error:
+        return missing(f"The training images nearest to the samples cannot be found: {error}.")
+    note = None
+    if extractor is None:
+        note = missing(
+            "There is no distance by features: the workdir has no classifier, and Inception's weights are not at hand. "
+            "This trains the classifier:",
+            commands["train_classifier"],
+        )
+    return neighbours_section(found, note)
+
+
+def read_denoising(path: Path, how: str) -> Html:
+    """The section on the denoising, from the picture that `sample` leaves."""
+    if not path.is_file():
+        return missing("How images come about is not pictured yet. Once there is a checkpoint, this does it:", how)
+    try:
+        with Image.open(path, formats=["PNG"]) as strip:
+            strip.load()
+            return denoising_section(strip, about_png(path))
+    except Image.DecompressionBombError:
+        return missing(f"{path.name} is too large for a page; see the file itself.")
+    except BROKEN_PNG as error:
+        return missing(f"{path.name} cannot be read ({error}). This draws it again:", how)

@@ -1,0 +1,221 @@
+"""The job `sample`: draws images, or changes some, and pictures how they come about."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from dit_jax import experiment as experiments
+from dit_jax import loading
+from dit_jax.data.images import open_images, read_mask
+from dit_jax.diffusion import editing, sampling, tasks
+from dit_jax.reporting.denoising import animation, frames_of, save_gif, strip
+from dit_jax.reporting.images import count_diverged, label_grid, save_png, to_uint8
+from dit_jax.reporting.progress import Progress
+from dit_jax.settings.checks import require
+from dit_jax.settings.labels import parse_labels
+from dit_jax.system.files import expanded, replacing
+from dit_jax.system.together import is_first, whole
+from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir, make_folder
+
+logger = logging.getLogger(__name__)
+PICTURED = 10  # images, at most, in the pictures of the denoising
+
+
+class Task(NamedTuple):
+    """What to draw: labels [n], a sampler, and what it takes beside them, [n, ...] each."""
+
+    labels: np.ndarray
+    sample: experiments.Sample
+    inputs: tuple[np.ndarray, ...] = ()
+    columns: int | None = None  # of the grid
+
+
+def sample(config: ConfigDict, workdir: Path, out: Path | None) -> None:
+    """Does `sample.task` with the weights of `sample.weights`: `samples.npz` and pictures in `out`.
+
+    `out` is WORKDIR/samples by default.
+
+    Raises:
+      UserError: no checkpoint, one of another config, images that do not fit, or `out` is a file.
+    """
+    check_workdir(workdir, config, SAMPLE_FREE_KEYS)
+    out = out or workdir / "samples"
+    require(not out.exists() or out.is_dir(), "--out", out, "it is a file; name a folder")
+    given = read_given(config, experiments.Experiment(config))
+    run = loading.load(workdir, config)
+    if is_first():
+        make_folder(out, "--out")
+    arrays: dict[str, np.ndarray] = {}
+    if config.sample.task == "invert":
+        arrays["noise"] = invert(run, *given)
+        task = Task(given[1], run.task(tasks.from_noise), (arrays["noise"],))
+    else:
+        task = TASKS[config.sample.task](run, *given)
+    batch_size, seed = config.sample.batch_size, config.sample.seed
+    images = draw_all(run, task.labels, batch_size, seed, task.sample, task.inputs)
+    if config.sample.task == "inpaint":
+        images = np.where(given[2], images, given[0])  # to the bit, also where latents were drawn
+    about = settings_of(run) | {"n": len(images), "images_sha256": hashlib.sha256(images.tobytes()).hexdigest()}
+    if is_first():
+        for stale in ("grid.png", "denoising.png", "denoising.gif"):  # none may be found beside samples of another time
+            if (out / stale).is_file():
+                (out / stale).unlink()
+        with replacing(out / "samples.npz") as temporary, temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, images=images, labels=task.labels, **arrays)
+        names = run.experiment.info.class_names
+        save_png(out / "grid.png", label_grid(images, task.labels, names, task.columns), about)
+    if config.sample.task == "invert":
+        logger.info("inverted and drawn again: PSNR %.1f dB over %d images", psnr(images, given[0]), len(images))
+    if config.sample.task == "generate" and config.sample.denoising:
+        picture_denoising(run, task.labels, out, about)
+    logger.info("step %d: %d images in %s and %s", run.step, len(images), out / "samples.npz", out / "grid.png")
+
+
+def read_given(config: ConfigDict, experiment: experiments.Experiment) -> tuple[np.ndarray, ...]:
+    """(images uint8 [n, H, W, C], labels [n], mask bool [H, W, 1] or nothing) for a task that starts from images.
+
+    Labels are `sample.labels` in turn, or those of the file if that is empty; () for the other tasks.
+    """
+    c, shape = config.sample, experiment.info.image_shape
+    if c.task in ("generate", "interpolate"):
+        return ()
+    found = open_images(expanded(c.images), shape, len(experiment.info.class_names), "sample.images")
+    images, labels = np.concatenate(list(found.chunks()))[: c.n], found.labels
+    if labels is None or c.labels:
+        labels = np.resize(parse_labels(c.labels, experiment.info.class_names), len(images)).astype(np.int32)
+    labels = labels[: len(images)].astype(np.int32)
+    mask = (read_mask(expanded(c.mask), *shape[:2], "sample.mask"),) if c.task == "inpaint" else ()
+    return images, labels, *mask
+
+
+def to_float(images: np.ndarray) -> np.ndarray:
+    """uint8 to float32 in [-1, 1]."""
+    return images.astype(np.float32) / 127.5 - 1
+
+
+def encoded(run: loading.Run, images: np.ndarray) -> np.ndarray:
+    """What the run diffuses of images uint8 [n, H, W, C]: float32 pixels in [-1, 1], or latents."""
+    codec, size = run.experiment.codec, run.experiment.config.sample.batch_size
+    encode = jax.jit(codec.encode)
+    parts = (to_float(images[first : first + size]) for first in range(0, len(images), size))
+    return np.concatenate([whole(encode(codec.weights, part)) for part in parts])
+
+
+def generate(run: loading.Run) -> Task:
+    """`sample.n` images from noise."""
+    return Task(run.experiment.labels(), run.sample)
+
+
+def interpolate(run: loading.Run) -> Task:
+    """A row a label: `sample.n` images in all, in even steps from one noise to another along the arc between them."""
+    c = run.experiment.config.sample
+    chosen = parse_labels(c.labels, run.experiment.info.class_names)
+    columns = max(2, -(-c.n // len(chosen)))
+    row, column = np.divmod(np.arange(min(c.n, columns * len(chosen))), columns)
+    labels = np.asarray(chosen, np.int32)[row]
+    plan, shape = run.experiment.plan(run.experiment.timesteps()), run.experiment.x_shape
+
+    def between(index_B: jax.Array, weight_B: jax.Array) -> jax.Array:
+        ends = [sampling.image_keys(jax.random.key(c.seed), 2 * index_B + i) for i in (0, 1)]
+        first, last = (sampling.start(run.experiment.schedule, plan, keys_B, shape) for keys_B in ends)
+        return editing.slerp(first, last, weight_B)
+
+    noise = np.asarray(jax.jit(between)(jnp.asarray(row), jnp.asarray(column / (columns - 1), jnp.float32)))
+    return Task(labels, run.task(tasks.from_noise), (noise,), columns)
+
+
+def image_to_image(run: loading.Run, images: np.ndarray, labels: np.ndarray) -> Task:
+    """Given images, noised up to `sample.strength` of the steps and drawn again as their labels."""
+    strength = run.experiment.config.sample.strength
+    timesteps = editing.last_steps(run.experiment.timesteps(), strength)
+    return Task(labels, run.task(tasks.image_to_image(strength), timesteps), (encoded(run, images),))
+
+
+def inpaint(run: loading.Run, images: np.ndarray, labels: np.ndarray, mask: np.ndarray) -> Task:
+    """Given images, drawn anew where the mask is white."""
+    height, width, _ = run.experiment.x_shape
+    known = ~mask.reshape(height, mask.shape[0] // height, width, -1, 1).any((1, 3))  # of a latent: all of its pixels
+    known = np.broadcast_to(known, (len(images), *known.shape))
+    return Task(labels, run.task(tasks.inpaint), (encoded(run, images), known))
+
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "generate": generate,
+    "interpolate": interpolate,
+    "image_to_image": image_to_image,
+    "inpaint": inpaint,
+}
+
+
+def invert(run: loading.Run, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The noise float32 [n, H, W, C], of pixels or latents, that DDIM draws the images from."""
+    experiment, c = run.experiment, run.experiment.config.sample
+    plan = editing.ddim_inverse(experiment.schedule, experiment.timesteps())
+    to_noise = experiments.make_sample(experiment, plan, tasks.from_noise, decode=False)
+    return draw_all(run, labels, c.batch_size, c.seed, to_noise, (encoded(run, images),), lambda noise: noise)
+
+
+def psnr(images: np.ndarray, reference: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of uint8 images in dB, over all of them; infinite if they are equal."""
+    error = np.square(images.astype(np.float64) - reference).mean()
+    return float("inf") if error == 0 else 10 * np.log10(255**2 / error)
+
+
+def settings_of(run: loading.Run) -> dict[str, Any]:
+    """The checkpoint, and every key of `sample.*`: what the images depend on."""
+    return {"step": run.step} | dict(run.experiment.config.sample.items())
+
+
+def picture_denoising(run: loading.Run, labels: np.ndarray, out: Path, about: dict[str, Any]) -> None:
+    """`denoising.png` and `denoising.gif`: how the first images came about, as many as classes, ten at most."""
+    count = min(PICTURED, len(np.unique(labels)))
+    plan = run.experiment.plan(run.experiment.timesteps())
+    watched = frames_of(np.flatnonzero(plan.keep))
+    c = run.experiment.config.sample
+    watch = run.task(tasks.denoising(watched))
+    seen = whole(watch(run.weights, jax.random.key(c.seed), labels[:count]))
+    if not is_first():
+        return
+    x_t, x_0 = to_uint8(seen[:, 0]), to_uint8(seen[:, 1])
+    t = [*(int(step) for step in plan.t[watched]), -1]
+    names = [run.experiment.info.class_names[i] for i in labels[:count]]
+    save_png(out / "denoising.png", strip(x_t, x_0, t, names), about)
+    save_gif(out / "denoising.gif", animation(x_t, x_0))
+
+
+def draw_all(
+    run: loading.Run,
+    labels: np.ndarray,
+    batch_size: int,
+    seed: int,
+    sample: experiments.Sample | None = None,
+    inputs: Sequence[np.ndarray] = (),
+    convert: Callable[[np.ndarray], np.ndarray] = to_uint8,
+) -> np.ndarray:
+    """Images [n, H, W, C] for labels [n], a batch at a time; the last is filled up, so one compile serves all.
+
+    `sample` is the run's own unless given, with its `inputs`; `convert` makes uint8 of what it draws.
+    """
+    key, n, images, lost = jax.random.key(seed), len(labels), None, 0
+    batch_size = min(batch_size, n)
+    fill = lambda x: np.resize(x, (batch_size, *x.shape[1:]))  # noqa: E731
+    with Progress(n, "image") as progress:
+        for first in range(0, n, batch_size):
+            batch, *rest = (fill(x[first : first + batch_size]) for x in (labels, *inputs))
+            drawn = whole((sample or run.sample)(run.weights, key, batch, first, rest))[: n - first]
+            lost, drawn = lost + count_diverged(drawn), convert(drawn)
+            images = np.empty((n, *drawn.shape[1:]), drawn.dtype) if images is None else images
+            images[first : first + batch_size] = drawn
+            progress.update(min(first + batch_size, n))
+    if lost:
+        logger.warning("%d of %d images have diverged, to values far beyond [-1, 1] or none: lower sample.guidance, or "
+                       "train on", lost, n)  # fmt: skip
+    assert images is not None
+    return images

@@ -1,0 +1,82 @@
+"""What a new run begins with: fresh weights, or those of another run (fine-tuning)."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from dit_jax.errors import UserError
+from dit_jax.experiment import Experiment
+from dit_jax.loading import load
+from dit_jax.settings import configs
+from dit_jax.settings.checks import require
+from dit_jax.system.files import expanded
+from dit_jax.training import sharding
+from dit_jax.training.state import Params, TrainState
+
+logger = logging.getLogger(__name__)
+# Where these differ, what the network has learnt to say or to see is another thing.
+MEANING = ("model.latents", "autoencoder.sha256", "model.num_heads", "model.num_kv_heads", "model.positions",
+           "model.qk_norm", "diffusion.prediction", "diffusion.schedule", "diffusion.num_steps",
+           "diffusion.beta_start", "diffusion.beta_end", "diffusion.zero_terminal_snr")  # fmt: skip
+# Of how that run is sampled, what decides its weights, or asks for files of its own.
+AS_NEWEST = ("sample.checkpoint=newest", "sample.weights=ema", "sample.classifier_scale=0")
+
+
+def check_source(config: ConfigDict, workdir: Path) -> None:
+    """Raises UserError, before anything is prepared, if a run that is new has no `train.init_from` to begin with."""
+    path = config.train.init_from
+    if path and not any((workdir / "checkpoints").glob("[0-9]*")):
+        other, fix = expanded(path), "there is no run; name a workdir that has a config.json and checkpoints"
+        there = configs.path_of(other).is_file() and any((other / "checkpoints").glob("[0-9]*"))
+        require(there, "train.init_from", path, fix)
+
+
+def first_state(experiment: Experiment) -> TrainState:
+    """The state before the first step: of fresh weights, or with `train.init_from` of another run's averaged ones.
+
+    What has another shape there, or is not there, begins fresh: the class table of other classes, say.
+
+    Raises:
+      UserError: that run cannot be read, or none of its weights fits.
+    """
+    path = experiment.config.train.init_from
+    if not path:
+        return experiment.init_state()
+    try:
+        source = load(path, overrides=AS_NEWEST)
+    except UserError as error:
+        raise UserError(f"train.init_from={path}: {error}") from None
+    warn_of_other_meaning(source.experiment, experiment, path)
+    fresh = jax.jit(experiment.init_params, out_shardings=sharding.replicated(experiment.mesh))()
+    params, left = taken_over(fresh, source.ema_params)
+    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
+    share = 1 - sum(left.values()) / count(params)
+    require(share > 0, "train.init_from", path, "none of its weights fits this model; use its model.* keys")
+    rest = f", all but {', '.join(left)}" if left else ""
+    logger.info("beginning with the weights of %s at step %d (%.1f%%%s)", path, source.step, 100 * share, rest)
+    return experiment.init_state(params)
+
+
+def taken_over(fresh: Params, given: Params) -> tuple[Params, dict[str, int]]:
+    """(`fresh` with each leaf of `given` that has its name and shape, the names and sizes of those that stay fresh)."""
+    there, left = dict(jax.tree_util.tree_leaves_with_path(given)), {}
+
+    def take(path: Any, leaf: jax.Array) -> jax.Array:
+        if path in there and there[path].shape == leaf.shape:
+            return there[path]
+        left["/".join(key.key for key in path[1:])] = leaf.size
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(take, fresh), left
+
+
+def warn_of_other_meaning(theirs: Experiment, ours: Experiment, path: str) -> None:
+    """Says so where that run's network has learnt something else than this one is to learn."""
+    before, now = ({**dict(configs.leaves(each.config)), "classes": each.info.class_names} for each in (theirs, ours))
+    changed = [f"{key}: {before[key]} -> {now[key]}" for key in (*MEANING, "classes") if before[key] != now[key]]
+    if changed:
+        told = "train.init_from=%s has learnt another task (%s): its weights help less"
+        logger.warning(told, path, "; ".join(changed))

@@ -1,0 +1,233 @@
+"""A mode of main.py: train a run. experiment.py computes, reporting shows."""
+
+import contextlib
+import dataclasses
+import logging
+import zlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from clu import parameter_overview
+from ml_collections import ConfigDict
+
+from dit_jax import evaluations
+from dit_jax import experiment as experiments
+from dit_jax.companions.autoencoder import with_codec
+from dit_jax.data import datasets
+from dit_jax.data.pipeline import steps_per_epoch
+from dit_jax.experiment import Experiment
+from dit_jax.jobs import training_evaluation
+from dit_jax.jobs.latents import training_records
+from dit_jax.jobs.starting import check_source, first_state
+from dit_jax.reporting.images import label_grid, to_uint8
+from dit_jax.reporting.progress import Progress
+from dit_jax.reporting.writer import MetricWriter, create_writer
+from dit_jax.settings import configs
+from dit_jax.settings.checks import require
+from dit_jax.system import environment
+from dit_jax.system.lock import only_trainer
+from dit_jax.system.stop import Stop
+from dit_jax.system.together import check_alike, first_before_others, is_first, whole
+from dit_jax.training import loop
+from dit_jax.training.checkpoint import Checkpointer
+from dit_jax.training.state import TrainState
+from dit_jax.workdir import check_nothing_lost, check_savable, check_workdir, has_begun, make_folder
+
+logger = logging.getLogger(__name__)
+PROBED = 64  # examples by which processes see that they have the same data
+WATCH_PER_CLASS, WATCH_CLASSES, WATCH_STEPS = 4, 10, 25  # the grid drawn while training: DDIM, small and quick
+
+
+def train(config: ConfigDict, workdir: Path, out: Path | None) -> int:
+    """Trains a run in `workdir`, or goes on with the one that is there; ends with `loss.png`.
+
+    Returns the exit code: 0, or that of `Stop` where the run was ended early and saved.
+
+    Raises:
+      UserError: the workdir holds another run or is in use, the data or the autoencoder is missing, or the batch does
+        not fit devices or data; later, the disk is full, or too many steps in a row were not finite.
+      EndedError: it was asked to end while latents were encoded.
+    """
+    require(out is None, "--out", out, "training writes to --workdir; omit --out")
+    check_workdir(workdir, config)
+    return run_training(with_codec(workdir, config), workdir)
+
+
+def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = configs.FREE_KEYS) -> int:
+    """`train` of any experiment; `free` are the keys that a resumed one may change.
+
+    A network beside a run, which is measured after its last step, also has the code of a stop that came in that one.
+    """
+    config, section = experiment.config, experiment.section
+    stop = Stop(config.train.max_seconds)  # the time of preparing data counts
+    check_workdir(workdir, config, free)
+    check_savable(workdir)
+    batch_size, best = config.train.batch_size, partial(evaluations.best_step, workdir)
+    experiment.check_devices()
+    check_source(config, workdir)
+    evaluation = training_evaluation.prepare(experiment, workdir)
+    with first_before_others():  # it may be made first
+        find_data(experiment, workdir)
+        images = datasets.open_split(experiment.source, "train")
+        fix = f"the data has {images.count} images; use fewer"
+        require(batch_size <= images.count, f"{section}.batch_size", batch_size, fix)
+        training_evaluation.check_sets(experiment, images.count)
+    probe = probe_of(images)
+    check_alike("data", probe, "each data.data_dir must hold the same")
+    with contextlib.ExitStack() as stack:
+        if is_first():
+            make_folder(workdir, "--workdir")
+        stack.enter_context(stop)
+        stack.enter_context(only_trainer(workdir))
+        check_workdir(workdir, config, free)  # again: only now nobody else can write there
+        checkpointer = stack.enter_context(Checkpointer(workdir, config.train.keep_checkpoints, best=best))
+        state = checkpointer.restore(experiment.abstract_state())
+        if state is None and is_first():
+            check_nothing_lost(workdir)
+        step = 0 if state is None else int(state.step)
+        if is_first():
+            evaluations.drop_after(workdir, step)
+        owed = training_evaluation.owed(config, workdir, step)
+        if step >= config.train.steps and not owed:
+            finished(workdir, step, section)
+            return 0
+        records = training_records(experiment, images, probe, stop)
+        feed = stack.enter_context(contextlib.closing(experiment.feed(records)))
+        if feed.streamed:
+            logger.info("the data, %.1f GiB decoded, are read from the disk step by step", records.nbytes / 2**30)
+        warn_of_new_decay(workdir, config, step, section)
+        if is_first():
+            configs.write(config, workdir)
+            environment.record(workdir, step)
+        logger.info("%s %s at step %d of %d", "resuming" if step else "starting", workdir, step, config.train.steps)
+        writer = stack.enter_context(contextlib.closing(create_writer(workdir, resume_step=step)))
+        state = first_state(experiment) if state is None else state
+        describe(writer, config, state, step)
+        progress = stack.enter_context(Progress(config.train.steps, "step", step, batch_size))
+        hooks = make_hooks(experiment, writer, checkpointer, progress, stop, records.count)
+        if evaluation is not None:
+            hooks = dataclasses.replace(hooks, evaluate=evaluation(writer, stop))
+        call = experiment.train_call(feed.streamed)
+        compiled = call.lower(state, loop.zero_sums(), *feed.shapes, np.int32(1)).compile()
+        feed.ready()
+        stop.listen()  # before, there is nothing to save: a signal may end the process
+        step = loop.run(compiled, state, feed, pace_of(config, section), batch_size, hooks)
+    if step < config.train.steps or training_evaluation.owed(config, workdir, step):
+        logger.info("saved step %d of %d in %s; the same command goes on", step, config.train.steps, workdir)
+        return stop.code
+    draw_loss(workdir)
+    logger.info("trained %d steps; the checkpoint and loss.png are in %s", config.train.steps, workdir)
+    if section == "train" or not stop.at_last():
+        return 0
+    logger.info("how good it is was not measured: the same command does that")
+    return stop.code
+
+
+def probe_of(records: datasets.Records) -> list[Any]:
+    """What tells a split from another without reading all of it: how many, and some of them."""
+    some = records.read(np.unique(np.linspace(0, records.count - 1, PROBED).astype(int)))
+    return [records.count, zlib.crc32(some.images.tobytes()), some.labels.tolist()]
+
+
+def find_data(experiment: Experiment, workdir: Path) -> None:
+    """Notes in the config which copy of a folder of pictures is used, and says so if a resumed run had another.
+
+    Raises:
+      UserError: the folder cannot be used, or has other classes than the run.
+    """
+    data = experiment.config.data
+    if experiment.source.folder:
+        if configs.path_of(workdir).exists() and has_begun(workdir):
+            data.content = configs.read(workdir).data.content
+        folder = datasets.refresh(experiment.source).folder
+        assert folder is not None
+        data.content = folder.content
+
+
+def finished(workdir: Path, step: int, section: str) -> None:
+    """Says that there is nothing left to train; `section` of the config has the number of steps."""
+    logger.info("%s has all of its %d steps; set --config.%s.steps higher to go on", workdir, step, section)
+    picture, rows = workdir / "loss.png", workdir / "metrics.jsonl"
+    missing = not picture.exists() or (rows.exists() and picture.stat().st_mtime < rows.stat().st_mtime)
+    if missing:  # the run was killed between its last save and this picture
+        draw_loss(workdir)
+
+
+def draw_loss(workdir: Path) -> None:
+    """Draws `loss.png`, by the first process."""
+    from dit_jax.reporting.plots import plot_loss  # here, as no start should wait for matplotlib
+
+    if is_first():
+        plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
+
+
+def warn_of_new_decay(workdir: Path, config: ConfigDict, step: int, section: str) -> None:
+    """Says so when a resumed run's cosine rate now ends at another step: it is then no longer the run it was."""
+    if step and config.optimizer.schedule == "cosine":
+        before = configs.read(workdir).train.steps
+        if before != config.train.steps:
+            change = f"{before} -> {config.train.steps}"
+            logger.warning(
+                "%s.steps: %s moves the end of the cosine rate; from here on this is another run", section, change
+            )
+
+
+def pace_of(config: ConfigDict, section: str = "train") -> loop.Pace:
+    """When the loop logs, saves and draws; `section` is the experiment's."""
+    t = config.train
+    return loop.Pace(
+        steps=t.steps,
+        steps_per_call=t.steps_per_call,
+        log_every=t.log_every,
+        checkpoint_every=t.checkpoint_every,
+        sample_every=t.sample_every,
+        max_bad_steps=t.max_bad_steps,
+        evaluate_every=config.evaluate.every_steps,
+        section=section,
+    )
+
+
+def describe(writer: MetricWriter, config: ConfigDict, state: TrainState, step: int) -> None:
+    """Writes the parameter overview and the hyperparameters to TensorBoard."""
+    overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+    logger.info("%s parameters", f"{parameter_overview.count_parameters(state.params):,}")
+    writer.write_texts(step, {"parameters": f"```\n{overview}\n```"})
+    writer.write_hparams(dict(configs.leaves(config)))
+
+
+def make_hooks(
+    experiment: Experiment,
+    writer: MetricWriter,
+    checkpointer: Checkpointer,
+    progress: Progress,
+    stop: Stop,
+    num_examples: int,
+) -> loop.Hooks:
+    """What the loop does at its log, save and draw points, and when it ends early."""
+    config, batch_size = experiment.config, experiment.config.train.batch_size
+    per_epoch = steps_per_epoch(num_examples, batch_size)
+
+    def log(step: int, row: loop.Row) -> None:
+        rate = np.asarray(experiment.learning_rate(step - 1)).item()
+        seen = {"images": step * batch_size, "epoch": step / per_epoch}
+        writer.write_scalars(step, seen | row | {"learning_rate": rate})
+        checkpointer.check()
+
+    save = partial(checkpointer.save, config=config.to_dict())
+    watch = partial(
+        watch_samples, experiment, writer, experiment.sampler("ddim", min(WATCH_STEPS, config.diffusion.num_steps))
+    )
+    return loop.Hooks(log, lambda state, row: save(state, metrics=row), watch, progress.update, stop)
+
+
+def watch_samples(
+    experiment: Experiment, writer: MetricWriter, sample: experiments.Sample, step: int, state: TrainState
+) -> None:
+    """Writes a small grid of the EMA weights' samples to TensorBoard; the same noise every time."""
+    names = experiment.info.class_names
+    labels = np.repeat(np.arange(min(len(names), WATCH_CLASSES)), WATCH_PER_CLASS)
+    images = to_uint8(whole(sample(state.ema_params, jax.random.key(experiment.config.sample.seed), labels)))
+    writer.write_images(step, {"samples": label_grid(images, labels, names)[None]})

@@ -1,0 +1,58 @@
+"""The mode train_classifier: trains the classifier of a workdir and says how good it is."""
+
+import json
+import logging
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from dit_jax.companions.classifier import ClassifierExperiment, classifier_config, load_classifier
+from dit_jax.companions.companion import free_keys
+from dit_jax.data import datasets
+from dit_jax.data.images import Images
+from dit_jax.errors import UserError
+from dit_jax.evaluation.evaluate import accuracy, summarize
+from dit_jax.jobs.train import run_training
+from dit_jax.settings.checks import require
+from dit_jax.system.files import replacing
+from dit_jax.system.together import is_first
+from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir
+
+logger = logging.getLogger(__name__)
+OWN_KEYS = ("diffusion.", "classifier.width", "classifier.depth", "classifier.crop_padding", "classifier.batch_size",
+            "classifier.learning_rate", "classifier.weight_decay")  # fmt: skip
+
+
+def train_classifier(config: ConfigDict, workdir: Path, out: Path | None) -> int:
+    """Trains the classifier in WORKDIR/classifier, or goes on; ends with its accuracy on the clean test images.
+
+    Returns the exit code, as `train`.
+
+    Raises:
+      UserError: as `train`; the workdir holds a run of another config.
+    """
+    require(out is None, "--out", out, "the classifier goes to WORKDIR/classifier; omit --out")
+    check_workdir(workdir, config, SAMPLE_FREE_KEYS)
+    experiment = ClassifierExperiment(classifier_config(config))
+    code = run_training(experiment, workdir / "classifier", free_keys(config, OWN_KEYS))
+    if not code:
+        report_accuracy(experiment, workdir)
+    return code
+
+
+def report_accuracy(experiment: ClassifierExperiment, workdir: Path) -> None:
+    """Prints the accuracy on the test split, if there is one, and keeps it in WORKDIR/classifier/accuracy.json."""
+    config = experiment.config
+    step, extractor = load_classifier(workdir, config)
+    try:
+        test = Images.stored(datasets.open_split(experiment.source, "test"))
+    except UserError as error:  # pictures of one's own, one a class
+        logger.warning("the classifier is trained, but how good it is cannot be said: %s", error)
+        return
+    summary = summarize(extractor.extract, test.chunks(), test.count, test.labels)
+    result = {"accuracy": accuracy(summary), "n": summary.count, "data": config.data.name, "split": "test"}
+    result |= {"step": step, "features_sha256": extractor.sha256}
+    if is_first():
+        with replacing(workdir / "classifier" / "accuracy.json") as temporary:
+            temporary.write_text(json.dumps(result, indent=2) + "\n")
+    logger.info("classifier: %.2f%% of %d clean test images are right", 100 * result["accuracy"], summary.count)

@@ -1,0 +1,70 @@
+"""Settings that could be meant and mostly are not: unlike those that checks.py refuses, they are warned of."""
+
+from ml_collections import ConfigDict
+
+from dit_jax.diffusion.guidance import guidance_interval
+from dit_jax.diffusion.schedule import Schedule, make_schedule
+from dit_jax.diffusion.spacing import SPACINGS
+from dit_jax.settings.checks import TASKS_WITH_IMAGES
+
+HEUN_APART = 10.0  # ratio of two sigmas, beyond which samples were seen to suffer (54 did, 2 did not)
+SIGNAL = 0.1  # share of the image (alpha) at the timestep where pure noise is taken for x_t: above it, samples suffer
+
+
+def doubts(config: ConfigDict, mode: str) -> list[str]:
+    """A line for each doubtful setting of a resolved config that a mode of main.py reads."""
+    d = config.diffusion
+    schedule = make_schedule(d.schedule, d.num_steps, d.beta_start, d.beta_end, d.zero_terminal_snr)
+    if mode == "train":
+        return [*about_schedule(schedule), *about_rate(config)]
+    sampling = about_sampling(config, schedule) if mode in ("sample", "evaluate") else []
+    return [*sampling, *(about_judging(config) if mode == "evaluate" else [])]
+
+
+def about_schedule(schedule: Schedule) -> list[str]:
+    """Whether the last timestep is near enough to the pure noise that sampling starts from."""
+    T, left = schedule.num_steps, schedule.alpha[-1]
+    if left <= SIGNAL:
+        return []
+    fix = "raise the betas (as 1000 / T, of which DDPM's are for 1000), or set diffusion.zero_terminal_snr=true"
+    return [f"diffusion.num_steps={T}: {left:.0%} of the image is left at the last timestep, but sampling starts from "
+            f"pure noise; {fix}"]  # fmt: skip
+
+
+def about_rate(config: ConfigDict) -> list[str]:
+    """Whether the learning rate ever reaches its peak."""
+    warmup, steps = config.optimizer.warmup_steps, config.train.steps
+    never = "the learning rate never reaches its peak; use fewer"
+    return [f"optimizer.warmup_steps={warmup} is above train.steps={steps}: {never}"] if warmup > steps else []
+
+
+def about_sampling(config: ConfigDict, schedule: Schedule) -> list[str]:
+    """Whether sampling starts where the noise is, and whether guidance is ever on."""
+    c, found = config.sample, []
+    timesteps = SPACINGS[c.spacing](schedule, c.steps)
+    start, last = timesteps[0], schedule.num_steps - 1
+    if c.task not in TASKS_WITH_IMAGES and schedule.alpha[start] > SIGNAL:
+        where = f"sample.spacing={c.spacing} with sample.steps={c.steps} begins with pure noise at timestep {start} of "
+        fix = "use sample.spacing=trailing" if start < last else "the process never reaches noise"
+        found.append(f"{where}0..{last}, where {schedule.alpha[start]:.0%} of the image is expected; {fix}")
+    *_, before, end = (last, *timesteps)
+    apart = schedule.sigma[before] / schedule.sigma[end]
+    if c.sampler == "heun" and config.diffusion.prediction == "x0" and apart > HEUN_APART:
+        where = f"its last two timesteps, {before} and {end}, are {apart:.0f} times apart in noise, and"
+        fix = "by as much an error of x_0 counts at the second; use sample.spacing=trailing"
+        found.append(f"sample.sampler=heun with sample.spacing={c.spacing}: {where} {fix}")
+    interval = guidance_interval(schedule.num_steps, c.guidance_from, c.guidance_to)
+    if (c.guidance != 1 or c.classifier_scale) and not interval[timesteps].any():
+        between = f"sample.guidance_from={c.guidance_from} and sample.guidance_to={c.guidance_to}"
+        key = "guidance" if c.guidance != 1 else "classifier_scale"
+        found.append(f"sample.{key}={c[key]} has no effect: no timestep that is visited lies between {between}")
+    return found
+
+
+def about_judging(config: ConfigDict) -> list[str]:
+    """Whether samples are judged by what they were made to please."""
+    scale = config.sample.classifier_scale
+    if not scale or config.evaluate.features != "classifier":
+        return []
+    return [f"sample.classifier_scale={scale}: the classifier that guides samples also judges them, so accuracy and "
+            "distances say too much; use evaluate.features=inception, or another judge"]  # fmt: skip

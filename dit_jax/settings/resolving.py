@@ -1,0 +1,58 @@
+"""What a config leaves open is filled in, and every value checked, before anything is built from it."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from dit_jax.data import datasets, folders, image_folder
+from dit_jax.errors import UserError
+from dit_jax.models.dit import PRESETS
+from dit_jax.settings import checks, configs
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """A copy in which every value has been checked, and what was left unset is filled in.
+
+    The model's preset gives its sizes, the data set that of its images, and a folder of pictures its classes: those of
+    a run are kept, so that it needs no folder later.
+
+    Raises:
+      UserError: an unknown name or an impossible combination, one line with key, value and fix.
+    """
+    try:
+        config = config.copy_and_resolve_references()
+    except (ArithmeticError, TypeError, ValueError) as error:  # of values that are worked out from others
+        raise UserError(f"the config's references cannot be worked out ({error}); mend the values they take") from None
+    checks.choice("model.preset", config.model.preset, PRESETS)
+    with config.unlocked():
+        for key, value in PRESETS[config.model.preset].items():
+            if config.model[key] is None:
+                config.model[key] = value
+        if config.data.name == image_folder.NAME:
+            checks.check_folder(config.data)
+            config.data.class_names = config.data.class_names or "/".join(folders.class_names(config.data.root))
+        info = datasets.info(config.data.name, folder_of(config.data))
+        if config.data.image_size is None:
+            config.data.image_size = info.image_shape[0]
+    checks.check(config, info)
+    return config
+
+
+def read_resolved(workdir: Path) -> ConfigDict:
+    """The config of a workdir, resolved.
+
+    Raises:
+      UserError: there is none, or it is of another version.
+    """
+    try:
+        return resolve(configs.read(workdir))
+    except (AttributeError, KeyError, TypeError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{configs.path_of(workdir)} is not of this version of dit-jax ({reason}); mend it") from None
+
+
+def folder_of(c: ConfigDict) -> image_folder.Folder | None:
+    """The folder of pictures that the section `data` names, if it does."""
+    if c.name != image_folder.NAME:
+        return None
+    return image_folder.Folder(c.root, c.image_size, tuple(c.class_names.split("/")), c.skip_broken, c.content)

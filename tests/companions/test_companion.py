@@ -1,0 +1,21 @@
+"""What the networks beside a run take of its config."""
+
+import numpy as np
+import pytest
+
+from dit_jax.companions.autoencoder import AutoencoderExperiment, autoencoder_config
+from dit_jax.companions.classifier import ClassifierExperiment, classifier_config
+from tests import tiny
+
+
+@pytest.mark.parametrize(
+    ("kind", "make"), [(ClassifierExperiment, classifier_config), (AutoencoderExperiment, autoencoder_config)]
+)
+def test_the_rate_rises_in_a_tenth_of_the_steps_and_falls_to_0_at_the_last(kind, make, monkeypatch):
+    """Of its own steps, with its own peak. (1 + cos(pi / 2)) / 2 of it is left half-way; at most 100 steps rise."""
+    tiny.install(monkeypatch)
+    for steps, warmup in ((40, 4), (4_000, 100)):
+        own = {f"{kind.section}__steps": steps, f"{kind.section}__learning_rate": 0.5}
+        rate = kind(make(tiny.config(**own))).learning_rate
+        told = rate(np.array([0, warmup - 1, warmup, (warmup + steps) // 2, steps]))
+        np.testing.assert_allclose(told, [0.5 / warmup, 0.5, 0.5, 0.25, 0], rtol=1e-5, atol=1e-7)

@@ -1,0 +1,133 @@
+"""What `sample.task` draws from a run whose weights are as loud as trained ones, on one device and on eight."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from dit_jax.diffusion import tasks
+from dit_jax.errors import UserError
+from dit_jax.jobs.sample import draw_all, psnr, sample
+from dit_jax.loading import load
+from dit_jax.reporting.images import to_uint8
+from tests import tiny
+from tests.test_experiment import weights
+
+DDIM = {"sample__sampler": "ddim", "sample__steps": 20, "sample__clip_x_0": False}
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.install(patch)
+        tiny.on_devices(patch, 1)
+        experiment = tiny.experiment(train__steps=4)
+        return tiny.with_weights(tmp_path_factory.mktemp("draw"), experiment, weights(experiment))
+
+
+@pytest.fixture(params=[1, 8])
+def sampled(request, workdir, tmp_path, monkeypatch):
+    """sampled(**config) runs the job and gives the arrays of its samples.npz."""
+    tiny.install(monkeypatch)
+    tiny.on_devices(monkeypatch, request.param)
+
+    def run(**more):
+        sample(tiny.config(train__steps=4, **more), workdir, tmp_path / "out")
+        with np.load(tmp_path / "out" / "samples.npz") as file:
+            return dict(file)
+
+    return run
+
+
+@pytest.fixture
+def given(tmp_path):
+    """Five images of the data set, as a file, with labels none of which is 0."""
+    images, labels = tiny.split().images[:5], np.array([2, 1, 2, 1, 1])
+    np.savez(tmp_path / "given.npz", images=images, labels=labels)
+    return {"sample__images": tmp_path / "given.npz"}, images, labels
+
+
+def near(a, b):
+    return np.abs(a.astype(int) - b.astype(int)).max() <= 1
+
+
+def test_interpolation_starts_and_ends_at_images_of_their_own_noise(sampled, workdir):
+    drawn = sampled(sample__task="interpolate", sample__n=6, sample__labels="2,0", **DDIM)
+    assert drawn["labels"].tolist() == [2, 2, 2, 0, 0, 0]
+    run = load(workdir, tiny.config(train__steps=4, **DDIM))
+    for row, label in enumerate((2, 0)):
+        plain = run.sample(run.ema_params, jax.random.key(0), [label, label], 2 * row)
+        ends = to_uint8(np.asarray(plain))
+        assert near(drawn["images"][[3 * row, 3 * row + 2]], ends)
+        assert not near(drawn["images"][3 * row + 1], ends[0])
+
+
+def test_inversion_comes_back_by_the_labels_of_the_images(sampled, given, workdir):
+    """And by no others: of the noise that another class is drawn from, each has an error at least twice as large."""
+    flags, images, labels = given
+    drawn = sampled(sample__task="invert", **flags, **DDIM)
+    run = load(workdir, tiny.config(train__steps=4, **DDIM))
+    for shift in (1, 2):
+        others = draw_all(run, (labels + shift) % 3, 4, 0, run.task(tasks.from_noise), (drawn["noise"],))
+        assert psnr(drawn["images"], images) > psnr(others, images) + 6
+    assert drawn["labels"].tolist() == labels.tolist()
+    assert drawn["noise"].shape == images.shape
+    assert drawn["noise"].dtype == np.float32
+
+
+def test_image_to_image_keeps_to_the_image_or_forgets_it(sampled, given):
+    """The last of 20 steps starts from sigma[0] = 0.01; all of them start from noise alone."""
+    flags, images, _ = given
+    task = {"sample__task": "image_to_image", "sample__labels": "1", **flags, **DDIM}
+    drawn = sampled(sample__strength=0.01, **task)
+    assert drawn["labels"].tolist() == [1] * 5
+    assert psnr(drawn["images"], images) > 25
+    plain = sampled(sample__n=5, sample__labels="1", **DDIM)
+    assert near(sampled(sample__strength=1.0, **task)["images"], plain["images"])
+
+
+def test_inpainting_draws_where_the_mask_is_white_alone(sampled, given, tmp_path):
+    flags, images, _ = given
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:5, 3:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    drawn = sampled(sample__task="inpaint", sample__mask=tmp_path / "mask.png", sample__n=4, **flags)["images"]
+    assert drawn.shape == (4, 8, 8, 3)
+    np.testing.assert_array_equal(drawn[:, mask == 0], images[:4][:, mask == 0])
+    assert (drawn[:, mask > 0] != images[:4][:, mask > 0]).any(axis=(1, 2)).all()
+
+
+def test_the_denoising_is_pictured_unless_told_otherwise(sampled, tmp_path):
+    sampled(sample__denoising=False)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["grid.png", "samples.npz"]
+    sampled()
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "denoising.gif",
+        "denoising.png",
+        "grid.png",
+        "samples.npz",
+    ]
+    sampled(sample__task="interpolate")  # whose way is not pictured: that of other samples is not left beside it
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["grid.png", "samples.npz"]
+
+
+def test_psnr_by_hand():
+    """An error of 51 everywhere: 20 log10(255 / 51) = 20 log10(5) = 13.979 dB."""
+    black = np.zeros((2, 3, 3, 1), np.uint8)
+    assert psnr(black + 51, black) == pytest.approx(13.979, abs=1e-3)
+    assert psnr(black, black) == np.inf
+
+
+def test_images_that_have_diverged_are_told(sampled, caplog):
+    drawn = sampled(sample__guidance=3e38, sample__clip_x_0=False)
+    lost = re.search(r"(\d) of 7 images have diverged", caplog.text)
+    assert lost
+    assert drawn["images"].shape == (7, 8, 8, 3)
+
+
+def test_a_folder_where_a_file_belongs_is_told(sampled, tmp_path):
+    (tmp_path / "out/samples.npz").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"samples.npz is a folder, where a file belongs; move it away"):
+        sampled()

@@ -1,0 +1,23 @@
+"""What a training job says before it trains."""
+
+import pytest
+
+from dit_jax.jobs.train import warn_of_new_decay
+from dit_jax.settings import configs
+from tests import tiny
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step", "steps", "told"),
+    [
+        ("cosine", 4, 9, "train.steps: 6 -> 9 moves the end of the cosine rate; from here on this is another run"),
+        ("cosine", 4, 6, ""),
+        ("cosine", 0, 9, ""),  # nothing was trained yet
+        ("constant", 4, 9, ""),
+    ],
+)
+def test_a_moved_end_of_the_cosine_rate_is_told(schedule, step, steps, told, tmp_path, monkeypatch, caplog):
+    tiny.install(monkeypatch)
+    configs.write(tiny.config(optimizer__schedule=schedule), tmp_path)  # of six steps
+    warn_of_new_decay(tmp_path, tiny.config(optimizer__schedule=schedule, train__steps=steps), step, "train")
+    assert [record.getMessage() for record in caplog.records] == ([told] if told else [])

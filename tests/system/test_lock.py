@@ -1,0 +1,68 @@
+"""The lock of a workdir: one holder, named; gone with its process."""
+
+import errno
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from dit_jax.errors import UserError
+from dit_jax.system.lock import only_trainer
+
+HOLDER = """
+import sys, time, pathlib
+from dit_jax.system.lock import only_trainer
+with only_trainer(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_another_process_is_named_and_a_kill_frees_it(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        told = f"another training run has it .process {holder.pid} on {socket.gethostname()}.; stop that one, or use"
+        for _ in range(2):  # the first refusal must not have taken it away
+            with pytest.raises(UserError, match=told), only_trainer(tmp_path):
+                pass
+        holder.send_signal(signal.SIGKILL)
+    with only_trainer(tmp_path):
+        assert f"process {os.getpid()} " in (tmp_path / ".lock").read_text()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_is_freed_by_an_exception(tmp_path):
+    with pytest.raises(ZeroDivisionError), only_trainer(tmp_path):
+        raise ZeroDivisionError
+    with only_trainer(tmp_path):
+        pass
+
+
+def test_a_file_that_its_holder_took_away_is_no_lock(tmp_path, monkeypatch):
+    """Opened while another still held it, locked after that one ended: then a third may have made it anew."""
+    lock, taken = fcntl.flock, []
+
+    def flock(file, how):
+        if not taken:
+            taken.append((tmp_path / ".lock").unlink())
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with only_trainer(tmp_path):
+        monkeypatch.undo()
+        with pytest.raises(UserError), only_trainer(tmp_path):
+            pass
+
+
+def test_a_file_system_without_locks_is_told_and_goes_on(tmp_path, monkeypatch, caplog):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with only_trainer(tmp_path):
+        pass
+    assert "cannot be locked (No locks available): start no second" in caplog.text
