@@ -1,6 +1,7 @@
 # make demo    train on the built-in shapes, draw, report         make test    run the tests
 # make bench   time training and sampling, beside PyTorch's if .venv has requirements-peers.txt
 # make lint    check style and types                              make format  let ruff rewrite the code
+# make test-slow  the tests that `make test` leaves out           make clean   delete .venv and caches
 #
 # PYTHON=python3.12       which Python makes .venv
 # GPU=1                   install the CUDA plugin before the demo

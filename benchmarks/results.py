@@ -142,7 +142,8 @@ def headline(result: dict[str, Any]) -> str:
     if result.get("judge"):
         n = result["judge"].get("samples", result["judge"]).get("n")
         known = "; real images in parentheses" if of_real_images(result["judge"]) else ""
-        found.append(f"by an outside classifier{f' (n = {n:,}{known})' if n else ''}: {judged(result['judge'])}")
+        name = result["judge"].get("name", "an outside classifier")
+        found.append(f"by {name}{f' (n = {n:,}{known})' if n else ''}: {judged(result['judge'])}")
         if not result["figures"]:
             found.append("{sampler}, {steps} steps, guidance {guidance:g}".format(**result["samples"]))
     if result["figures"]:
@@ -179,7 +180,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--recipe", default="", help="what README calls it, such as cifar10.py:best")
     parser.add_argument("--note", default="", help="what a reader must know besides")
     parser.add_argument("--wall_seconds", type=float, help="of the whole command, by a clock; the run does not keep it")
-    parser.add_argument("--judge", type=Path, help="JSON of an outside judge of the same samples, kept as it is")
+    parser.add_argument(
+        "--judge", type=Path, help='JSON of an outside judge of the same samples, kept as it is; may have its "name"'
+    )
     parser.add_argument("--per_class", type=int, default=200, help="images of each class in samples.png")
     flags = parser.parse_args(argv)
     folder = flags.out / flags.name

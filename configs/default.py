@@ -111,7 +111,7 @@ def get_config() -> ConfigDict:
     config.evaluate.broken_images = "stop"  # a picture of --images DIR that cannot be read: stop | skip
     config.evaluate.every_steps = 0  # steps between small evaluations in training; 0 is never
     config.evaluate.training_n = 1_000  # images of such a small one
-    config.evaluate.training_sampler = "ddim"  # its sampler, as sample.sampler; all else is as in sample.*
+    config.evaluate.training_sampler = "ddim"  # its sampler; else sample.*, but EMA weights, no classifier_scale
     config.evaluate.training_steps = 50  # its timesteps, at most diffusion.num_steps
     config.evaluate.inception_path = ""  # file of Inception's weights; empty is the one that $DIT_JAX_INCEPTION names
 
