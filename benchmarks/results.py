@@ -22,9 +22,9 @@ from dit_jax.errors import UserError
 from dit_jax.experiment import Experiment
 from dit_jax.loading import read_resolved
 from dit_jax.reporting.images import about_png, label_grid, save_png
-from dit_jax.reporting.jsonl import read_objects, read_rows
 from dit_jax.reporting.plots import plot_loss
 from dit_jax.system.environment import SESSIONS
+from dit_jax.system.jsonl import read_objects, read_rows
 
 # what a judge calls its figures, in words
 JUDGED = {"is": "Inception Score", "fd": "Frechet distance", "fd_class": "Frechet distance by class"}

@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from dit_jax.evaluation.evaluate import NAMES
-from dit_jax.reporting.jsonl import append as append_line
-from dit_jax.reporting.jsonl import parse, read_rows
 from dit_jax.settings.checks import require
 from dit_jax.system.files import replacing
+from dit_jax.system.jsonl import append as append_line
+from dit_jax.system.jsonl import parse, read_rows
 
 NAME = "evaluations.jsonl"
 TRAINING = "training"  # `during` of the rows that training wrote
 # Only rows that agree in these can be compared.
 SETTINGS = ("n", "seed", "sampler", "steps", "spacing", "variance", "eta", "guidance", "guidance_from", "guidance_to",
-            "classifier_scale", "classifier_sha256", "clip_x_0", "weights", "features", "features_sha256")  # fmt: skip
+            "classifier_scale", "clip_x_0", "weights", "features", "features_sha256", "reference_n")  # fmt: skip
 
 
 def append(workdir: Path, row: Mapping[str, Any]) -> None:
@@ -24,11 +24,13 @@ def append(workdir: Path, row: Mapping[str, Any]) -> None:
 
 def of_training(workdir: Path) -> list[dict[str, Any]]:
     """The rows that training wrote, oldest first, without damaged ones."""
-    return [row for row in read_rows(workdir / NAME) if row.get("during") == TRAINING and is_sound(row)]
+    return [row for row in read_rows(workdir / NAME) if is_of_training(row)]
 
 
-def is_sound(row: Mapping[str, Any]) -> bool:
-    """Whether a row tells its step and its distance."""
+def is_of_training(row: Mapping[str, Any]) -> bool:
+    """Whether training wrote a row, and it tells its step and its distance."""
+    if row.get("during") != TRAINING:
+        return False
     metric = NAMES.get(str(row.get("features")), {}).get("frechet", "")
     return all(isinstance(row.get(key), int | float) for key in ("step", metric))
 
@@ -44,7 +46,7 @@ def drop_after(workdir: Path, step: int) -> None:
 
 def _is_late(line: bytes, step: int) -> bool:
     row = parse(line)
-    return row is not None and row.get("during") == TRAINING and is_sound(row) and row["step"] > step
+    return row is not None and is_of_training(row) and row["step"] > step
 
 
 def best(workdir: Path) -> dict[str, Any] | None:
@@ -73,10 +75,10 @@ def wanted_step(workdir: Path, name: str) -> int | None:
     """
     if name == "newest":
         return None
-    best = best_step(workdir) if name == "best" else int(name)
+    step = best_step(workdir) if name == "best" else int(name)
     none = "no evaluation was made in training, see evaluate.every_steps; use newest, or a step"
-    require(best is not None, "sample.checkpoint", name, none)
+    require(step is not None, "sample.checkpoint", name, none)
     steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
-    there = f"step {best} is not in {workdir / 'checkpoints'}; there are {', '.join(map(str, steps)) or 'none'}"
-    require(best in steps, "sample.checkpoint", name, there)
-    return best
+    there = f"step {step} is not in {workdir / 'checkpoints'}; there are {', '.join(map(str, steps)) or 'none'}"
+    require(step in steps, "sample.checkpoint", name, there)
+    return step

@@ -6,33 +6,38 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from dit_jax.errors import UserError
-from dit_jax.reporting.jsonl import read_rows
 from dit_jax.settings import configs
 from dit_jax.settings.checks import require
+from dit_jax.system.jsonl import read_rows
 
 SAMPLE_FREE_KEYS = (*configs.FREE_KEYS, "model.dtype")  # the same weights, other arithmetic
 
 
-def check_workdir(workdir: Path, config: ConfigDict, free: tuple[str, ...] = configs.FREE_KEYS) -> None:
+def check_workdir(
+    workdir: Path, config: ConfigDict, free: tuple[str, ...] = configs.FREE_KEYS, fix: str = "use another workdir"
+) -> None:
     """Refuses a workdir that is a file, or that holds a run of another config, `free` keys aside; touches nothing.
 
-    A run that ended before it had anything to lose may be begun again with any config.
+    A run that ended before it had anything to lose may be begun again with any config. `fix`: what can be done
+    about one that has.
     """
     require(not workdir.exists() or workdir.is_dir(), "--workdir", workdir, "it is a file; name a folder")
     checkpoints = workdir / "checkpoints"
-    fix = "it is a file; move it away, or use another workdir"
-    require(not checkpoints.exists() or checkpoints.is_dir(), "--workdir", workdir, f"{checkpoints}: {fix}")
+    file = f"{checkpoints}: it is a file; move it away, or use another workdir"
+    require(not checkpoints.exists() or checkpoints.is_dir(), "--workdir", workdir, file)
     for folder in (checkpoints, *checkpoints.glob("[0-9]*")):
-        fix = f"{folder} is a link to a folder that is not there; mount or make it"
-        require(folder.exists() or not folder.is_symlink(), "--workdir", workdir, fix)
+        link = f"{folder} is a link to a folder that is not there; mount or make it"
+        require(folder.exists() or not folder.is_symlink(), "--workdir", workdir, link)
     if configs.path_of(workdir).exists():
-        old = configs.read(workdir)
+        old, path = configs.read(workdir), configs.path_of(workdir)
         changed = configs.differences(old, config, free)
         if changed and has_begun(workdir):
             listed = "; ".join(changed)
-            raise UserError(f"--workdir={workdir} holds a run of another config ({listed}); use another workdir")
+            raise UserError(f"--workdir={workdir} holds a run of another config ({listed}); {fix}")
         if has_begun(workdir):
-            configs.check_keys(old, config, str(configs.path_of(workdir)))
+            configs.check_keys(old, config, str(path))
+        foreign = f"{path} is another program's; move it away, or use another workdir"
+        require("train" in old, "--workdir", workdir, foreign)
     elif any(checkpoints.glob("[0-9]*")):
         raise UserError(f"--workdir={workdir} has checkpoints but no config.json; restore it, or use another workdir")
 
@@ -42,12 +47,18 @@ def has_begun(workdir: Path) -> bool:
     return any((workdir / "checkpoints").glob("[0-9]*")) or any(read_rows(workdir / "metrics.jsonl"))
 
 
+def begun(workdir: Path) -> ConfigDict | None:
+    """The config of the run that has begun in a workdir; None where there is no such run."""
+    return configs.read(workdir) if configs.path_of(workdir).exists() and has_begun(workdir) else None
+
+
 def check_nothing_lost(workdir: Path) -> None:
     """Refuses to begin at step 0 where metrics.jsonl tells of steps by which a checkpoint had been saved."""
-    if not configs.path_of(workdir).exists():
+    config = begun(workdir)
+    if config is None:
         return
     reached = max((row["step"] for row in read_rows(workdir / "metrics.jsonl")), default=0)
-    if reached > 2 * configs.read(workdir).train.checkpoint_every:  # when its second save began the first was complete
+    if reached > 2 * config.train.checkpoint_every:  # when its second save began the first was complete
         raise UserError(
             f"--workdir={workdir}: metrics.jsonl reaches step {reached:g}, but there is no checkpoint; restore "
             f"{workdir / 'checkpoints'}, or use another workdir to start over"

@@ -225,7 +225,7 @@ def must_not_come_so_far(_):
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (MemoryError("Unable to allocate 1 PiB"), "out of memory (Unable to allocate 1 PiB); raise train.microbatches"),
+        (MemoryError("Unable to allocate 1 PiB"), "out of memory (Unable to allocate 1 PiB); set data.resident=false"),
         (
             jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nwhile"),
             "out of memory (Out of memory while);",

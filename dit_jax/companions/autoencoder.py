@@ -11,19 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax.companions.companion import companion_config, restore
+from dit_jax.companions.base import companion_config, restore
 from dit_jax.errors import UserError
 from dit_jax.evaluation.features import weights_hash
 from dit_jax.experiment import Experiment
 from dit_jax.models.autoencoder import Autoencoder, AutoencoderOutput, Codec
-from dit_jax.settings import configs
 from dit_jax.settings.checks import latent_shape, require
 from dit_jax.system.together import whole
-from dit_jax.training import autoencoder as training
 from dit_jax.training import sharding
+from dit_jax.training.autoencoder import batch_loss
 from dit_jax.training.state import Params, TrainState
 from dit_jax.training.step import CallResult, make_train_call
-from dit_jax.workdir import has_begun
+from dit_jax.workdir import begun
 
 LARGEST = 1e30  # of a latent's mean and deviation; float32 ends at 3e38
 LATENTS_JSON = "latents.json"  # what `--mode=train_autoencoder` measured of the latents when it had done
@@ -57,7 +56,7 @@ class AutoencoderExperiment(Experiment):
     def train_call(self, streamed: bool = False) -> Callable[..., CallResult]:
         """As an experiment's, with the autoencoder's loss."""
         kl_weight = self.config.autoencoder.kl_weight
-        loss = partial(training.batch_loss, latent_shape=self.latent_shape, kl_weight=kl_weight)
+        loss = partial(batch_loss, latent_shape=self.latent_shape, kl_weight=kl_weight)
         return make_train_call(self.apply, self.optimizer, self.recipe, self.mesh, self.keys[1], loss, streamed)
 
     def codec_of(self, params: Params, mean: Sequence[float], std: Sequence[float]) -> Codec:
@@ -114,7 +113,8 @@ def with_codec(workdir: Path, config: ConfigDict) -> Experiment:
 
 def learnt_with(workdir: Path) -> str:
     """The SHA-256 of the autoencoder whose latents the run in `workdir` has learnt; empty before it has begun."""
-    return configs.read(workdir).autoencoder.sha256 if configs.path_of(workdir).exists() and has_begun(workdir) else ""
+    known = begun(workdir)
+    return known.autoencoder.sha256 if known else ""
 
 
 def read_latents(folder: Path, state: TrainState, channels: int) -> dict[str, Any] | None:

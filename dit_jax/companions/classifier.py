@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax.companions.companion import companion_config, restore
+from dit_jax.companions.base import companion_config, restore
 from dit_jax.diffusion.guidance import Logits
 from dit_jax.evaluation.features import Extractor, classifier_features, weights_hash
 from dit_jax.experiment import Experiment
 from dit_jax.models.classifier import Classifier, ClassifierOutput
 from dit_jax.settings.checks import require
 from dit_jax.system.together import whole
-from dit_jax.training import classifier as training
+from dit_jax.training.classifier import batch_loss
 from dit_jax.training.state import Params, TrainState
 from dit_jax.training.step import CallResult, Recipe, make_train_call
 
@@ -47,7 +47,7 @@ class ClassifierExperiment(Experiment):
     def train_call(self, streamed: bool = False) -> Callable[..., CallResult]:
         """As an experiment's, with the classifier's loss."""
         recipe: Recipe = self.recipe
-        loss = partial(training.batch_loss, crop_padding=self.config.classifier.crop_padding)
+        loss = partial(batch_loss, crop_padding=self.config.classifier.crop_padding)
         return make_train_call(self.apply, self.optimizer, recipe, self.mesh, self.keys[1], loss, streamed)
 
 

@@ -58,6 +58,11 @@ def look(folder: Folder) -> tuple[folders.Listing, Folder]:
         changes = [f"{word} {', '.join(names[:5])}" for word, names in (("without", gone), ("with", new)) if names]
         fix = "restore the class folders, or use another workdir"
         raise UserError(f"data.root={folder.root} has other classes than the run: {' and '.join(changes)}; {fix}")
+    if folder.class_names != listing.class_names:  # a label is a folder's place among them
+        given, sound = ("/".join(names) for names in (folder.class_names, listing.class_names))
+        raise UserError(
+            f"data.class_names={given} has the classes in another order, or one twice; omit it, or use {sound}"
+        )
     exact = f"{VERSION} {folder.image_size} {folder.skip_broken} {listing.content()}"
     content = f"{folder.image_size}px-{hashlib.sha256(exact.encode()).hexdigest()[:16]}"
     return listing, replace(folder, content=content)

@@ -88,7 +88,8 @@ def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path |
     result = figures | source.about
     result |= {"n": samples.count, "features": extractor.name, "features_sha256": extractor.sha256}
     result |= {"data": config.data.name, "reference_split": "train", "reference_n": reference.count, "warning": warning}
-    result |= held_out_figures(source.run, test) | progress_of(source.run, train.count) if source.run else {}
+    if source.run:
+        result |= held_out_figures(source.run, test) | progress_of(source.run, train.count)
     result |= {"floor": floor_of(extractor, reference, test.first(samples.count), names)}
     result |= {"seconds": round(time.perf_counter() - start, 1)}
     if is_first():
@@ -140,7 +141,8 @@ def from_run(config: ConfigDict, workdir: Path, class_counts: np.ndarray) -> Sou
     about = {"step": run.step, "dtype": config.model.dtype} | sampling_settings(config)
     about |= {"weights_sha256": weights_hash(run.weights), "classifier_sha256": run.classifier_sha256}
     shares = (class_counts // np.gcd.reduce(class_counts)).tolist()
-    exact = json.dumps(about | {"batch_size": batch_size, "devices": run.experiment.mesh.size, "shares": shares})
+    devices = [device.device_kind for device in run.experiment.mesh.devices.flat]
+    exact = json.dumps(about | {"batch_size": batch_size, "devices": devices, "shares": shares})
     name = f"step{run.step}-{hashlib.sha256(exact.encode()).hexdigest()[:16]}"
     folder = workdir / "evaluation" / name
     chunks = lambda: drawn(run, labels, n, batch_size, folder)  # noqa: E731
@@ -223,13 +225,8 @@ def read_chunk(path: Path, count: int, shape: tuple[int, int, int]) -> np.ndarra
     except Exception as error:  # a damaged header raises whatever Python's tokenizer likes
         logger.warning("%s cannot be read (%s): these images are drawn again", path, error)
         return None
-    whole = (
-        isinstance(images, np.ndarray)
-        and images.dtype == np.uint8
-        and images.shape[1:] == shape
-        and len(images) >= count
-    )
-    return images if whole else None
+    sound = isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == shape
+    return images if sound and len(images) >= count else None
 
 
 def keep(result: dict[str, Any], workdir: Path, name: str) -> None:

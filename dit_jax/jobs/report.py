@@ -23,7 +23,7 @@ from dit_jax.experiment import Experiment
 from dit_jax.jobs.report_nearest import features_at_hand, memorisation_of
 from dit_jax.models.dit import PRESETS
 from dit_jax.reporting.images import BROKEN_PNG, about_png
-from dit_jax.reporting.jsonl import number, read_objects
+from dit_jax.reporting.jsonl import number
 from dit_jax.reporting.markup import Html, missing
 from dit_jax.reporting.report import Report, draw_page
 from dit_jax.reporting.report_figures import Clock
@@ -32,12 +32,13 @@ from dit_jax.settings import configs
 from dit_jax.settings.checks import require
 from dit_jax.system import environment
 from dit_jax.system.files import replacing
+from dit_jax.system.jsonl import read_objects
 from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir, make_folder
 
 logger = logging.getLogger(__name__)
 AGAIN = "runs/again"  # where the page's commands make the run once more
 FROM_NOISE = ("generate", "interpolate")  # tasks of sampling
-AFTER_TRAINING = ("sample", "train_classifier", "evaluate")  # the modes that the page has to show, in their order
+AFTER_TRAINING = ("train_classifier", "sample", "evaluate")  # the modes that the page has to show, in their order
 
 
 def report(config: ConfigDict, workdir: Path, out: Path | None) -> None:
@@ -145,9 +146,11 @@ def commands_of(config: ConfigDict, workdir: Path) -> dict[str, str]:
     resume = f"python main.py --workdir {shlex.quote(str(workdir))}"
     commands = {mode: f"{resume} --mode={mode}" for mode in (*AFTER_TRAINING, "report")}
     flags = " \\\n    ".join([f"--workdir {AGAIN}", *overrides(config)])
-    before = ["--mode=train_autoencoder "] if config.model.latents else []
-    again = [f"python main.py {mode}--config configs/default.py {flags}" for mode in (*before, "")]
-    again += [f"python main.py --workdir {AGAIN} --mode={mode}" for mode in AFTER_TRAINING]
+    first = ["train_autoencoder"] * config.model.latents
+    first += ["train_classifier"] * (config.evaluate.every_steps > 0 and config.evaluate.features == "classifier")
+    begin = f"--config configs/default.py {flags}"
+    again = [*(f"python main.py --mode={mode} {begin}" for mode in first), f"python main.py {begin}"]
+    again += [f"python main.py --workdir {AGAIN} --mode={mode}" for mode in AFTER_TRAINING if mode not in first]
     return commands | {"resume": resume, "again": "\n".join(again)}
 
 

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dit_jax import experiment as experiments
 from dit_jax import loading
 from dit_jax.data.images import open_images, read_mask
 from dit_jax.diffusion import editing, sampling, tasks
+from dit_jax.experiment import Experiment, Sample, make_sample
 from dit_jax.reporting.denoising import animation, frames_of, save_gif, strip
 from dit_jax.reporting.images import count_diverged, label_grid, save_png, to_uint8
 from dit_jax.reporting.progress import Progress
@@ -32,7 +32,7 @@ class Task(NamedTuple):
     """What to draw: labels [n], a sampler, and what it takes beside them, [n, ...] each."""
 
     labels: np.ndarray
-    sample: experiments.Sample
+    sample: Sample
     inputs: tuple[np.ndarray, ...] = ()
     columns: int | None = None  # of the grid
 
@@ -48,7 +48,7 @@ def sample(config: ConfigDict, workdir: Path, out: Path | None) -> None:
     check_workdir(workdir, config, SAMPLE_FREE_KEYS)
     out = out or workdir / "samples"
     require(not out.exists() or out.is_dir(), "--out", out, "it is a file; name a folder")
-    given = read_given(config, experiments.Experiment(config))
+    given = read_given(config, Experiment(config))
     run = loading.load(workdir, config)
     if is_first():
         make_folder(out, "--out")
@@ -78,7 +78,7 @@ def sample(config: ConfigDict, workdir: Path, out: Path | None) -> None:
     logger.info("step %d: %d images in %s and %s", run.step, len(images), out / "samples.npz", out / "grid.png")
 
 
-def read_given(config: ConfigDict, experiment: experiments.Experiment) -> tuple[np.ndarray, ...]:
+def read_given(config: ConfigDict, experiment: Experiment) -> tuple[np.ndarray, ...]:
     """(images uint8 [n, H, W, C], labels [n], mask bool [H, W, 1] or nothing) for a task that starts from images.
 
     Labels are `sample.labels` in turn, or those of the file if that is empty; () for the other tasks.
@@ -158,7 +158,7 @@ def invert(run: loading.Run, images: np.ndarray, labels: np.ndarray) -> np.ndarr
     """The noise float32 [n, H, W, C], of pixels or latents, that DDIM draws the images from."""
     experiment, c = run.experiment, run.experiment.config.sample
     plan = editing.ddim_inverse(experiment.schedule, experiment.timesteps())
-    to_noise = experiments.make_sample(experiment, plan, tasks.from_noise, decode=False)
+    to_noise = make_sample(experiment, plan, tasks.from_noise, decode=False)
     return draw_all(run, labels, c.batch_size, c.seed, to_noise, (encoded(run, images),), lambda noise: noise)
 
 
@@ -195,13 +195,13 @@ def draw_all(
     labels: np.ndarray,
     batch_size: int,
     seed: int,
-    sample: experiments.Sample | None = None,
+    draw: Sample | None = None,
     inputs: Sequence[np.ndarray] = (),
     convert: Callable[[np.ndarray], np.ndarray] = to_uint8,
 ) -> np.ndarray:
     """Images [n, H, W, C] for labels [n], a batch at a time; the last is filled up, so one compile serves all.
 
-    `sample` is the run's own unless given, with its `inputs`; `convert` makes uint8 of what it draws.
+    `draw` is the run's own unless given, with its `inputs`; `convert` makes uint8 of what it draws.
     """
     key, n, images, lost = jax.random.key(seed), len(labels), None, 0
     batch_size = min(batch_size, n)
@@ -209,7 +209,7 @@ def draw_all(
     with Progress(n, "image") as progress:
         for first in range(0, n, batch_size):
             batch, *rest = (fill(x[first : first + batch_size]) for x in (labels, *inputs))
-            drawn = whole((sample or run.sample)(run.weights, key, batch, first, rest))[: n - first]
+            drawn = whole((draw or run.sample)(run.weights, key, batch, first, rest))[: n - first]
             lost, drawn = lost + count_diverged(drawn), convert(drawn)
             images = np.empty((n, *drawn.shape[1:]), drawn.dtype) if images is None else images
             images[first : first + batch_size] = drawn

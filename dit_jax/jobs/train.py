@@ -14,11 +14,10 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from dit_jax import evaluations
-from dit_jax import experiment as experiments
 from dit_jax.companions.autoencoder import with_codec
 from dit_jax.data import datasets
 from dit_jax.data.pipeline import steps_per_epoch
-from dit_jax.experiment import Experiment
+from dit_jax.experiment import Experiment, Sample
 from dit_jax.jobs import training_evaluation
 from dit_jax.jobs.latents import training_records
 from dit_jax.jobs.starting import check_source, first_state
@@ -34,7 +33,7 @@ from dit_jax.system.together import check_alike, first_before_others, is_first, 
 from dit_jax.training import loop
 from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.state import TrainState
-from dit_jax.workdir import check_nothing_lost, check_savable, check_workdir, has_begun, make_folder
+from dit_jax.workdir import begun, check_nothing_lost, check_savable, check_workdir, make_folder
 
 logger = logging.getLogger(__name__)
 PROBED = 64  # examples by which processes see that they have the same data
@@ -63,7 +62,8 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
     """
     config, section = experiment.config, experiment.section
     stop = Stop(config.train.max_seconds)  # the time of preparing data counts
-    check_workdir(workdir, config, free)
+    fix = "use another workdir" if section == "train" else f"move {workdir} away to train another"
+    check_workdir(workdir, config, free, fix)
     check_savable(workdir)
     batch_size, best = config.train.batch_size, partial(evaluations.best_step, workdir)
     experiment.check_devices()
@@ -72,8 +72,8 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
     with first_before_others():  # it may be made first
         find_data(experiment, workdir)
         images = datasets.open_split(experiment.source, "train")
-        fix = f"the data has {images.count} images; use fewer"
-        require(batch_size <= images.count, f"{section}.batch_size", batch_size, fix)
+        fewer = f"the data has {images.count} images; use fewer"
+        require(batch_size <= images.count, f"{section}.batch_size", batch_size, fewer)
         training_evaluation.check_sets(experiment, images.count)
     probe = probe_of(images)
     check_alike("data", probe, "each data.data_dir must hold the same")
@@ -82,7 +82,7 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
             make_folder(workdir, "--workdir")
         stack.enter_context(stop)
         stack.enter_context(only_trainer(workdir))
-        check_workdir(workdir, config, free)  # again: only now nobody else can write there
+        check_workdir(workdir, config, free, fix)  # again: only now nobody else can write there
         checkpointer = stack.enter_context(Checkpointer(workdir, config.train.keep_checkpoints, best=best))
         state = checkpointer.restore(experiment.abstract_state())
         if state is None and is_first():
@@ -140,8 +140,8 @@ def find_data(experiment: Experiment, workdir: Path) -> None:
     """
     data = experiment.config.data
     if experiment.source.folder:
-        if configs.path_of(workdir).exists() and has_begun(workdir):
-            data.content = configs.read(workdir).data.content
+        if known := begun(workdir):
+            data.content = known.data.content
         folder = datasets.refresh(experiment.source).folder
         assert folder is not None
         data.content = folder.content
@@ -223,9 +223,7 @@ def make_hooks(
     return loop.Hooks(log, lambda state, row: save(state, metrics=row), watch, progress.update, stop)
 
 
-def watch_samples(
-    experiment: Experiment, writer: MetricWriter, sample: experiments.Sample, step: int, state: TrainState
-) -> None:
+def watch_samples(experiment: Experiment, writer: MetricWriter, sample: Sample, step: int, state: TrainState) -> None:
     """Writes a small grid of the EMA weights' samples to TensorBoard; the same noise every time."""
     names = experiment.info.class_names
     labels = np.repeat(np.arange(min(len(names), WATCH_CLASSES)), WATCH_PER_CLASS)

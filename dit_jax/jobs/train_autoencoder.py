@@ -20,7 +20,7 @@ from dit_jax.companions.autoencoder import (
     measured_step,
     read_latents,
 )
-from dit_jax.companions.companion import free_keys, restore
+from dit_jax.companions.base import free_keys, restore
 from dit_jax.companions.pretrained import load_autoencoder
 from dit_jax.data import datasets
 from dit_jax.data.datasets import Records
@@ -39,7 +39,7 @@ from dit_jax.system.together import first_before_others, is_first, whole
 from dit_jax.training import sharding
 from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.state import create
-from dit_jax.workdir import SAMPLE_FREE_KEYS, check_savable, check_workdir, has_begun, make_folder
+from dit_jax.workdir import SAMPLE_FREE_KEYS, begun, check_savable, check_workdir, make_folder
 
 logger = logging.getLogger(__name__)
 OWN_KEYS = ("autoencoder.downsample", "autoencoder.channels", "autoencoder.width", "autoencoder.depth",
@@ -76,8 +76,8 @@ def train_or_put(config: ConfigDict, workdir: Path, experiment: AutoencoderExper
     if c.pretrained:
         put_pretrained(workdir, experiment)
     else:
-        there = configs.path_of(folder).exists() and has_begun(folder)
-        taken = dict(configs.leaves(configs.read(folder))).get("autoencoder.pretrained") if there else ""
+        known = begun(folder)
+        taken = dict(configs.leaves(known)).get("autoencoder.pretrained") if known else ""
         fix = f"{folder} has the weights of {taken}; name that file, or train in another workdir"
         require(not taken, "autoencoder.pretrained", "''", fix)
         if learnt_with(workdir):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from dit_jax.companions.base import free_keys
 from dit_jax.companions.classifier import ClassifierExperiment, classifier_config, load_classifier
-from dit_jax.companions.companion import free_keys
 from dit_jax.data import datasets
 from dit_jax.data.images import Images
 from dit_jax.errors import UserError

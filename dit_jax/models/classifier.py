@@ -27,7 +27,7 @@ class ClassifierOutput(NamedTuple):
 class ResidualBlock(nn.Module):
     """x + two 3x3 convolutions of it, the time [B, D] added between: [B, H, W, C] -> [B, H, W, features].
 
-    Norm and activation come before each convolution (He et al. 2016, pre-activation). Where the width or, by `stride`,
+    Norm and activation come before each convolution (He et al. 2016b). Where the width or, by `stride`,
     the size changes, the shortcut is a 1x1 convolution.
     """
 

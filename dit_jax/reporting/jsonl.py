@@ -4,80 +4,14 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from clu.metric_writers import MetricWriter
 
-from dit_jax.errors import UserError
-from dit_jax.system.files import replacing
+from dit_jax.system.jsonl import opened
 
 MOST = 1e100  # a larger figure cannot be drawn and counts as none; one below its inverse counts as 0
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a metrics file, oldest first; no file is no rows.
-
-    A row is `{"step": int, name: number or null, ...}`. Lines that are none, such as the half of a line that a killed
-    process leaves, are skipped.
-    """
-    return [row for row in map(parse, _lines(path)) if row is not None]
-
-
-def read_objects(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """(objects, how many lines hold none) of a file with one JSON object a line; no file is no objects.
-
-    The half of a last line, which a process that is still writing leaves, counts as none.
-    """
-    objects, damaged = [], 0
-    for line in filter(bytes.strip, _lines(path)):
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError):
-            found = None
-        if isinstance(found, dict):
-            objects.append(found)
-        else:
-            damaged += 1
-    return objects, damaged
-
-
-def opened(path: Path) -> TextIO:
-    """The file, to append to. Raises UserError if it is a link to nowhere."""
-    try:
-        return path.open("a", encoding="utf-8", buffering=1)
-    except FileNotFoundError:
-        raise UserError(f"{path} is a link to a folder that is not there; mount or make it, or remove it") from None
-
-
-def append(path: Path, row: Mapping[str, Any]) -> None:
-    """Adds a line; half a line that a killed process left stays one of its own."""
-    torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-    with opened(path) as file:
-        file.write("\n" * torn + json.dumps(row) + "\n")
-
-
-def drop_rows_after(path: Path, step: int) -> None:
-    """Removes, atomically, the rows beyond `step` and any broken line, so that a resumed run writes no row twice."""
-    lines = _lines(path)
-    kept = [line for line in lines if (row := parse(line)) is not None and row["step"] <= step]
-    whole = b"".join(line.rstrip(b"\n") + b"\n" for line in kept)
-    if whole != b"".join(lines):
-        with replacing(path) as temporary:
-            temporary.write_bytes(whole)
-
-
-def _lines(path: Path) -> list[bytes]:
-    return path.read_bytes().splitlines(keepends=True) if path.exists() else []
-
-
-def parse(line: bytes) -> dict[str, Any] | None:
-    """The row of a line; None if it is none."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):  # bad JSON, bad UTF-8, brackets without end
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def number(value: Any) -> float | None:

@@ -8,9 +8,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
-from dit_jax.reporting.jsonl import column, number, read_rows
+from dit_jax.reporting.jsonl import column, number
 from dit_jax.reporting.smoothing import is_wide, running_mean, window
 from dit_jax.system.files import replacing
+from dit_jax.system.jsonl import read_rows
 
 QUARTILES = ("loss_q1", "loss_q2", "loss_q3", "loss_q4")  # by noise level, q1 the least noise
 QUARTILE_COLORS = ("#9ecae1", "#a1d99b", "#fdc98e", "#bcbddc")  # lighter than the loss, which is the subject

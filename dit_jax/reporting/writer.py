@@ -11,7 +11,8 @@ from tensorboard.compat.proto import event_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from dit_jax.errors import UserError
-from dit_jax.reporting.jsonl import JsonlWriter, drop_rows_after
+from dit_jax.reporting.jsonl import JsonlWriter
+from dit_jax.system.jsonl import drop_rows_after
 from dit_jax.system.together import is_first
 
 

@@ -170,7 +170,7 @@ def check_diffusion(c: ConfigDict) -> None:
         require(0 < c[key] < 1, f"diffusion.{key}", c[key], "a beta lies between 0 and 1 (DDPM has 0.0001 to 0.02)")
     ordered = f"it must not be above diffusion.beta_end={c.beta_end}"
     require(c.beta_start <= c.beta_end, "diffusion.beta_start", c.beta_start, ordered)
-    require(c.logit_std > 0, "diffusion.logit_std", c.logit_std, "use a number above 0 (Esser et al. have 1)")
+    require(c.logit_std > 0, "diffusion.logit_std", c.logit_std, "use a number above 0 (Esser et al. 2024 have 1)")
     choice("diffusion.loss_weighting", c.loss_weighting, LOSS_WEIGHTINGS)
     readable = c.loss_weighting != "velocity" or c.prediction != "eps"
     fix = "without bound for diffusion.prediction=eps, which says least of the velocity at most noise; use x0 or v"
@@ -211,7 +211,7 @@ def check_train(c: ConfigDict) -> None:
     require(0 <= c.label_dropout < 1, "train.label_dropout", c.label_dropout, "use a share from 0 to below 1")
     require(0 <= c.dropout < 1, "train.dropout", c.dropout, "use a share from 0 (none) to below 1, such as 0.1")
     require(c.ema_half_life >= 0, "train.ema_half_life", c.ema_half_life, "use a number of images, 0 for no averaging")
-    require(c.ema_ramp > 0, "train.ema_ramp", c.ema_ramp, "use a share above 0 (Karras et al. have 0.05)")
+    require(c.ema_ramp > 0, "train.ema_ramp", c.ema_ramp, "use a share above 0 (Karras et al. 2022 have 0.05)")
 
 
 def check_sample(config: ConfigDict, info: DatasetInfo) -> None:

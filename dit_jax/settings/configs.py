@@ -17,7 +17,7 @@ from ml_collections.config_dict import placeholder
 
 from dit_jax.errors import UserError
 from dit_jax.models.dit import PRESETS
-from dit_jax.system.files import replacing
+from dit_jax.system.files import expanded, replacing
 
 CONFIG_JSON = "config.json"
 MAIN_FLAGS = ("config", "workdir", "mode", "out", "images", "coordinator", "num_processes", "process_id", "cluster")
@@ -36,8 +36,9 @@ def load(spec: str) -> ConfigDict:
     Raises:
       UserError: no such file, no `get_config` in it, one that fails, or an ARG that it does not know.
     """
-    path, _, argument = spec.partition(":")
-    if not Path(path).is_file():
+    name, _, argument = spec.partition(":")
+    path = expanded(name)
+    if not path.is_file():
         raise UserError(f"--config={spec}: there is no file {path}; configs/ holds those that come with dit-jax")
     module_spec = importlib.util.spec_from_file_location("experiment_config", path)
     if module_spec is None or module_spec.loader is None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from dit_jax.reporting.jsonl import append
+from dit_jax.system.jsonl import append
 
 SESSIONS = "sessions.jsonl"
 PACKAGES = ("dit-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

@@ -316,6 +316,13 @@ def test_other_classes_than_the_runs_are_refused(root, tmp_path):
         image_folder.refresh(source(root, tmp_path / "data").folder, tmp_path / "data")
 
 
+@pytest.mark.parametrize("names", [("dog", "cat"), ("cat", "dog", "dog")])
+def test_classes_in_another_order_would_be_other_labels(names, root, tmp_path):
+    """A label is the place of its folder among the sorted ones, and class_names[label] is what people read."""
+    with pytest.raises(UserError, match=r"in another order, or one twice; omit it, or use cat/dog"):
+        image_folder.refresh(source(root, tmp_path / "data", names).folder, tmp_path / "data")
+
+
 def test_small_pictures_are_told(tmp_path, caplog):
     paint(tmp_path / "root" / "cat" / "small.png", 1, (7, 20))
     paint(tmp_path / "root" / "cat" / "large.png", 2, (8, 9))

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from PIL import Image
 from configs import default
 from dit_jax.data import datasets
 from dit_jax.jobs import report as job
-from dit_jax.jobs.report import overrides
+from dit_jax.jobs.report import commands_of, overrides
 from dit_jax.reporting import report_images
 from dit_jax.settings import configs
 from dit_jax.settings.resolving import resolve
@@ -256,6 +257,29 @@ def test_the_command_makes_the_same_config(page, whole, monkeypatch):
     made = default.get_config()
     configs.override(made, [word.removeprefix("--config.") for word in words if word.startswith("--config.")])
     assert configs.differences(configs.read(whole), resolve(made), ()) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "modes"),
+    [
+        ({}, ["train", "train_classifier", "sample", "evaluate"]),
+        ({"evaluate__every_steps": 2}, ["train_classifier", "train", "sample", "evaluate"]),
+        (
+            {"model__latents": True, "sample__clip_x_0": False, "evaluate__every_steps": 2},
+            ["train_autoencoder", "train_classifier", "train", "sample", "evaluate"],
+        ),
+        (
+            {"evaluate__every_steps": 2, "evaluate__features": "inception"},
+            ["train", "train_classifier", "sample", "evaluate"],
+        ),
+    ],
+)
+def test_each_command_has_what_the_ones_before_it_made(keys, modes, monkeypatch):
+    """Sampling may be guided by the classifier, training evaluated with it; all may see through the autoencoder."""
+    tiny.install(monkeypatch)
+    commands = commands_of(tiny.config(**{"evaluate__features": "classifier"} | keys), Path("w"))["again"]
+    named = re.findall(r"^python main.py (?:--workdir \S+ )?(?:--mode=(\w+))?", commands, re.MULTILINE)
+    assert [mode or "train" for mode in named] == modes
 
 
 @pytest.mark.parametrize(

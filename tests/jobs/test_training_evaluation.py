@@ -9,13 +9,16 @@ import jax
 import numpy as np
 import pytest
 
+from configs import default
 from dit_jax import evaluations
 from dit_jax.errors import UserError
 from dit_jax.jobs import training_evaluation
+from dit_jax.jobs.judging import sampling_settings
 from dit_jax.jobs.train import train
 from dit_jax.jobs.train_classifier import train_classifier
 from dit_jax.jobs.training_evaluation import TrainingEvaluation, first_features
 from dit_jax.loading import load
+from dit_jax.reporting import report_figures
 from dit_jax.training.checkpoint import Checkpointer
 from tests import process, tiny
 from tests.evaluation.test_evaluate import summary
@@ -214,6 +217,13 @@ def test_the_best_is_of_rows_made_alike(tmp_path):
     assert evaluations.best_step(tmp_path) == 1
     evaluations.append(tmp_path, row(6, 8.0, n=50, guidance_to=0.5))
     assert evaluations.best_step(tmp_path) == 6
+    evaluations.append(tmp_path, row(7, 9.0, n=50, guidance_to=0.5, reference_n=41))  # the folder has grown
+    assert evaluations.best_step(tmp_path) == 7
+
+
+@pytest.mark.parametrize("compared", [evaluations.SETTINGS, report_figures.SETTINGS])
+def test_every_key_of_sampling_is_among_what_rows_must_agree_in(compared):
+    assert {*sampling_settings(default.get_config()), "n", "features_sha256", "reference_n"} - {*compared} == set()
 
 
 def test_rows_beyond_a_step_are_dropped_and_nothing_else(tmp_path):

@@ -19,8 +19,9 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.summary.writer import event_file_writer
 
 from dit_jax.errors import UserError
-from dit_jax.reporting import jsonl
+from dit_jax.reporting.jsonl import JsonlWriter
 from dit_jax.reporting.writer import create_writer
+from dit_jax.system import jsonl
 
 
 def tensorboard(workdir: Path) -> EventAccumulator:
@@ -214,4 +215,4 @@ def test_no_row_is_added_to_a_link_to_nowhere(tmp_path):
 def test_a_link_to_nowhere_is_one_clear_line(tmp_path):
     (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "no" / "where")
     with pytest.raises(UserError, match=r"metrics.jsonl is a link to a folder that is not there"):
-        jsonl.JsonlWriter(tmp_path / "metrics.jsonl")
+        JsonlWriter(tmp_path / "metrics.jsonl")

@@ -369,6 +369,13 @@ def test_a_frozen_config_thaws(tmp_path):
     assert resolve(config).train.steps == 3
 
 
+def test_a_home_folder_that_the_shell_left_alone_is_found(tmp_path, monkeypatch):
+    """As in --config=~/mine.py."""
+    (tmp_path / "mine.py").write_text("from configs import default\ndef get_config(x):\n  return default.get_config()")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert configs.load("~/mine.py:x").train.steps == default.get_config().train.steps
+
+
 @pytest.mark.parametrize("case", FILES)
 def test_a_config_file_that_fails_is_one_line(case, tmp_path):
     text, told = FILES[case]

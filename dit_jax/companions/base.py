@@ -1,4 +1,4 @@
-"""Networks beside a run's own, each in a folder of its workdir: the classifier and the autoencoder."""
+"""What the classifier and the autoencoder of a workdir have in common: their config, and how they are read."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -53,8 +53,9 @@ def restore(kind: type[Kind], workdir: Path, config: ConfigDict) -> tuple[Kind, 
         raise missing
     experiment = kind(read_resolved(folder))
     known, asked = experiment.info, Experiment(config).info
-    require(known.name == asked.name, "data.name", asked.name, f"{folder} knows {known.name}; train another")
-    require(known == asked, "data.name", asked.name, f"{folder} knows other classes or another size; train another")
+    fix = f"move it away, and train another by {mode}"
+    require(known.name == asked.name, "data.name", asked.name, f"{folder} knows {known.name}; {fix}")
+    require(known == asked, "data.name", asked.name, f"{folder} knows other classes or another size; {fix}")
     with Checkpointer(folder, keep=1, read_only=True) as checkpointer:
         state = checkpointer.restore(experiment.abstract_state())
     if state is None:
