@@ -42,8 +42,11 @@ def job_of(mode: str) -> Callable[..., Any]:
 
 
 def trained_folder(mode: str, workdir: str | None) -> Path | None:
-    """The folder that a mode trains in, None if it does not train or the folder was not named."""
-    below = {"train": "", "train_autoencoder": "autoencoder", "train_classifier": "classifier"}
+    """The folder of which a mode is the only trainer, None if it does not train or the folder was not named.
+
+    Of `train_autoencoder` it is the run's, which may be about to learn those latents.
+    """
+    below = {"train": "", "train_autoencoder": "", "train_classifier": "classifier"}
     return expanded(workdir) / below[mode] if workdir and mode in below else None
 
 

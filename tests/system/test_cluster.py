@@ -1,5 +1,6 @@
 """Which place a process has: by flags, by a scheduler's variables, or none. The variables are those that they set."""
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import pytest
 
 from dit_jax.errors import UserError
+from dit_jax.jobs import modes
 from dit_jax.system import cluster, lock
 from dit_jax.system.cluster import Place, detected, find
 from tests.system.test_lock import HOLDER
@@ -154,3 +156,12 @@ def test_a_run_under_way_is_not_met(process_id, tmp_path):
         holder.kill()
     lock.check_free(tmp_path)  # though the file is left
     lock.check_free(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("mode", "refused"), [("train", True), ("train_autoencoder", True), ("train_classifier", False)]
+)
+def test_a_mode_asks_for_the_lock_that_it_will_take(mode, refused, tmp_path):
+    """An autoencoder's training takes that of the run, before it asks for its own."""
+    with lock.only_trainer(tmp_path), pytest.raises(UserError) if refused else contextlib.nullcontext():
+        lock.check_free(modes.trained_folder(mode, str(tmp_path)))
