@@ -53,7 +53,7 @@ def explain(error: BaseException) -> tuple[int, str | None]:
         reason = " ".join(str(error).removeprefix("RESOURCE_EXHAUSTED: ").split())[:200]
         fix = "raise train.microbatches, set model.remat=true, or lower the batch_size of what ran"
         if isinstance(error, MemoryError):  # the computer's, not a device's
-            fix = "set data.resident=false, or lower the n or batch_size of what ran"
+            fix = "lower the n or batch_size of what ran, or set data.resident=false"
         return 2, f"error: out of memory ({reason}); {fix}"
     if isinstance(error, RuntimeError) and "Gloo" in str(error):  # the CPUs' link between processes
         reason = " ".join(str(error).split())[:200]

@@ -10,11 +10,13 @@ from dit_jax.settings import configs
 from dit_jax.settings.checks import require
 from dit_jax.system.jsonl import read_rows
 
+ANOTHER = "use another workdir"
+SECTIONS = ("data", "model", "diffusion", "optimizer", "train", "sample")  # by which a config.json is known to be ours
 SAMPLE_FREE_KEYS = (*configs.FREE_KEYS, "model.dtype")  # the same weights, other arithmetic
 
 
 def check_workdir(
-    workdir: Path, config: ConfigDict, free: tuple[str, ...] = configs.FREE_KEYS, fix: str = "use another workdir"
+    workdir: Path, config: ConfigDict, free: tuple[str, ...] = configs.FREE_KEYS, fix: str = ANOTHER
 ) -> None:
     """Refuses a workdir that is a file, or that holds a run of another config, `free` keys aside; touches nothing.
 
@@ -30,14 +32,14 @@ def check_workdir(
         require(folder.exists() or not folder.is_symlink(), "--workdir", workdir, link)
     if configs.path_of(workdir).exists():
         old, path = configs.read(workdir), configs.path_of(workdir)
+        foreign = f"{path} is another program's; move it away, or use another workdir"
+        require(all(section in old for section in SECTIONS), "--workdir", workdir, foreign)
         changed = configs.differences(old, config, free)
         if changed and has_begun(workdir):
             listed = "; ".join(changed)
             raise UserError(f"--workdir={workdir} holds a run of another config ({listed}); {fix}")
         if has_begun(workdir):
             configs.check_keys(old, config, str(path))
-        foreign = f"{path} is another program's; move it away, or use another workdir"
-        require("train" in old, "--workdir", workdir, foreign)
     elif any(checkpoints.glob("[0-9]*")):
         raise UserError(f"--workdir={workdir} has checkpoints but no config.json; restore it, or use another workdir")
 

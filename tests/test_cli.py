@@ -225,7 +225,10 @@ def must_not_come_so_far(_):
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (MemoryError("Unable to allocate 1 PiB"), "out of memory (Unable to allocate 1 PiB); set data.resident=false"),
+        (
+            MemoryError("Unable to allocate 1 PiB"),
+            "out of memory (Unable to allocate 1 PiB); lower the n or batch_size of what ran, or set",
+        ),
         (
             jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nwhile"),
             "out of memory (Out of memory while);",

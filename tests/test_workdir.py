@@ -28,14 +28,16 @@ def test_a_run_that_ended_before_it_began_may_have_another_config(run, tmp_path)
     assert "another config (train.batch_size: 4 -> 2)" in run("--config.train.batch_size=2").err[-1]
 
 
-def test_a_config_json_of_another_program_stays_as_it_is(run, tmp_path):
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("text", ['{"name": "x"}', '{"train": {"steps": 5}, "data": {}, "model": {"width": 4}}'])
+def test_a_config_json_of_another_program_stays_as_it_is(text, begun, run, tmp_path):
     path = tmp_path / "run/config.json"
-    path.parent.mkdir()
-    path.write_text('{"name": "x"}')
+    (path.parent / ("checkpoints/1000" if begun else "")).mkdir(parents=True)
+    path.write_text(text)
     done = run()
     assert (done.code, len(done.err)) == (2, 1)
     assert f"{path} is another program's; move it away, or use another workdir" in done.err[0]
-    assert path.read_text() == '{"name": "x"}'
+    assert path.read_text() == text
 
 
 def test_metrics_alone_are_a_run(run, tmp_path):

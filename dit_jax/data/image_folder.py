@@ -59,10 +59,10 @@ def look(folder: Folder) -> tuple[folders.Listing, Folder]:
         fix = "restore the class folders, or use another workdir"
         raise UserError(f"data.root={folder.root} has other classes than the run: {' and '.join(changes)}; {fix}")
     if folder.class_names != listing.class_names:  # a label is a folder's place among them
-        given, sound = ("/".join(names) for names in (folder.class_names, listing.class_names))
-        raise UserError(
-            f"data.class_names={given} has the classes in another order, or one twice; omit it, or use {sound}"
-        )
+        place = next(i for i, name in enumerate(folder.class_names) if name not in listing.class_names[i : i + 1])
+        fix = "use another workdir" if folder.content else "omit it"
+        raise UserError(f"data.class_names has classes of {folder.root} twice, or not in alphabetical order: "
+                        f"'{folder.class_names[place]}', number {place + 1}; {fix}")  # fmt: skip
     exact = f"{VERSION} {folder.image_size} {folder.skip_broken} {listing.content()}"
     content = f"{folder.image_size}px-{hashlib.sha256(exact.encode()).hexdigest()[:16]}"
     return listing, replace(folder, content=content)

@@ -33,7 +33,7 @@ from dit_jax.system.together import check_alike, first_before_others, is_first, 
 from dit_jax.training import loop
 from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.state import TrainState
-from dit_jax.workdir import begun, check_nothing_lost, check_savable, check_workdir, make_folder
+from dit_jax.workdir import ANOTHER, begun, check_nothing_lost, check_savable, check_workdir, make_folder
 
 logger = logging.getLogger(__name__)
 PROBED = 64  # examples by which processes see that they have the same data
@@ -55,28 +55,22 @@ def train(config: ConfigDict, workdir: Path, out: Path | None) -> int:
     return run_training(with_codec(workdir, config), workdir)
 
 
-def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = configs.FREE_KEYS) -> int:
-    """`train` of any experiment; `free` are the keys that a resumed one may change.
+def run_training(
+    experiment: Experiment, workdir: Path, free: tuple[str, ...] = configs.FREE_KEYS, fix: str = ANOTHER
+) -> int:
+    """`train` of any experiment; `free` are the keys that a resumed one may change, `fix` is for who changes others.
 
     A network beside a run, which is measured after its last step, also has the code of a stop that came in that one.
     """
     config, section = experiment.config, experiment.section
     stop = Stop(config.train.max_seconds)  # the time of preparing data counts
-    fix = "use another workdir" if section == "train" else f"move {workdir} away to train another"
     check_workdir(workdir, config, free, fix)
     check_savable(workdir)
     batch_size, best = config.train.batch_size, partial(evaluations.best_step, workdir)
     experiment.check_devices()
     check_source(config, workdir)
     evaluation = training_evaluation.prepare(experiment, workdir)
-    with first_before_others():  # it may be made first
-        find_data(experiment, workdir)
-        images = datasets.open_split(experiment.source, "train")
-        fewer = f"the data has {images.count} images; use fewer"
-        require(batch_size <= images.count, f"{section}.batch_size", batch_size, fewer)
-        training_evaluation.check_sets(experiment, images.count)
-    probe = probe_of(images)
-    check_alike("data", probe, "each data.data_dir must hold the same")
+    images, probe = open_images(experiment, workdir)
     with contextlib.ExitStack() as stack:
         if is_first():
             make_folder(workdir, "--workdir")
@@ -124,6 +118,24 @@ def run_training(experiment: Experiment, workdir: Path, free: tuple[str, ...] = 
         return 0
     logger.info("how good it is was not measured: the same command does that")
     return stop.code
+
+
+def open_images(experiment: Experiment, workdir: Path) -> tuple[datasets.Records, list[Any]]:
+    """The training images, prepared if they were not, and their `probe_of`, the same in all processes.
+
+    Raises:
+      UserError: the data is missing or differs between processes, or it is too small for a batch or an evaluation.
+    """
+    section, batch_size = experiment.section, experiment.config.train.batch_size
+    with first_before_others():
+        find_data(experiment, workdir)
+        images = datasets.open_split(experiment.source, "train")
+        fewer = f"the data has {images.count} images; use fewer"
+        require(batch_size <= images.count, f"{section}.batch_size", batch_size, fewer)
+        training_evaluation.check_sets(experiment, images.count)
+    probe = probe_of(images)
+    check_alike("data", probe, "each data.data_dir must hold the same")
+    return images, probe
 
 
 def probe_of(records: datasets.Records) -> list[Any]:

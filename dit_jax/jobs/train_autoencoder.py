@@ -39,7 +39,7 @@ from dit_jax.system.together import first_before_others, is_first, whole
 from dit_jax.training import sharding
 from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.state import create
-from dit_jax.workdir import SAMPLE_FREE_KEYS, begun, check_savable, check_workdir, make_folder
+from dit_jax.workdir import ANOTHER, SAMPLE_FREE_KEYS, begun, check_savable, check_workdir, make_folder
 
 logger = logging.getLogger(__name__)
 OWN_KEYS = ("autoencoder.downsample", "autoencoder.channels", "autoencoder.width", "autoencoder.depth",
@@ -80,12 +80,14 @@ def train_or_put(config: ConfigDict, workdir: Path, experiment: AutoencoderExper
         taken = dict(configs.leaves(known)).get("autoencoder.pretrained") if known else ""
         fix = f"{folder} has the weights of {taken}; name that file, or train in another workdir"
         require(not taken, "autoencoder.pretrained", "''", fix)
+        fix = f"move {folder} away to train another"
         if learnt_with(workdir):
             _, state = restore(AutoencoderExperiment, workdir, config)
             step = max(int(state.step), measured_step(folder))  # the checkpoint of what was measured may be damaged
-            fix = f"the run in {workdir} has learnt the latents of step {step}; use another workdir"
-            require(c.steps <= step, "autoencoder.steps", c.steps, fix)
-        code = run_training(experiment, folder, free_keys(config, OWN_KEYS))
+            further = f"the run in {workdir} has learnt the latents of step {step}; {ANOTHER}"
+            require(c.steps <= step, "autoencoder.steps", c.steps, further)
+            fix = f"the run in {workdir} has learnt its latents: {ANOTHER}"
+        code = run_training(experiment, folder, free_keys(config, OWN_KEYS), fix)
     if not code:
         measure(workdir, experiment)
     return code

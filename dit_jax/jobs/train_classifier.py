@@ -34,7 +34,8 @@ def train_classifier(config: ConfigDict, workdir: Path, out: Path | None) -> int
     require(out is None, "--out", out, "the classifier goes to WORKDIR/classifier; omit --out")
     check_workdir(workdir, config, SAMPLE_FREE_KEYS)
     experiment = ClassifierExperiment(classifier_config(config))
-    code = run_training(experiment, workdir / "classifier", free_keys(config, OWN_KEYS))
+    folder = workdir / experiment.section
+    code = run_training(experiment, folder, free_keys(config, OWN_KEYS), f"move {folder} away to train another")
     if not code:
         report_accuracy(experiment, workdir)
     return code

@@ -32,7 +32,6 @@ SETTINGS = (
     "clip_x_0",
     "weights",
     "features_sha256",
-    "reference_n",
     "during",
 )
 # Beginnings of the names of figures; a feature's name follows.

@@ -143,8 +143,8 @@ def join(
 ) -> None:
     """Finds this process's place, and waits for the others if there are any; comes before anything touches a device.
 
-    `trained` is the folder that will be trained in, if one is: where a run is under way in it, this process must not
-    meet that run's others, whom it would end.
+    `trained` is the folder whose only trainer this will be, if it is one: where a run is under way in it, this process
+    must not meet that run's others, whom it would end.
 
     Raises:
       UserError: as `find`; the folder or the port is another run's; or the others could not be reached.

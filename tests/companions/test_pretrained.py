@@ -158,7 +158,8 @@ def test_a_config_of_an_autoencoder_that_says_nothing_of_files_is_refused_as_ano
     """Of an older version, or edited: one line, as for any other difference."""
     folder = tmp_path / "w" / "autoencoder"
     (folder / "checkpoints" / "0").mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"autoencoder": {"steps": 5}}))
+    sections = {key: {} for key in ("data", "model", "diffusion", "optimizer", "train", "sample")}
+    (folder / "config.json").write_text(json.dumps(sections | {"autoencoder": {"steps": 5}}))
     refused = tiny.run_main(capfd, f"--workdir={tmp_path / 'w'}", "--mode=train_autoencoder", *tiny.flags())
     assert refused.code == 2
     assert "holds a run of another config" in refused.err[0]

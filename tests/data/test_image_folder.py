@@ -1,5 +1,6 @@
 """A folder of pictures as a data set: what it becomes, when its copy is made anew, the line for what cannot be used."""
 
+import dataclasses
 import errno
 import os
 import signal
@@ -316,11 +317,15 @@ def test_other_classes_than_the_runs_are_refused(root, tmp_path):
         image_folder.refresh(source(root, tmp_path / "data").folder, tmp_path / "data")
 
 
-@pytest.mark.parametrize("names", [("dog", "cat"), ("cat", "dog", "dog")])
-def test_classes_in_another_order_would_be_other_labels(names, root, tmp_path):
+@pytest.mark.parametrize(
+    ("names", "told"), [(("dog", "cat"), "'dog', number 1"), (("cat", "dog", "dog"), "'dog', number 3")]
+)
+@pytest.mark.parametrize(("content", "fix"), [("", "omit it"), ("8px-0", "use another workdir")])
+def test_classes_in_another_order_would_be_other_labels(names, told, content, fix, root, tmp_path):
     """A label is the place of its folder among the sorted ones, and class_names[label] is what people read."""
-    with pytest.raises(UserError, match=r"in another order, or one twice; omit it, or use cat/dog"):
-        image_folder.refresh(source(root, tmp_path / "data", names).folder, tmp_path / "data")
+    folder = dataclasses.replace(source(root, tmp_path / "data", names).folder, content=content)
+    with pytest.raises(UserError, match=f"twice, or not in alphabetical order: {told}; {fix}"):
+        image_folder.refresh(folder, tmp_path / "data")
 
 
 def test_small_pictures_are_told(tmp_path, caplog):

@@ -380,12 +380,12 @@ def test_the_folder_of_images_depends_on_what_they_do(trained, tiny_data, monkey
     others = [{"counts": (5, 5, 6)}, {"evaluate__n": 11}, {"sample__batch_size": 10}, {"sample__seed": 1}]
     others += [{"sample__guidance": 2.0}, {"sample__steps": 4}, {"sample__sampler": "ddim"}]
     folders = {same[0], *(folder(**other) for other in others)}
-    kinds = [SimpleNamespace(device_kind=kind) for kind in ("cpu", "cpu", "NVIDIA H100")]
-    for devices in (kinds[:2], kinds[2:]):
-        mesh = SimpleNamespace(devices=np.array(devices), size=len(devices))
+    for kinds in (["cpu", "cpu"], ["NVIDIA H100"] * 2, ["NVIDIA H100"]):
+        devices = np.array([SimpleNamespace(device_kind=kind) for kind in kinds])
+        mesh = SimpleNamespace(devices=devices, size=devices.size)
         monkeypatch.setitem(run.experiment.__dict__, "mesh", mesh)
         folders.add(folder())
-    assert len(folders) == 1 + len(others) + 2
+    assert len(folders) == 1 + len(others) + 3
 
 
 def test_an_inception_score_of_fewer_than_1000_images_is_warned_of(tiny_data, tmp_path, monkeypatch, caplog):

@@ -547,6 +547,9 @@ def test_another_autoencoder_is_refused(trained, tmp_path, capfd):
     line = refused(capfd, "--mode=train_autoencoder", "--workdir", copy, "--config.autoencoder.steps=4")
     assert "the run in" in line
     assert "has learnt the latents of step 2; use another workdir" in line
+    line = refused(capfd, "--mode=train_autoencoder", "--workdir", copy, "--config.autoencoder.width=64")
+    assert "autoencoder.width" in line
+    assert line.endswith(f"the run in {copy} has learnt its latents: use another workdir")
     line = refused(capfd, "--mode=sample", "--workdir", copy, "--config.autoencoder.channels=3")
     assert "autoencoder.channels=3" in line
     assert "has 2; use that" in line

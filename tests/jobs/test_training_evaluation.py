@@ -217,13 +217,11 @@ def test_the_best_is_of_rows_made_alike(tmp_path):
     assert evaluations.best_step(tmp_path) == 1
     evaluations.append(tmp_path, row(6, 8.0, n=50, guidance_to=0.5))
     assert evaluations.best_step(tmp_path) == 6
-    evaluations.append(tmp_path, row(7, 9.0, n=50, guidance_to=0.5, reference_n=41))  # the folder has grown
-    assert evaluations.best_step(tmp_path) == 7
 
 
 @pytest.mark.parametrize("compared", [evaluations.SETTINGS, report_figures.SETTINGS])
 def test_every_key_of_sampling_is_among_what_rows_must_agree_in(compared):
-    assert {*sampling_settings(default.get_config()), "n", "features_sha256", "reference_n"} - {*compared} == set()
+    assert {*sampling_settings(default.get_config()), "n", "features_sha256"} - {*compared} == set()
 
 
 def test_rows_beyond_a_step_are_dropped_and_nothing_else(tmp_path):
