@@ -18,8 +18,8 @@ import tensorflow_datasets as tfds
 
 from dit_jax.data import folders, pictures, preparation
 from dit_jax.errors import PASSING_ERRNO, UserError, errno_of
-from dit_jax.reporting.progress import Progress
 from dit_jax.system.files import expanded
+from dit_jax.system.progress import Progress
 
 logger = logging.getLogger(__name__)
 NAME = "image_folder"

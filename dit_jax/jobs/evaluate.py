@@ -35,9 +35,9 @@ from dit_jax.evaluation.features import Extractor, weights_hash
 from dit_jax.experiment import Experiment
 from dit_jax.jobs.judging import load_features, sampling_settings
 from dit_jax.reporting.images import count_diverged, to_uint8
-from dit_jax.reporting.progress import Progress
 from dit_jax.settings.checks import require
 from dit_jax.system.files import replacing
+from dit_jax.system.progress import Progress
 from dit_jax.system.together import all_true, first_before_others, is_first, whole
 from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir, make_folder
 

@@ -18,7 +18,7 @@ from dit_jax.data.datasets import Records
 from dit_jax.errors import EndedError, UserError
 from dit_jax.experiment import Experiment, pass_size
 from dit_jax.models.autoencoder import Codec
-from dit_jax.reporting.progress import Progress
+from dit_jax.system.progress import Progress
 from dit_jax.system.stop import Stop
 from dit_jax.system.together import first_before_others, whole
 from dit_jax.training import sharding

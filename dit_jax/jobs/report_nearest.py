@@ -14,8 +14,8 @@ from dit_jax.errors import UserError
 from dit_jax.evaluation.features import Extractor, inception_features
 from dit_jax.evaluation.memorisation import NearestSearch, memorisation_ratio, memorisation_scores, pixels
 from dit_jax.experiment import Experiment
-from dit_jax.reporting.progress import Progress
 from dit_jax.reporting.report_images import Memorisation, Neighbour, Suspect
+from dit_jax.system.progress import Progress
 
 COMPARED = 1_000  # samples, at most, and as many test images
 VALUES = 1 << 24  # numbers in their pixels, at most: of large images fewer are taken

@@ -17,10 +17,10 @@ from dit_jax.diffusion import editing, sampling, tasks
 from dit_jax.experiment import Experiment, Sample, make_sample
 from dit_jax.reporting.denoising import animation, frames_of, save_gif, strip
 from dit_jax.reporting.images import count_diverged, label_grid, save_png, to_uint8
-from dit_jax.reporting.progress import Progress
 from dit_jax.settings.checks import require
 from dit_jax.settings.labels import parse_labels
 from dit_jax.system.files import expanded, replacing
+from dit_jax.system.progress import Progress
 from dit_jax.system.together import is_first, whole
 from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir, make_folder
 

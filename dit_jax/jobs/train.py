@@ -22,12 +22,12 @@ from dit_jax.jobs import training_evaluation
 from dit_jax.jobs.latents import training_records
 from dit_jax.jobs.starting import check_source, first_state
 from dit_jax.reporting.images import label_grid, to_uint8
-from dit_jax.reporting.progress import Progress
 from dit_jax.reporting.writer import MetricWriter, create_writer
 from dit_jax.settings import configs
 from dit_jax.settings.checks import require
 from dit_jax.system import environment
 from dit_jax.system.lock import only_trainer
+from dit_jax.system.progress import Progress
 from dit_jax.system.stop import Stop
 from dit_jax.system.together import check_alike, first_before_others, is_first, whole
 from dit_jax.training import loop

@@ -30,11 +30,11 @@ from dit_jax.jobs.sample import to_float
 from dit_jax.jobs.train import find_data, run_training
 from dit_jax.models.autoencoder import Codec
 from dit_jax.reporting.images import COLUMNS, label_grid, save_png, to_uint8
-from dit_jax.reporting.progress import Progress
 from dit_jax.settings import configs
 from dit_jax.settings.checks import check_downsample, require
 from dit_jax.system.files import expanded, replacing
 from dit_jax.system.lock import only_trainer
+from dit_jax.system.progress import Progress
 from dit_jax.system.together import first_before_others, is_first, whole
 from dit_jax.training import sharding
 from dit_jax.training.checkpoint import Checkpointer

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from clu.metric_writers import MetricWriter
 from ml_collections import ConfigDict
 
 from dit_jax import evaluations
@@ -27,6 +26,7 @@ from dit_jax.evaluation.features import Extractor
 from dit_jax.experiment import Experiment, Sample
 from dit_jax.jobs.judging import load_features, sampling_settings
 from dit_jax.reporting.images import count_diverged, to_uint8
+from dit_jax.reporting.writer import MetricWriter
 from dit_jax.settings.checks import require
 from dit_jax.system.stop import Stop
 from dit_jax.system.together import from_first, is_first, whole

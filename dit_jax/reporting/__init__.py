@@ -1,4 +1,4 @@
-"""What people look at: the scalars and pictures of a run, the living line in the terminal, grids and plots.
+"""What people look at: the scalars and pictures of a run, grids, plots and reports.
 
 `clu.metric_writers` (and with it `clu.periodic_actions`) imports TensorFlow for one class. Importing this package puts
 a stand-in in that class's place when TensorFlow is absent, so that clu runs unmodified either way. It has to happen

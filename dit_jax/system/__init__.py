@@ -1,1 +1,1 @@
-"""Processes, files and machines: how a run starts, finds its others, ends early and keeps its files whole."""
+"""Processes, files and machines: how a run starts, tells how far it is, meets its others, ends; whole files."""

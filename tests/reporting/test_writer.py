@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.summary.writer import event_file_writer
 
+import dit_jax
 from dit_jax.errors import UserError
 from dit_jax.reporting.jsonl import JsonlWriter
 from dit_jax.reporting.writer import create_writer
@@ -191,6 +193,17 @@ def test_without_tensorflow_clu_runs_and_says_nothing(tmp_path):
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_what_needs_the_stand_in_is_imported_where_it_is_made():
+    """Elsewhere it might be imported before `dit_jax.reporting`, and ask for TensorFlow."""
+    package = Path(dit_jax.__file__).parent
+    users = {
+        path.relative_to(package).parts[0]
+        for path in package.rglob("*.py")
+        if re.search(r"^\s*from clu(\.| import )(metric_writers|periodic_actions)", path.read_text(), re.MULTILINE)
+    }
+    assert users == {"reporting"}
 
 
 def test_with_tensorflow_clus_own_writer_is_used(tmp_path):

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from dit_jax.reporting.progress import Progress
+from dit_jax.system.progress import Progress
 
 
 class Clock:
