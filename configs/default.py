@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.name = "cifar10"  # cifar10 | shapes | image_folder (configs/image_folder.py)
-    config.data.data_dir = "data"  # where TFDS keeps prepared data, and where latents are kept
+    config.data.data_dir = "data"  # where TFDS keeps prepared data; latents and references are kept there too
     config.data.resident = "auto"  # all images, or latents, on every device: auto (up to 1 GiB) | true | false (stream)
     config.data.root = ""  # image_folder: the folder of pictures, ROOT/CLASS/PICTURE.{png,jpg,jpeg,webp}
     config.data.image_size = placeholder(int)  # image_folder: pixels, both ways; of other data sets it is known

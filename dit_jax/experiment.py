@@ -5,7 +5,7 @@ config -> resolve (settings/resolving.py) -> Experiment -> jobs/
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, ClassVar, cast
 
 import jax
@@ -240,18 +240,18 @@ def make_sample(
     """sample(params, key, labels int [B], first=0, inputs=()) -> float32 images [B, H, W, C] in about [-1, 1].
 
     Image b draws its noise from fold_in(key, first + b) alone, whatever the batch. The batch is spread over the mesh in
-    passes of one size, `pass_size`, and padded to fill them: the same arithmetic for an image in any company, so the
-    same bits. One compile serves every number of passes. `inputs` [B, ...] are those that `draw` takes; `classifier` is
-    what guides by `sample.classifier_scale`, if anything does. Latents become images, unless `decode` is false.
+    passes of one size, `pass_size`, and padded to fill them: the same arithmetic for an image in any company, on CPUs
+    the same bits. One compile serves every number of passes. `inputs` [B, ...] are those that `draw` takes,
+    `classifier` guides by `sample.classifier_scale`. Latents become images, unless `decode` is false.
     """
     c, schedule, mesh = experiment.config.sample, experiment.schedule, experiment.mesh
     interval = guidance.guidance_interval(schedule.num_steps, c.guidance_from, c.guidance_to)
     prediction, shape = experiment.config.diffusion.prediction, experiment.x_shape
     codec = experiment.codec if decode else PIXELS
-    null_class, size = len(experiment.info.class_names), pass_size(c.batch_size, mesh)
+    null_class = len(experiment.info.class_names)
 
     def per_device(
-        params: Params, weights: Any, key: jax.Array, labels_B: jax.Array, index_B: jax.Array, inputs: Any
+        size: int, params: Params, weights: Any, key: jax.Array, labels_B: jax.Array, index_B: jax.Array, inputs: Any
     ) -> jax.Array:
         network = partial(experiment.apply, params)
 
@@ -267,11 +267,11 @@ def make_sample(
         return sampling.in_passes(one_pass, size, labels_B, index_B, inputs)
 
     whole, split = sharding.REPLICATED, sharding.SPLIT
-    mapped = jax.jit(
-        jax.shard_map(
-            per_device, mesh=mesh, in_specs=(whole, whole, whole, split, split, split), out_specs=split, check_vma=False
-        )
-    )
+    specs = {"in_specs": (whole, whole, whole, split, split, split), "out_specs": split}
+
+    @cache
+    def mapped(size: int) -> Callable[..., jax.Array]:
+        return jax.jit(jax.shard_map(partial(per_device, size), mesh=mesh, check_vma=False, **specs))
 
     def sample(
         params: Params, key: jax.Array, labels: np.ndarray | jax.Array, first: int = 0, inputs: Sequence[Any] = ()
@@ -281,12 +281,15 @@ def make_sample(
             learnt_without = experiment.config.train.label_dropout > 0
             check_labels(labels, experiment.info.class_names, learnt_without)
         index = first + np.arange(len(labels), dtype=np.int32)
+        size = pass_size(min(c.batch_size, len(labels)), mesh)  # a few images must not take the memory of a batch
 
         def fill(x: Any) -> Any:
             resize = jnp.resize if isinstance(x, Tracer) else np.resize
             return resize(x, (len(x) + -len(x) % (size * mesh.size), *x.shape[1:]))
 
-        return mapped(params, codec.weights, key, fill(labels), fill(index), tuple(map(fill, inputs)))[: len(labels)]
+        return mapped(size)(params, codec.weights, key, fill(labels), fill(index), tuple(map(fill, inputs)))[
+            : len(labels)
+        ]
 
     return sample
 

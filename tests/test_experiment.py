@@ -11,7 +11,7 @@ import pytest
 
 import dit_jax
 from dit_jax.errors import UserError
-from dit_jax.jobs.sample import draw_all
+from dit_jax.jobs.sample import Task, draw_all
 from dit_jax.loading import Run, load
 from dit_jax.training import loop
 from dit_jax.training.checkpoint import Checkpointer
@@ -28,8 +28,9 @@ def workdir(tmp_path_factory):
 def draw(workdir, monkeypatch, devices=1, n=7, batch_size=4, **more):
     tiny.install(monkeypatch)
     tiny.on_devices(monkeypatch, devices)
-    run = load(workdir, tiny.config(sample__n=n, train__steps=4, **more))
-    return draw_all(run, run.experiment.labels(), batch_size, 3)
+    own = {"sample__n": n, "sample__batch_size": batch_size, "sample__seed": 3}
+    run = load(workdir, tiny.config(**own, train__steps=4, **more))
+    return draw_all(run, Task(run.experiment.labels(), run.sample))
 
 
 @pytest.fixture(scope="module")
@@ -91,17 +92,32 @@ def test_many_images_are_batches_of_one_size_and_one_compile(monkeypatch):
     """Ten images, four at a time: the last batch is filled up, and nothing is traced again for it."""
     tiny.install(monkeypatch)
     tiny.on_devices(monkeypatch, 1)
-    experiment, traced, sizes = tiny.experiment(sample__n=10), [], []
+    experiment, traced, sizes = tiny.experiment(sample__n=10, sample__batch_size=4), [], []
     apply = type(experiment).apply
     monkeypatch.setattr(type(experiment), "apply", lambda *args: traced.append(1) or apply(*args))
     params, sample = weights(experiment), experiment.sampler()
     spy = lambda *args: sizes.append((len(args[2]), len(traced))) or sample(*args)  # noqa: E731
     run = Run(experiment, 4, params, spy, params)
-    assert draw_all(run, experiment.labels(), 4, 3).shape == (10, 8, 8, 3)
+    assert draw_all(run, Task(experiment.labels(), spy)).shape == (10, 8, 8, 3)
     assert [size for size, _ in sizes] == [4, 4, 4]
     assert sizes[0][1] == 0 < sizes[1][1] == sizes[2][1] == len(traced)
     sample(params, jax.random.key(9), [2, 2, 1], first=50)  # as does another number of images in as many passes
     assert len(traced) == sizes[1][1]
+
+
+def test_a_few_images_are_not_filled_up_to_a_batch_where_a_pass_is_a_whole_one(monkeypatch):
+    """As on GPUs, where sample.batch_size may be a thousand, and three images or a grid of training are asked for."""
+    tiny.install(monkeypatch)
+    tiny.on_devices(monkeypatch, 2)
+    asked = []
+    elsewhere = lambda batch_size, mesh: asked.append(batch_size) or -(-batch_size // mesh.size)  # noqa: E731
+    monkeypatch.setattr("dit_jax.experiment.pass_size", elsewhere)
+    experiment = tiny.experiment(sample__batch_size=6)
+    sample, params, key = experiment.sampler(), weights(experiment), jax.random.key(3)
+    many = sample(params, key, np.arange(7) % 3)
+    few = sample(params, key, [0, 1, 2])
+    assert asked == [6, 3]
+    np.testing.assert_allclose(few, many[:3], atol=1e-5)
 
 
 def test_outside_the_guidance_interval_images_are_unguided(workdir, monkeypatch):

@@ -1,7 +1,10 @@
 """A data set, a model and a config so small that a training call compiles in about a second."""
 
+import atexit
 import dataclasses
+import shutil
 import sys
+import tempfile
 from types import SimpleNamespace
 
 import jax
@@ -26,8 +29,11 @@ from dit_jax.training.checkpoint import Checkpointer
 INFO = datasets.DatasetInfo("tiny", (8, 8, 3), ("red", "green", "blue"))
 SEEDS, COUNTS = {"train": 7, "test": 8}, {"train": 40, "test": 24}
 LABELS = {"train": (0, 1, 0, 2, 0), "test": (0, 1, 2)}  # in turn: of the training images 24, 8 and 8
+DATA_DIR = tempfile.mkdtemp(prefix="dit-jax-tiny-")  # what evaluations and latents keep, for this process
+atexit.register(shutil.rmtree, DATA_DIR, ignore_errors=True)
 SETTINGS = {
     "data.name": "tiny",
+    "data.data_dir": DATA_DIR,
     "model.width": 16,
     "model.depth": 1,
     "model.num_heads": 2,

@@ -60,8 +60,12 @@ class AutoencoderExperiment(Experiment):
         return make_train_call(self.apply, self.optimizer, self.recipe, self.mesh, self.keys[1], loss, streamed)
 
     def codec_of(self, params: Params, mean: Sequence[float], std: Sequence[float]) -> Codec:
-        """Encodes to the latents' means less `mean` over `std` (of each channel, [c]), and decodes those."""
+        """Encodes to the latents' means less `mean` over `std` (of each channel, [c]), and decodes those.
 
+        Encoding takes float32 products exactly, where GPUs would take them in TF32: latents are kept for every machine.
+        """
+
+        @jax.default_matmul_precision("highest")
         def encode(weights: Any, x: jax.Array) -> jax.Array:
             latents, _ = cast(Any, self.model.apply(weights["params"], x, method="moments"))
             return (latents - weights["mean"]) / weights["std"]

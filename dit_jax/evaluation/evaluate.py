@@ -23,22 +23,31 @@ NAMES = {
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What the metrics take of a set of images.
+class Reference:
+    """What the metrics take of the images that others are compared with.
 
     moments: of all features; features_ND: float32, of all images or of `KEPT` drawn by a fixed seed; labels_N: theirs,
-    if known; logits_NK: float32, of all images; all_labels_N: those of all, if known.
+    if known.
     """
 
     moments: Moments
     features_ND: np.ndarray
     labels_N: np.ndarray | None
-    logits_NK: np.ndarray
-    all_labels_N: np.ndarray | None
 
     @property
     def count(self) -> int:
         return self.moments.count
+
+
+@dataclass(frozen=True)
+class Summary(Reference):
+    """What the metrics take of the images that are judged.
+
+    logits_NK: float32, of all images; all_labels_N: those of all, if known.
+    """
+
+    logits_NK: np.ndarray
+    all_labels_N: np.ndarray | None
 
 
 def in_proportion(class_counts: np.ndarray, n: int) -> np.ndarray:
@@ -80,7 +89,7 @@ def accuracy(summary: Summary) -> float:
     return float(np.mean(summary.logits_NK.argmax(1) == summary.all_labels_N))
 
 
-def scores(feature: str, reference: Summary, samples: Summary, class_names: Sequence[str]) -> dict[str, object]:
+def scores(feature: str, reference: Reference, samples: Summary, class_names: Sequence[str]) -> dict[str, object]:
     """Every figure that compares `samples` with `reference`, under names that carry the feature; see NAMES.
 
     By class, and the classifier's accuracy, only where the samples have labels.
@@ -105,7 +114,7 @@ def scores(feature: str, reference: Summary, samples: Summary, class_names: Sequ
     return figures | ({NAMES[feature]["by_class"]: by_class} if by_class else {})
 
 
-def class_distances(reference: Summary, samples: Summary, class_names: Sequence[str]) -> dict[str, float] | None:
+def class_distances(reference: Reference, samples: Summary, class_names: Sequence[str]) -> dict[str, float] | None:
     """Frechet distances of the kept images by class name; None without labels, or with a class of fewer than two."""
     if samples.labels_N is None or reference.labels_N is None:
         return None

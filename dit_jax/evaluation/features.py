@@ -15,7 +15,7 @@ from dit_jax.evaluation.inception_weights import SHA256, load_inception
 from dit_jax.models.inception import Inception
 from dit_jax.system.together import whole
 
-BATCH = 64  # images at a time, rounded up to fill the devices: Inception takes 5 MB of activations for each
+BATCH = 64  # images that a device, or all of a CPU's, has at a time: Inception takes 5 MB of activations for each
 
 Extract = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -40,7 +40,8 @@ def make_extract(network: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]
     (axis,) = mesh.axis_names
     exact = jax.default_matmul_precision("highest")(network)
     mapped = jax.shard_map(exact, mesh=mesh, in_specs=(P(), P(axis)), out_specs=P(axis), check_vma=False)
-    call, size = jax.jit(mapped), -(-BATCH // mesh.size) * mesh.size
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    call, size = jax.jit(mapped), (-(-BATCH // mesh.size) if on_cpu else BATCH) * mesh.size
     weights = jax.device_put(weights, NamedSharding(mesh, P()))
 
     def extract(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -26,6 +26,7 @@ from dit_jax.evaluation.evaluate import (
     FEW_TO_SCORE,
     LEAST_IMAGES,
     NAMES,
+    Reference,
     Summary,
     in_proportion,
     scores,
@@ -34,6 +35,7 @@ from dit_jax.evaluation.evaluate import (
 from dit_jax.evaluation.features import Extractor, weights_hash
 from dit_jax.experiment import Experiment
 from dit_jax.jobs.judging import load_features, sampling_settings
+from dit_jax.jobs.references import reference_of
 from dit_jax.reporting.images import count_diverged, to_uint8
 from dit_jax.settings.checks import require
 from dit_jax.system.files import replacing
@@ -77,7 +79,7 @@ def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path |
     if is_first():
         make_folder(workdir, "--workdir")
     samples = sum_up(extractor, source.images, "image")
-    reference = sum_up(extractor, real, "training image")
+    reference = reference_of(config, extractor, train, lambda: sum_up(extractor, real, "training image"))
     warning = bias_warning(reference.moments, samples.moments)
     if warning:
         logger.warning("%s: %s", NAMES[extractor.name]["frechet"], warning)
@@ -98,7 +100,7 @@ def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path |
 
 
 def floor_of(
-    extractor: Extractor, reference: Summary, test: datasets.Records, names: Sequence[str]
+    extractor: Extractor, reference: Reference, test: datasets.Records, names: Sequence[str]
 ) -> dict[str, object]:
     """The figures of real test images; none, with a word, where there are too few of them."""
     about = {"split": "test", "n": test.count}

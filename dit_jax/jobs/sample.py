@@ -34,7 +34,7 @@ class Task(NamedTuple):
     labels: np.ndarray
     sample: Sample
     inputs: tuple[np.ndarray, ...] = ()
-    columns: int | None = None  # of the grid
+    row_of: np.ndarray | None = None  # of each image in the grid, [n]; None is one row a label
 
 
 def sample(config: ConfigDict, workdir: Path, out: Path | None) -> None:
@@ -58,8 +58,7 @@ def sample(config: ConfigDict, workdir: Path, out: Path | None) -> None:
         task = Task(given[1], run.task(tasks.from_noise), (arrays["noise"],))
     else:
         task = TASKS[config.sample.task](run, *given)
-    batch_size, seed = config.sample.batch_size, config.sample.seed
-    images = draw_all(run, task.labels, batch_size, seed, task.sample, task.inputs)
+    images = draw_all(run, task)
     if config.sample.task == "inpaint":
         images = np.where(given[2], images, given[0])  # to the bit, also where latents were drawn
     about = settings_of(run) | {"n": len(images), "images_sha256": hashlib.sha256(images.tobytes()).hexdigest()}
@@ -69,8 +68,7 @@ def sample(config: ConfigDict, workdir: Path, out: Path | None) -> None:
                 (out / stale).unlink()
         with replacing(out / "samples.npz") as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, images=images, labels=task.labels, **arrays)
-        names = run.experiment.info.class_names
-        save_png(out / "grid.png", label_grid(images, task.labels, names, task.columns), about)
+        save_png(out / "grid.png", grid(images, task, run.experiment.info.class_names), about)
     if config.sample.task == "invert":
         logger.info("inverted and drawn again: PSNR %.1f dB over %d images", psnr(images, given[0]), len(images))
     if config.sample.task == "generate" and config.sample.denoising:
@@ -88,6 +86,9 @@ def read_given(config: ConfigDict, experiment: Experiment) -> tuple[np.ndarray, 
         return ()
     found = open_images(expanded(c.images), shape, len(experiment.info.class_names), "sample.images")
     images, labels = np.concatenate(list(found.chunks()))[: c.n], found.labels
+    if labels is None and not c.labels and len(experiment.info.class_names) > 1:
+        logger.warning("sample.images=%s has no labels, so all classes are taken in turn; name those of the images by "
+                       "sample.labels", c.images)  # fmt: skip
     if labels is None or c.labels:
         labels = np.resize(parse_labels(c.labels, experiment.info.class_names), len(images)).astype(np.int32)
     labels = labels[: len(images)].astype(np.int32)
@@ -128,7 +129,7 @@ def interpolate(run: loading.Run) -> Task:
         return editing.slerp(first, last, weight_B)
 
     noise = np.asarray(jax.jit(between)(jnp.asarray(row), jnp.asarray(column / (columns - 1), jnp.float32)))
-    return Task(labels, run.task(tasks.from_noise), (noise,), columns)
+    return Task(labels, run.task(tasks.from_noise), (noise,), row)
 
 
 def image_to_image(run: loading.Run, images: np.ndarray, labels: np.ndarray) -> Task:
@@ -156,10 +157,10 @@ TASKS: dict[str, Callable[..., Task]] = {
 
 def invert(run: loading.Run, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The noise float32 [n, H, W, C], of pixels or latents, that DDIM draws the images from."""
-    experiment, c = run.experiment, run.experiment.config.sample
+    experiment = run.experiment
     plan = editing.ddim_inverse(experiment.schedule, experiment.timesteps())
     to_noise = make_sample(experiment, plan, tasks.from_noise, decode=False)
-    return draw_all(run, labels, c.batch_size, c.seed, to_noise, (encoded(run, images),), lambda noise: noise)
+    return draw_all(run, Task(labels, to_noise, (encoded(run, images),)), lambda noise: noise)
 
 
 def psnr(images: np.ndarray, reference: np.ndarray) -> float:
@@ -190,26 +191,26 @@ def picture_denoising(run: loading.Run, labels: np.ndarray, out: Path, about: di
     save_gif(out / "denoising.gif", animation(x_t, x_0))
 
 
-def draw_all(
-    run: loading.Run,
-    labels: np.ndarray,
-    batch_size: int,
-    seed: int,
-    draw: Sample | None = None,
-    inputs: Sequence[np.ndarray] = (),
-    convert: Callable[[np.ndarray], np.ndarray] = to_uint8,
-) -> np.ndarray:
-    """Images [n, H, W, C] for labels [n], a batch at a time; the last is filled up, so one compile serves all.
+def grid(images: np.ndarray, task: Task, class_names: Sequence[str]) -> np.ndarray:
+    """The picture of what a task has drawn, uint8 [height, width, 3]."""
+    if task.row_of is None:
+        return label_grid(images, task.labels, class_names)
+    firsts = np.unique(task.row_of, return_index=True)[1]
+    return label_grid(images, task.row_of, [class_names[int(i)] for i in task.labels[firsts]], len(images))
 
-    `draw` is the run's own unless given, with its `inputs`; `convert` makes uint8 of what it draws.
+
+def draw_all(run: loading.Run, task: Task, convert: Callable[[np.ndarray], np.ndarray] = to_uint8) -> np.ndarray:
+    """Images [n, H, W, C] of a task, a batch at a time; the last is filled up, so one compile serves all.
+
+    `convert` makes uint8 of what is drawn.
     """
-    key, n, images, lost = jax.random.key(seed), len(labels), None, 0
-    batch_size = min(batch_size, n)
+    c, n, images, lost = run.experiment.config.sample, len(task.labels), None, 0
+    key, batch_size = jax.random.key(c.seed), min(c.batch_size, n)
     fill = lambda x: np.resize(x, (batch_size, *x.shape[1:]))  # noqa: E731
     with Progress(n, "image") as progress:
         for first in range(0, n, batch_size):
-            batch, *rest = (fill(x[first : first + batch_size]) for x in (labels, *inputs))
-            drawn = whole((draw or run.sample)(run.weights, key, batch, first, rest))[: n - first]
+            labels, *inputs = (fill(x[first : first + batch_size]) for x in (task.labels, *task.inputs))
+            drawn = whole(task.sample(run.weights, key, labels, first, inputs))[: n - first]
             lost, drawn = lost + count_diverged(drawn), convert(drawn)
             images = np.empty((n, *drawn.shape[1:]), drawn.dtype) if images is None else images
             images[first : first + batch_size] = drawn

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import logging
-import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,6 @@ from dit_jax.training.state import TrainState
 from dit_jax.workdir import ANOTHER, begun, check_nothing_lost, check_savable, check_workdir, make_folder
 
 logger = logging.getLogger(__name__)
-PROBED = 64  # examples by which processes see that they have the same data
 WATCH_PER_CLASS, WATCH_CLASSES, WATCH_STEPS = 4, 10, 25  # the grid drawn while training: DDIM, small and quick
 
 
@@ -70,7 +68,7 @@ def run_training(
     experiment.check_devices()
     check_source(config, workdir)
     evaluation = training_evaluation.prepare(experiment, workdir)
-    images, probe = open_images(experiment, workdir)
+    images, probe = open_training_images(experiment, workdir)
     with contextlib.ExitStack() as stack:
         if is_first():
             make_folder(workdir, "--workdir")
@@ -120,8 +118,8 @@ def run_training(
     return stop.code
 
 
-def open_images(experiment: Experiment, workdir: Path) -> tuple[datasets.Records, list[Any]]:
-    """The training images, prepared if they were not, and their `probe_of`, the same in all processes.
+def open_training_images(experiment: Experiment, workdir: Path) -> tuple[datasets.Records, list[Any]]:
+    """The training images, prepared if they were not, and their `probe`, the same in all processes.
 
     Raises:
       UserError: the data is missing or differs between processes, or it is too small for a batch or an evaluation.
@@ -133,15 +131,9 @@ def open_images(experiment: Experiment, workdir: Path) -> tuple[datasets.Records
         fewer = f"the data has {images.count} images; use fewer"
         require(batch_size <= images.count, f"{section}.batch_size", batch_size, fewer)
         training_evaluation.check_sets(experiment, images.count)
-    probe = probe_of(images)
+    probe = images.probe()
     check_alike("data", probe, "each data.data_dir must hold the same")
     return images, probe
-
-
-def probe_of(records: datasets.Records) -> list[Any]:
-    """What tells a split from another without reading all of it: how many, and some of them."""
-    some = records.read(np.unique(np.linspace(0, records.count - 1, PROBED).astype(int)))
-    return [records.count, zlib.crc32(some.images.tobytes()), some.labels.tolist()]
 
 
 def find_data(experiment: Experiment, workdir: Path) -> None:

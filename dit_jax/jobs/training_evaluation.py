@@ -21,10 +21,11 @@ from dit_jax.data import datasets
 from dit_jax.data.images import Images
 from dit_jax.data.pipeline import steps_per_epoch
 from dit_jax.evaluation.distances import bias_warning
-from dit_jax.evaluation.evaluate import LEAST_IMAGES, Summary, in_proportion, scores, summarize
+from dit_jax.evaluation.evaluate import LEAST_IMAGES, Reference, Summary, in_proportion, scores, summarize
 from dit_jax.evaluation.features import Extractor
 from dit_jax.experiment import Experiment, Sample
 from dit_jax.jobs.judging import load_features, sampling_settings
+from dit_jax.jobs.references import reference_of
 from dit_jax.reporting.images import count_diverged, to_uint8
 from dit_jax.reporting.writer import MetricWriter
 from dit_jax.settings.checks import require
@@ -103,10 +104,12 @@ class TrainingEvaluation:
         return self.experiment.sampler(self.experiment.config.evaluate.training_sampler, self.steps)
 
     @cached_property
-    def real_sets(self) -> tuple[Summary, Summary]:
+    def real_sets(self) -> tuple[Reference, Summary]:
         """(the training split; as many images of the test split as are drawn)."""
         train, test = (datasets.open_split(self.experiment.source, split) for split in ("train", "test"))
-        return self.sum_up(Images.stored(train)), self.sum_up(Images.stored(test.first(self.count)))
+        make = lambda: self.sum_up(Images.stored(train))  # noqa: E731
+        reference = reference_of(self.experiment.config, self.extractor, train, make)
+        return reference, self.sum_up(Images.stored(test.first(self.count)))
 
     def sum_up(self, images: Images) -> Summary:
         """`summarize`, left by `PutOffError` when the run is asked to end."""
@@ -148,8 +151,8 @@ def owed(config: ConfigDict, workdir: Path, step: int) -> bool:
     return bool(from_first([missing])[0])
 
 
-def first_features(summary: Summary, count: int) -> Summary:
-    """A summary with the first `count` feature vectors alone: the time of some scores grows with the product."""
+def first_features(summary: Reference, count: int) -> Reference:
+    """A reference with the first `count` feature vectors alone: the time of some scores grows with the product."""
     labels_N = None if summary.labels_N is None else summary.labels_N[:count]
     return dataclasses.replace(summary, features_ND=summary.features_ND[:count], labels_N=labels_N)
 

@@ -21,7 +21,7 @@ from dit_jax.experiment import Experiment, make_sample
 from dit_jax.jobs import latents
 from dit_jax.jobs.evaluate import held_out_figures
 from dit_jax.jobs.latents import training_records
-from dit_jax.jobs.sample import draw_all, inpaint, psnr, sample, to_float
+from dit_jax.jobs.sample import Task, draw_all, inpaint, psnr, sample, to_float
 from dit_jax.jobs.train import train
 from dit_jax.jobs.train_autoencoder import train_autoencoder
 from dit_jax.loading import load
@@ -456,7 +456,7 @@ def test_tasks_that_start_from_images(sampled, given, loud, tmp_path):
     drawn = sampled(sample__task="invert", **flags, **DDIM)
     assert drawn["noise"].shape == (5, *SHAPE)
     labels = (drawn["labels"] + 1) % 3
-    others = draw_all(run, labels, 4, 0, run.task(tasks.from_noise), (drawn["noise"],))
+    others = draw_all(run, Task(labels, run.task(tasks.from_noise), (drawn["noise"],)))
     assert psnr(drawn["images"], through) > psnr(others, through) + 6
     drawn = sampled(sample__task="image_to_image", sample__strength=0.01, **flags, **DDIM)
     assert psnr(drawn["images"], through) > 25

@@ -9,7 +9,7 @@ from PIL import Image
 
 from dit_jax.diffusion import tasks
 from dit_jax.errors import UserError
-from dit_jax.jobs.sample import draw_all, psnr, sample
+from dit_jax.jobs.sample import Task, draw_all, grid, psnr, sample
 from dit_jax.loading import load
 from dit_jax.reporting.images import to_uint8
 from tests import tiny
@@ -64,13 +64,35 @@ def test_interpolation_starts_and_ends_at_images_of_their_own_noise(sampled, wor
         assert not near(drawn["images"][3 * row + 1], ends[0])
 
 
+def test_the_grid_of_an_interpolation_has_a_row_for_each_label_asked_for_as_often_as_it_was():
+    images = np.arange(0, 240, 10, dtype=np.uint8)[:, None, None, None] * np.ones((8, 8, 3), np.uint8)
+    row_of = np.repeat([0, 1, 2], 8)
+    task = Task(np.repeat([1, 0, 1], 8), lambda: None, row_of=row_of)
+    picture = grid(images, task, ("cat", "dog"))
+    heights = [np.flatnonzero((picture == image[0, 0, 0]).all(2).sum(1) >= 8)[0] for image in images]
+    assert heights[0] < heights[8] < heights[16]
+    assert all(heights[i] == heights[8 * (i // 8)] for i in range(24))
+
+
+def test_images_without_labels_are_said_to_be_taken_for_all_classes_in_turn(sampled, given, tmp_path, caplog):
+    flags, images, _ = given
+    np.savez(tmp_path / "bare.npz", images=images)
+    flags = flags | {"sample__images": tmp_path / "bare.npz", "sample__task": "image_to_image"}
+    drawn = sampled(sample__strength=0.1, **flags, **DDIM)
+    assert drawn["labels"].tolist() == [0, 1, 2, 0, 1]
+    assert "has no labels, so all classes are taken in turn; name those of the images by sample.labels" in caplog.text
+    caplog.clear()
+    assert sampled(sample__strength=0.1, sample__labels="2", **flags, **DDIM)["labels"].tolist() == [2] * 5
+    assert "no labels" not in caplog.text
+
+
 def test_inversion_comes_back_by_the_labels_of_the_images(sampled, given, workdir):
     """And by no others: of the noise that another class is drawn from, each has an error at least twice as large."""
     flags, images, labels = given
     drawn = sampled(sample__task="invert", **flags, **DDIM)
     run = load(workdir, tiny.config(train__steps=4, **DDIM))
     for shift in (1, 2):
-        others = draw_all(run, (labels + shift) % 3, 4, 0, run.task(tasks.from_noise), (drawn["noise"],))
+        others = draw_all(run, Task((labels + shift) % 3, run.task(tasks.from_noise), (drawn["noise"],)))
         assert psnr(drawn["images"], images) > psnr(others, images) + 6
     assert drawn["labels"].tolist() == labels.tolist()
     assert drawn["noise"].shape == images.shape
