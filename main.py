@@ -17,9 +17,10 @@ import traceback
 
 from absl import flags
 
-from dit_jax.system import huge_pages
+from dit_jax.system import huge_pages, streams
 
 if __name__ == "__main__":
+    streams.open_closed()
     huge_pages.start_with_them()
 
 from configs import default
@@ -49,8 +50,7 @@ def run(assignments: list[str]) -> int:
     config = configs.load(FLAGS.config) if FLAGS.config else configs.read(workdir)
     configs.check_keys(config, default.get_config(), FLAGS.config or str(configs.path_of(workdir)))
     configs.override(config, assignments)
-    out, images = (expanded(path) if path else None for path in (FLAGS.out, FLAGS.images))
-    return modes.run(FLAGS.mode, resolving.resolve(config), workdir, out, images)
+    return modes.run(FLAGS.mode, resolving.resolve(config), workdir, FLAGS.out, FLAGS.images)
 
 
 def main(argv: list[str]) -> int:

@@ -45,6 +45,10 @@ def explain(error: BaseException) -> tuple[int, str | None]:
         return error.code, str(error)
     if isinstance(error, (UserError, flags.Error)):
         return 2, f"error: {' '.join(str(error).split())}"
+    if is_workdir_gone(error):
+        folder = os.path.dirname(os.fsdecode(getattr(error, "filename", "")))
+        line = f"error: --workdir={folder} was moved or removed while it was written to"
+        return 2, f"{line}; name it as it is called now, and the same command goes on from its last checkpoint"
     if (number := errno_of(error)) in USERS_ERRNO:
         place = getattr(error, "filename", " ".join(str(error).split())[:200])
         fix = f"{FIXES.get(number, 'mend that')}, or name another folder"
@@ -66,6 +70,12 @@ def explain(error: BaseException) -> tuple[int, str | None]:
 def is_the_machines(error: BaseException) -> bool:
     """Whether the machine failed to read a file, which says nothing of the file."""
     return is_out_of_memory(error) or errno_of(error) in MACHINES_ERRNO
+
+
+def is_workdir_gone(error: BaseException | None) -> bool:
+    """Whether TensorBoard's file, which is opened by its name each time, could not be written for want of a folder."""
+    name = getattr(error, "filename", None)
+    return isinstance(error, FileNotFoundError) and bool(name) and "tfevents" in os.path.basename(os.fsdecode(name))
 
 
 def errno_of(error: BaseException) -> int | None:
@@ -91,7 +101,8 @@ def quieten_threads() -> None:
             sys.__unraisablehook__(told)
 
     def tell_thread(told) -> None:
-        if getattr(told.exc_value, "errno", None) not in USERS_ERRNO:  # else TensorBoard's, when the disk is full
+        full = getattr(told.exc_value, "errno", None) in USERS_ERRNO
+        if not full and not is_workdir_gone(told.exc_value):  # else TensorBoard's
             threading.__excepthook__(told)
 
     sys.unraisablehook, threading.excepthook = tell_unraisable, tell_thread

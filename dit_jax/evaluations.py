@@ -1,6 +1,7 @@
 """evaluations.jsonl: every evaluation of a run, one a line, and which of those made in training was the best."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from dit_jax.system.files import replacing
 from dit_jax.system.jsonl import append as append_line
 from dit_jax.system.jsonl import parse, read_rows
 
+logger = logging.getLogger(__name__)
 NAME = "evaluations.jsonl"
 TRAINING = "training"  # `during` of the rows that training wrote
 # Only rows that agree in these can be compared.
@@ -49,17 +51,15 @@ def _is_late(line: bytes, step: int) -> bool:
     return row is not None and is_of_training(row) and row["step"] > step
 
 
-def best(workdir: Path) -> dict[str, Any] | None:
-    """The row of training with the smallest distance, of those made as the newest was; None without any."""
+def alike(workdir: Path) -> list[dict[str, Any]]:
+    """The rows of training that were made as the newest was."""
     rows = of_training(workdir)
-    alike = [row for row in rows if all(row.get(key) == rows[-1].get(key) for key in SETTINGS)]
-    return min(alike, key=distance, default=None)
+    return [row for row in rows if all(row.get(key) == rows[-1].get(key) for key in SETTINGS)]
 
 
-def best_step(workdir: Path) -> int | None:
-    """The step of `best`."""
-    row = best(workdir)
-    return None if row is None else row["step"]
+def best_step(workdir: Path, steps: Collection[int]) -> int | None:
+    """Of `steps`, those that have a checkpoint, the one with the smallest distance; None where none was evaluated."""
+    return min((row for row in alike(workdir) if row["step"] in steps), key=distance, default={"step": None})["step"]
 
 
 def distance(row: Mapping[str, Any]) -> float:
@@ -75,10 +75,16 @@ def wanted_step(workdir: Path, name: str) -> int | None:
     """
     if name == "newest":
         return None
-    step = best_step(workdir) if name == "best" else int(name)
-    none = "no evaluation was made in training, see evaluate.every_steps; use newest, or a step"
-    require(step is not None, "sample.checkpoint", name, none)
     steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
-    there = f"step {step} is not in {workdir / 'checkpoints'}; there are {', '.join(map(str, steps)) or 'none'}"
-    require(step in steps, "sample.checkpoint", name, there)
+    there = f"in {workdir / 'checkpoints'} are {', '.join(map(str, steps)) or 'none'}"
+    if name != "best":
+        require(int(name) in steps, "sample.checkpoint", name, f"there is none of that step; {there}")
+        return int(name)
+    rows, step = alike(workdir), best_step(workdir, steps)
+    none = "no evaluation was made in training, see evaluate.every_steps; use newest, or a step"
+    require(bool(rows), "sample.checkpoint", name, none)
+    require(step is not None, "sample.checkpoint", name, f"those that were evaluated in training are gone; {there}")
+    first = min(rows, key=distance)["step"]
+    if first != step:
+        logger.warning("step %d was better, but its checkpoint is gone: step %d is the best there is", first, step)
     return step

@@ -277,9 +277,9 @@ def make_sample(
         params: Params, key: jax.Array, labels: np.ndarray | jax.Array, first: int = 0, inputs: Sequence[Any] = ()
     ) -> jax.Array:
         if not isinstance(labels, Tracer):  # else what they are is not known yet
-            labels = np.asarray(labels, np.int32)
             learnt_without = experiment.config.train.label_dropout > 0
-            check_labels(labels, experiment.info.class_names, learnt_without)
+            check_labels(np.asarray(labels), experiment.info.class_names, learnt_without)
+            labels = np.asarray(labels, np.int32)
         index = first + np.arange(len(labels), dtype=np.int32)
         size = pass_size(min(c.batch_size, len(labels)), mesh)  # a few images must not take the memory of a batch
 

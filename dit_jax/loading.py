@@ -1,7 +1,7 @@
 """Reading a run back: the config of a workdir, and its weights with their sampler (`dit_jax.load`)."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,7 +58,11 @@ def load(workdir: str | Path, config: ConfigDict | None = None, overrides: Seque
         the weights depend on.
     """
     workdir = expanded(workdir)
+    if isinstance(overrides, str | Mapping):
+        raise UserError(f'overrides={overrides!r}: give a list, such as ["sample.sampler=dpmpp_2m", "sample.steps=20"]')
     config = config or read_resolved(workdir)
+    if None in dict(configs.leaves(config)).values():  # as a config file gives it
+        config = resolve(config)
     if overrides:
         config = copy.deepcopy(config)
         configs.override(config, overrides)

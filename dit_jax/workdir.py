@@ -59,19 +59,25 @@ def check_nothing_lost(workdir: Path) -> None:
     config = begun(workdir)
     if config is None:
         return
-    reached = max((row["step"] for row in read_rows(workdir / "metrics.jsonl")), default=0)
+    reached = max((int(row["step"]) for row in read_rows(workdir / "metrics.jsonl")), default=0)
     if reached > 2 * config.train.checkpoint_every:  # when its second save began the first was complete
         raise UserError(
-            f"--workdir={workdir}: metrics.jsonl reaches step {reached:g}, but there is no checkpoint; restore "
+            f"--workdir={workdir}: metrics.jsonl reaches step {reached}, but there is no checkpoint; restore "
             f"{workdir / 'checkpoints'}, or use another workdir to start over"
         )
 
 
 def check_savable(workdir: Path) -> None:
-    """Refuses a workdir where Orbax, which takes its path for a pattern, writes checkpoints that nobody can read."""
+    """Refuses a workdir that checkpoints or events cannot be written to, or not so that they can be read.
+
+    Orbax takes its path for a pattern, TensorStore a backslash for a slash, TensorBoard all of it for UTF-8.
+    """
     whole = str(workdir.absolute())
-    fix = f"checkpoints cannot be kept below {whole}, for the [ or ** in it; use another folder"
-    require("[" not in whole and "**" not in whole, "--workdir", workdir, fix)
+    for part in ("[", "**", "\\"):
+        fix = f"checkpoints cannot be kept below {whole}, for the {part} in it; use another folder"
+        require(part not in whole, "--workdir", workdir, fix)
+    shown = whole.encode(errors="replace").decode()
+    require(shown == whole, "--workdir", shown, "its path is not UTF-8; use another folder")
 
 
 def make_folder(folder: Path, flag: str) -> None:

@@ -10,9 +10,11 @@ import optax
 import pytest
 
 import dit_jax
+from configs import default
 from dit_jax.errors import UserError
 from dit_jax.jobs.sample import Task, draw_all
 from dit_jax.loading import Run, load
+from dit_jax.settings import configs
 from dit_jax.training import loop
 from dit_jax.training.checkpoint import Checkpointer
 from tests import tiny
@@ -221,6 +223,11 @@ def test_the_importable_twin(workdir, reference, monkeypatch):
     np.testing.assert_allclose(later[0], images[3], atol=1e-5)
     with pytest.raises(UserError, match="label 4 is out of range; the classes are 0 red"):
         run.sample(run.ema_params, jax.random.key(3), [0, 4])
+    for labels in ([0.5, 1.0], [[0, 1]], 1, ["red"]):
+        with pytest.raises(UserError, match="give a list of numbers; the classes are 0 red"):
+            run.sample(run.ema_params, jax.random.key(3), labels)
+    with pytest.raises(UserError, match=f"label {2**32 + 1} is out of range"):
+        run.sample(run.ema_params, jax.random.key(3), np.array([2**32 + 1]))
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         dit_jax.lod  # noqa: B018
 
@@ -235,6 +242,21 @@ def test_the_importable_twin_takes_the_overrides_of_the_command_line(workdir, mo
                         ("sample.steps=21", "sample.steps=21")):  # fmt: skip
         with pytest.raises(UserError, match=told):
             load(workdir, overrides=[wrong])
+    for wrong in ("sample.steps=2", {"sample.steps": 2}):
+        with pytest.raises(UserError, match=r"overrides=.*sample.steps.*: give a list, such as"):
+            load(workdir, overrides=wrong)
+
+
+def test_a_config_as_its_file_gives_it_is_filled_in(workdir, monkeypatch):
+    tiny.install(monkeypatch)
+    bare = default.get_config()
+    configs.override(bare, tiny.assignments(train__steps=4))
+    assert bare.data.image_size is None
+    run = load(workdir, bare)
+    assert bare.data.image_size is None
+    drawn = run.sample(run.ema_params, jax.random.key(3), [0, 1])
+    known = load(workdir, tiny.config(train__steps=4))
+    np.testing.assert_array_equal(drawn, known.sample(known.ema_params, jax.random.key(3), [0, 1]))
 
 
 def test_the_ema_weights_are_not_the_parameters(workdir, monkeypatch):

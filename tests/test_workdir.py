@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from dit_jax.settings import configs
 from tests import tiny
 
 
@@ -59,6 +60,14 @@ def test_without_its_checkpoints_a_run_does_not_begin_again(run, tmp_path):
     (tmp_path / "run" / "checkpoints").rmdir()
     (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "unmounted")
     assert "is a link to a folder that is not there" in run().err[-1]
+
+
+def test_a_step_beyond_any_number_is_told_as_it_stands(run, tmp_path):
+    """As a row that was damaged may have."""
+    (tmp_path / "run").mkdir()
+    configs.write(tiny.config(), tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1' + 400 * "0" + "}\n")
+    assert "metrics.jsonl reaches step 1000" in run().err[-1]
 
 
 def test_a_config_of_before_that_lacks_a_key_which_may_change_is_one_line(run, tmp_path):

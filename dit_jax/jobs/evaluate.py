@@ -40,6 +40,7 @@ from dit_jax.reporting.images import count_diverged, to_uint8
 from dit_jax.settings.checks import require
 from dit_jax.system.files import replacing
 from dit_jax.system.progress import Progress
+from dit_jax.system.streams import tell
 from dit_jax.system.together import all_true, first_before_others, is_first, whole
 from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir, make_folder
 
@@ -96,7 +97,7 @@ def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path |
     result |= {"seconds": round(time.perf_counter() - start, 1)}
     if is_first():
         keep(result, workdir, "evaluation_images.json" if images else "evaluation.json")
-        print(table(result, figures))
+        tell(table(result, figures))
 
 
 def floor_of(

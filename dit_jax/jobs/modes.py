@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from dit_jax.settings import configs
@@ -18,6 +19,9 @@ logger = logging.getLogger(__name__)
 # Keys in which the processes of a run may differ: where their machine has something.
 PLACES = ("data.data_dir", "data.root", "data.content", "evaluate.inception_path", "sample.images", "sample.mask",
           "autoencoder.pretrained")  # fmt: skip
+# JAX's settings that change what a seed draws.
+NUMBERS = {"jax_enable_x64": False, "jax_default_prng_impl": "threefry2x32", "jax_threefry_partitionable": True,
+           "jax_random_seed_offset": 0}  # fmt: skip
 MODES = ("train", "sample", "train_autoencoder", "train_classifier", "evaluate", "report")
 
 
@@ -50,12 +54,27 @@ def trained_folder(mode: str, workdir: str | None) -> Path | None:
     return expanded(workdir) / below[mode] if workdir and mode in below else None
 
 
-def run(mode: str, config: ConfigDict, workdir: Path, out: Path | None, images: Path | None) -> int:
+def fix_numbers() -> None:
+    """Takes JAX's own settings of random numbers and widths for all runs alike, whatever the environment says."""
+    for name, value in NUMBERS.items():
+        if getattr(jax.config, name) != value:
+            logger.warning("%s is taken as %s: a run's numbers are those of its config alone", name.upper(), value)
+            jax.config.update(name, value)
+
+
+def named(flag: str, path: str | None) -> Path | None:
+    """The path that a flag names, None where it was not given. Raises UserError where it names nothing."""
+    require(path != "", flag, "''", "an unset variable perhaps; name a folder or a file, or omit it")
+    return None if path is None else expanded(path)
+
+
+def run(mode: str, config: ConfigDict, workdir: Path, out: str | None, images: str | None) -> int:
     """Runs a mode and returns the exit code. `images` is for `evaluate` alone.
 
     Raises:
       UserError: `images` with another mode, a report by several processes, and what the mode itself refuses.
     """
+    fix_numbers()
     evaluates = mode == "evaluate"
     require(images is None or evaluates, "--images", images, f"--mode={mode} reads none; omit --images")
     require(mode != "report" or not several(), "--mode", mode, "it reads files: start one process (--cluster=none)")
@@ -64,4 +83,5 @@ def run(mode: str, config: ConfigDict, workdir: Path, out: Path | None, images: 
     if is_first() and images is None:
         for line in doubts(config, mode):
             logger.warning("warning: %s", line)
-    return job_of(mode)(config, workdir, out, *([images] if evaluates else [])) or 0
+    places = [named("--out", out), *([named("--images", images)] if evaluates else [])]
+    return job_of(mode)(config, workdir, *places) or 0

@@ -7,7 +7,7 @@ value they replace, and a workdir keeps the resolved config as `config.json`.
 import difflib
 import importlib.util
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ml_collections.config_dict import placeholder
 
 from dit_jax.errors import UserError
 from dit_jax.models.dit import PRESETS
-from dit_jax.system.files import expanded, replacing
+from dit_jax.system.files import expanded, real, replacing
 
 CONFIG_JSON = "config.json"
 MAIN_FLAGS = ("config", "workdir", "mode", "out", "images", "coordinator", "num_processes", "process_id", "cluster")
@@ -36,8 +36,7 @@ def load(spec: str) -> ConfigDict:
     Raises:
       UserError: no such file, no `get_config` in it, one that fails, or an ARG that it does not know.
     """
-    name, _, argument = spec.partition(":")
-    path = expanded(name)
+    path, argument = split(spec)
     if not path.is_file():
         raise UserError(f"--config={spec}: there is no file {path}; configs/ holds those that come with dit-jax")
     module_spec = importlib.util.spec_from_file_location("experiment_config", path)
@@ -59,6 +58,14 @@ def load(spec: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config={spec}: get_config() gave {config!r}, not a ConfigDict; see configs/default.py")
     return config.as_configdict() if isinstance(config, FrozenConfigDict) else config
+
+
+def split(spec: str) -> tuple[Path, str]:
+    """(file, argument) of FILE or FILE:ARG. Either may hold a colon: the longest name that is a file's counts."""
+    parts = spec.split(":")
+    ends = (end for end in range(len(parts), 0, -1) if expanded(":".join(parts[:end])).is_file())
+    end = next(ends, 1)
+    return expanded(":".join(parts[:end])), ":".join(parts[end:])
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -185,8 +192,15 @@ def write(config: ConfigDict, workdir: Path) -> None:
 def differences(old: ConfigDict, new: ConfigDict, free: tuple[str, ...] = FREE_KEYS) -> list[str]:
     """`key: old -> new` for every key that a run may not change; `free` ones it may."""
     before, after = dict(leaves(old)), dict(leaves(new))
-    changed = [key for key in before | after if before.get(key) != after.get(key) and not key.startswith(free)]
+    changed = [key for key in before | after if not key.startswith(free) and not same(key, before, after)]
     return [f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}" for key in changed]
+
+
+def same(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether a key has the same value in both, or names the same folder."""
+    values = before.get(key), after.get(key)
+    places = key == "train.init_from" and all(isinstance(value, str) and value for value in values)
+    return values[0] == values[1] or (places and real(str(values[0])) == real(str(values[1])))
 
 
 def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> list[str]:

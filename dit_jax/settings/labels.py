@@ -30,9 +30,16 @@ def parse_labels(text: str, class_names: Sequence[str]) -> list[int]:
 
 
 def check_labels(labels: np.ndarray, class_names: Sequence[str], unlabelled: bool = True) -> None:
-    """Refuses none at all, and labels outside 0..num_classes; num_classes, "no class", too unless `unlabelled`."""
+    """Refuses what is no list of integers, none at all, and labels outside 0..num_classes.
+
+    num_classes, "no class", is refused too unless `unlabelled`.
+    """
     if not labels.size:
         raise UserError(f"labels=[]: give at least one; {known_classes(class_names)}")
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(
+            f"labels are {labels.dtype} {labels.shape}: give a list of numbers; {known_classes(class_names)}"
+        )
     wrong = labels[(labels < 0) | (labels >= len(class_names) + unlabelled)]
     if wrong.size:
         raise UserError(f"label {wrong[0]} is out of range; {known_classes(class_names)}")

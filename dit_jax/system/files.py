@@ -6,6 +6,7 @@ import glob
 import hashlib
 import os
 import platform
+import re
 import uuid
 from collections.abc import Iterator
 from functools import cache
@@ -17,7 +18,15 @@ HEX = "[0-9a-f]"
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with a leading `~` as the home folder: shells leave it alone behind a `=`."""
+    """The path with a leading `~` as the home folder: shells leave it alone behind a `=`.
+
+    Raises:
+      UserError: nobody has that home, or it is an address such as gs://bucket.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(path)):
+        raise UserError(
+            f"{path}: it is an address, not a place on this machine; mount it, or name a folder or file here"
+        )
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -30,14 +30,14 @@ TIMEOUT = 7 * 24 * 3600  # seconds; Orbax reads the clock of the wall, and a jum
 
 @dataclass(frozen=True)
 class NewestAndBest:
-    """Which checkpoints Orbax keeps: the `keep` newest, and that of the step `best()`, if it is one of them."""
+    """Which checkpoints Orbax keeps: the `keep` newest, and that of the step `best(steps)`, which chooses of all."""
 
     keep: int
-    best: Callable[[], int | None]
+    best: Callable[[Collection[int]], int | None]
 
     def should_preserve(self, checkpoints: Sequence[Any], **_: Any) -> Sequence[bool]:
         """One answer for each of the checkpoints, which come oldest first."""
-        best, newest = self.best(), checkpoints[-self.keep :]
+        best, newest = self.best({each.step for each in checkpoints}), checkpoints[-self.keep :]
         return [checkpoint in newest or checkpoint.step == best for checkpoint in checkpoints]
 
 
@@ -45,9 +45,13 @@ class Checkpointer:
     """Saves and restores train states of one workdir; a context manager that waits for the last save."""
 
     def __init__(
-        self, workdir: Path, keep: int, read_only: bool = False, best: Callable[[], int | None] = lambda: None
+        self,
+        workdir: Path,
+        keep: int,
+        read_only: bool = False,
+        best: Callable[[Collection[int]], int | None] = lambda steps: None,
     ):
-        """`keep` newest checkpoints stay, and that of the step `best()`. `read_only` makes and cleans nothing."""
+        """`keep` newest checkpoints stay, and that of the step `best(steps)`. `read_only` makes and cleans nothing."""
         self.folder, self._read_only, self._newest = workdir.absolute() / "checkpoints", read_only, -1
         self._failed = False
         options = ocp.CheckpointManagerOptions(

@@ -1,5 +1,6 @@
 """The mesh: one axis, `data`, over every device; batches are split along it, all else is replicated."""
 
+import os
 from typing import Any
 
 import jax
@@ -8,7 +9,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dit_jax.errors import UserError
+from dit_jax.system import together
 
+WISHES = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "CUDA_VISIBLE_DEVICES")  # for devices
 AXIS = "data"
 REPLICATED = P()
 SPLIT = P(AXIS)
@@ -16,8 +19,20 @@ SPLIT_STEPS = P(None, AXIS)  # of [steps, batch, ...]
 
 
 def make_mesh() -> Mesh:
-    """All devices in one line. Axes are `Auto`: explicit ones break the gradients of embeddings and matmuls."""
-    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+    """All devices in one line. Axes are `Auto`: explicit ones break the gradients of embeddings and matmuls.
+
+    Raises:
+      UserError: there are none, for a wish in the environment that this machine cannot fulfil.
+    """
+    try:
+        count = jax.device_count()
+    except (AssertionError, RuntimeError) as error:
+        wishes = [f"{name}={value}" for name, value in os.environ.items() if name in WISHES]
+        if together.several() or not wishes:
+            raise
+        reason = " ".join(str(error).split())[:200] or "it does not say why"
+        raise UserError(f"JAX has no device with {' '.join(wishes)} ({reason}); unset or mend that") from error
+    return jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

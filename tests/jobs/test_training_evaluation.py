@@ -176,7 +176,7 @@ def test_the_best_checkpoint_stays_and_can_be_sampled(make, monkeypatch, capfd):
     monkeypatch.setattr(TrainingEvaluation, "sum_up", sum_up)
     assert train(tiny.config(**EVERY_2, train__steps=8), workdir, None) == 0
     assert process.checkpoints(workdir) == [4, 8]
-    assert evaluations.best_step(workdir) == 4
+    assert evaluations.best_step(workdir, process.checkpoints(workdir)) == 4
     here = partial(tiny.config, **EVERY_2, train__steps=8)
     steps = {name: load(workdir, here(sample__checkpoint=name)).step for name in ("newest", "best", "4", "8")}
     assert steps == {"newest": 8, "best": 4, "4": 4, "8": 8}
@@ -208,15 +208,34 @@ def row(step, distance, **more):
 
 
 def test_the_best_is_of_rows_made_alike(tmp_path):
-    assert evaluations.best(tmp_path) is None
+    steps = range(10)
+    assert evaluations.best_step(tmp_path, steps) is None
     for made in (row(1, 0.5, n=50), row(2, 3.0), row(3, 2.0), row(4, 2.5)):
         evaluations.append(tmp_path, made)
     evaluations.append(tmp_path, {"step": 9, "features": "classifier", "fd_classifier": 0.1, "n": 100})
-    assert evaluations.best_step(tmp_path) == 3
+    assert evaluations.best_step(tmp_path, steps) == 3
     evaluations.append(tmp_path, row(5, 4.0, n=50))
-    assert evaluations.best_step(tmp_path) == 1
+    assert evaluations.best_step(tmp_path, steps) == 1
     evaluations.append(tmp_path, row(6, 8.0, n=50, guidance_to=0.5))
-    assert evaluations.best_step(tmp_path) == 6
+    assert evaluations.best_step(tmp_path, steps) == 6
+
+
+def test_the_best_is_of_those_whose_checkpoint_is_there(tmp_path, caplog):
+    """A better one may have gone while evaluations were of another kind, or by damage: another is best then."""
+    for made in (row(1, 0.5), row(2, 3.0), row(3, 2.0)):
+        evaluations.append(tmp_path, made)
+    for step in (2, 3, 4):
+        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+    assert evaluations.best_step(tmp_path, (2, 3, 4)) == 3
+    assert evaluations.wanted_step(tmp_path, "best") == 3
+    assert "step 1 was better, but its checkpoint is gone: step 3 is the best there is" in caplog.text
+    assert evaluations.wanted_step(tmp_path, "4") == 4
+    with pytest.raises(UserError, match=r"sample.checkpoint=1: there is none of that step; in .* are 2, 3, 4"):
+        evaluations.wanted_step(tmp_path, "1")
+    for step in (2, 3):
+        (tmp_path / "checkpoints" / str(step)).rmdir()
+    with pytest.raises(UserError, match=r"best: those that were evaluated in training are gone; in .* are 4"):
+        evaluations.wanted_step(tmp_path, "best")
 
 
 @pytest.mark.parametrize("compared", [evaluations.SETTINGS, report_figures.SETTINGS])
@@ -243,7 +262,9 @@ def test_rows_beyond_a_step_are_dropped_and_nothing_else(tmp_path):
 def test_checkpoints_that_are_kept(tmp_path, monkeypatch):
     tiny.install(monkeypatch)
     state, best = tiny.experiment().init_state(), [2]
-    with Checkpointer(tmp_path, keep=2, best=lambda: best[0]) as checkpointer:
+    with Checkpointer(
+        tmp_path, keep=2, best=lambda steps: max(step for step in steps if step <= best[0])
+    ) as checkpointer:
         for step in range(1, 7):
             best[0] = 2 if step < 6 else 5
             checkpointer.save(dataclasses.replace(state, step=np.int32(step)), {}, {})

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.summary.writer import event_file_writer
 
 import dit_jax
+from dit_jax import errors
 from dit_jax.errors import UserError
 from dit_jax.reporting.jsonl import JsonlWriter
 from dit_jax.reporting.writer import create_writer
@@ -51,6 +53,22 @@ def test_scalars_reach_tensorboard_and_metrics_jsonl(tmp_path):
         {"step": 10, "loss": 0.5, "images": 640},
         {"step": 20, "loss": 0.25, "images": 1280},
     ]
+
+
+def test_a_folder_that_was_moved_away_is_told_in_one_line(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    errors.quieten_threads()
+    writer = create_writer(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with pytest.raises((AsyncError, FileNotFoundError)) as ended:  # noqa: PT012
+        for step in range(100):
+            writer.write_scalars(step, {"loss": 0.5})
+            writer.flush()
+    code, line = errors.explain(ended.value)
+    assert code == 2
+    assert f"--workdir={tmp_path / 'run'} was moved or removed while it was written to" in str(line)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_images_of_one_and_three_channels_decode_to_the_same_pixels(tmp_path):

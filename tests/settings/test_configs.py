@@ -300,6 +300,25 @@ def test_differences_leave_out_what_a_run_may_change():
     ]
 
 
+def test_a_run_to_begin_with_is_the_same_by_any_name(tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(tmp_path / "other")
+    monkeypatch.chdir(tmp_path)
+    made = {name: default.get_config() for name in ("other", "other/", str(tmp_path / "other"), "link", "another", "")}
+    for name, config in made.items():
+        config.train.init_from = name
+    same = {name for name, config in made.items() if not configs.differences(made["other"], config)}
+    assert same == {"other", "other/", str(tmp_path / "other"), "link"}
+
+
+def test_a_colon_in_the_name_of_a_config_file_is_no_argument(tmp_path):
+    (tmp_path / "c:d").mkdir()
+    text = "from configs import default\n\ndef get_config(seed='1'):\n    config = default.get_config()\n"
+    for name in ("x.py", "c:d/x.py", "y:2.py"):
+        (tmp_path / name).write_text(f"{text}    config.seed = int(seed.replace(':', ''))\n    return config\n")
+    given = {"x.py": 1, "x.py:3": 3, "x.py:3:4": 34, "c:d/x.py": 1, "c:d/x.py:5": 5, "y:2.py": 1, "y:2.py:6": 6}
+    assert {spec: configs.load(f"{tmp_path}/{spec}").seed for spec in given} == given
+
+
 def test_keys_missing_or_unknown():
     config = default.get_config()
     configs.check_keys(config, default.get_config(), "F")

@@ -1,0 +1,39 @@
+"""What every mode has in common: the numbers that a seed draws are the config's alone."""
+
+import jax
+import numpy as np
+import pytest
+
+from dit_jax.jobs import modes
+
+
+def drawn():
+    """NumPy's array of what training and sampling draw: wide numbers would show in its dtype."""
+    return np.asarray(jax.random.normal(jax.random.fold_in(jax.random.key(3), 17), (5,)))
+
+
+OTHERS = {
+    "jax_default_prng_impl": "rbg",
+    "jax_enable_x64": True,
+    "jax_threefry_partitionable": False,
+    "jax_random_seed_offset": 1,
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_jaxs_environment_does_not_change_what_a_seed_draws(name, caplog):
+    expected, before = drawn(), getattr(jax.config, name)
+    assert before == modes.NUMBERS[name]
+    modes.fix_numbers()
+    assert not caplog.records
+    try:
+        jax.config.update(name, OTHERS[name])
+        other = drawn()
+        modes.fix_numbers()
+        found = drawn()
+    finally:
+        jax.config.update(name, before)
+    assert found.dtype == expected.dtype == np.float32
+    np.testing.assert_array_equal(found, expected)
+    assert name == "jax_threefry_partitionable" or other.dtype != expected.dtype or (other != expected).any()
+    assert f"{name.upper()} is taken as {before}" in caplog.text
