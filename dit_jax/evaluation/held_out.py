@@ -12,7 +12,7 @@ that tells x_0.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,55 +102,59 @@ def prior_nats(schedule: Schedule, images: np.ndarray) -> np.ndarray:
     return 0.5 * (alpha**2 * squares_N + each * images[0].size)
 
 
+@dataclass(frozen=True)
+class Predictor:
+    """apply(params, x_t, t_B, labels_B) -> what `prediction` names, and how x_0 is taken from it.
+
+    Where encode(params, images in [-1, 1]) makes latents of the images, the errors alone mean something: the bound is
+    one of images.
+    """
+
+    apply: Callable[..., Any]
+    schedule: Schedule
+    prediction: str
+    clip_x_0: bool
+    encode: Callable[[Any, jax.Array], jax.Array] = lambda params, x: x
+
+
+class Batch(NamedTuple):
+    """images uint8 [B, H, W, C] with their labels, a timestep for each, and its place among all."""
+
+    images: np.ndarray | jax.Array
+    labels_B: np.ndarray | jax.Array
+    t_B: np.ndarray | jax.Array
+    index_B: np.ndarray | jax.Array
+
+
 def _terms_on_device(
-    apply: Callable[..., Any],
-    schedule: Schedule,
-    prediction: str,
-    clip_x_0: bool,
-    encode: Callable[[Any, jax.Array], jax.Array],
-    axis: str,
-    params: Any,
-    key: jax.Array,
-    column: jax.Array,
-    images: jax.Array,
-    labels_B: jax.Array,
-    t_B: jax.Array,
-    index_B: jax.Array,
+    predictor: Predictor, axis: str, params: Any, key: jax.Array, column: jax.Array, batch: Batch
 ) -> jax.Array:
-    """(mean squared error, KL, decoder's nats) of every device's images at timesteps t_B: [all B, 3]."""
-    x_0 = encode(params, images.astype(jnp.float32) / 127.5 - 1)
-    keys_B = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), column))(index_B)
+    """(mean squared error, KL, decoder's nats) of every device's images at their timesteps: [all B, 3]."""
+    schedule, prediction, t_B = predictor.schedule, predictor.prediction, jnp.asarray(batch.t_B)
+    x_0 = predictor.encode(params, jnp.asarray(batch.images, jnp.float32) / 127.5 - 1)
+    keys_B = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), column))(batch.index_B)
     eps = jax.vmap(lambda own: jax.random.normal(own, x_0.shape[1:]))(keys_B)
     x_t = q_sample(schedule, x_0, eps, t_B)
-    output = apply(params, x_t, t_B, labels_B).astype(jnp.float32)
+    output = predictor.apply(params, x_t, t_B, batch.labels_B).astype(jnp.float32)
     estimate, _ = to_x_0_and_eps(schedule, prediction, output, x_t, t_B)
-    estimate = jnp.clip(estimate, -1, 1) if clip_x_0 else estimate
+    estimate = jnp.clip(estimate, -1, 1) if predictor.clip_x_0 else estimate
     error = jnp.square(output - target_of(schedule, prediction, x_0, eps, t_B)).mean((1, 2, 3))
     kl = (gather(kl_weights(schedule), t_B) * jnp.square(estimate - x_0)).sum((1, 2, 3))
     decoder = decoder_nats(x_0, estimate, decoder_std(schedule)).sum((1, 2, 3))
     return jax.lax.all_gather(jnp.stack([error, kl, decoder], 1), axis, tiled=True)
 
 
-def make_terms(
-    apply: Callable[..., Any],
-    schedule: Schedule,
-    prediction: str,
-    clip_x_0: bool,
-    mesh: Mesh,
-    batch_size: int,
-    encode: Callable[[Any, jax.Array], jax.Array] = lambda params, x: x,
-) -> Callable[..., Terms]:
+def make_terms(predictor: Predictor, mesh: Mesh, batch_size: int) -> Callable[..., Terms]:
     """terms(params, read, count, seed, told) of the network with its labels, unguided.
 
     `read(indices [B])` gives (images uint8 [B, H, W, C], labels int [B]) of those among `count`.
     The noise is keyed by seed, image and bin, so nothing depends on `batch_size` or the mesh. Batches are split over
-    the mesh, the last one filled up. `told(done)` hears of each image that is done. Where `encode`, of the same
-    params, makes latents of the images, the errors alone mean something: the bound is one of images.
+    the mesh, the last one filled up. `told(done)` hears of each image that is done.
     """
     (axis,) = mesh.axis_names
-    per_device = partial(_terms_on_device, apply, schedule, prediction, clip_x_0, encode, axis)
+    per_device, schedule = partial(_terms_on_device, predictor, axis), predictor.schedule
     whole, split = P(), P(axis)
-    specs = (whole, whole, whole, split, split, split, split)
+    specs = (whole, whole, whole, split)
     call = jax.jit(jax.shard_map(per_device, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False))
 
     def terms(params: Any, read: Read, count: int, seed: int, told: Callable[[int], None] = lambda done: None) -> Terms:
@@ -160,11 +164,10 @@ def make_terms(
         columns_NM = np.append(t_NM, np.zeros((count, 1), int), 1).astype(np.int32)  # at last the decoder's, at t = 0
         for first in range(0, count, size):
             index = np.arange(first, first + size) % count
-            batch = partial(call, params, jax.random.key(seed))
             images, labels = read(index)
-            own = images, labels.astype(np.int32)
+            batch = Batch(images, labels.astype(np.int32), columns_NM[index, 0], index.astype(np.int32))
             parts = [
-                batch(np.int32(column), *own, columns_NM[index, column], index.astype(np.int32))
+                call(params, jax.random.key(seed), np.int32(column), batch._replace(t_B=columns_NM[index, column]))
                 for column in range(BINS + 1)
             ]
             found.append(np.stack(parts, 1)[: count - first])

@@ -170,10 +170,11 @@ def held_out_figures(run: loading.Run, test: datasets.Records) -> dict[str, Any]
     if not count:
         return {}
     codec = experiment.codec
-    terms_of = held_out.make_terms(
+    predictor = held_out.Predictor(
         lambda both, *inputs: experiment.apply(both[0], *inputs), experiment.schedule, c.diffusion.prediction,
-        c.sample.clip_x_0, experiment.mesh, c.sample.batch_size, lambda both, x: codec.encode(both[1], x),
+        c.sample.clip_x_0, lambda both, x: codec.encode(both[1], x),
     )  # fmt: skip
+    terms_of = held_out.make_terms(predictor, experiment.mesh, c.sample.batch_size)
     with Progress(count, "held-out image") as progress:
         terms = terms_of((run.weights, codec.weights), test.read, count, c.sample.seed, progress.update)
     about = {"images": count, "split": "test", "seed": c.sample.seed}

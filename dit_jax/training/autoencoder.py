@@ -10,28 +10,24 @@ import jax.numpy as jnp
 from dit_jax.data import pipeline
 from dit_jax.diffusion import objective
 from dit_jax.training.state import Params
-from dit_jax.training.step import Recipe
+from dit_jax.training.step import Batch, LossAndQuarters, Recipe
 
 
 def batch_loss(
     params: Params,
     apply: Callable[..., Any],
     recipe: Recipe,
-    x_0: jax.Array,
-    labels_B: jax.Array,
-    keys_B: jax.Array,
-    mine: jax.Array,
+    batch: Batch,
     latent_shape: tuple[int, int, int],
     kl_weight: float,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+) -> LossAndQuarters:
     """Mean loss of a device's images, and (sums, counts) of it, all in the first quarter; as `step.batch_loss`.
 
     The loss of an image is its mean squared error plus `kl_weight` times its latents' KL in nats over its values: up to
     a factor, beta-VAE's bound with a Gaussian decoder (Higgins et al. 2017), whose weight Rombach et al. 2022 have at
-    1e-6. Each image draws from its own key.
+    1e-6.
     """
-    del labels_B, mine  # it knows no classes, and no draw here depends on the place in the batch
-    draw = jax.vmap(partial(jax.random.split, num=2))(keys_B)
+    x_0, draw = batch.x_0, jax.vmap(partial(jax.random.split, num=2))(batch.keys_B)
     if recipe.flip:
         x_0 = pipeline.flip(x_0, draw[:, 0])
     eps = jax.vmap(lambda key: jax.random.normal(key, latent_shape))(draw[:, 1])

@@ -12,30 +12,22 @@ from dit_jax.data import pipeline
 from dit_jax.diffusion import objective
 from dit_jax.diffusion.schedule import q_sample
 from dit_jax.training.state import Params
-from dit_jax.training.step import Recipe
+from dit_jax.training.step import Batch, LossAndQuarters, Recipe
 
 CLEAN_SHARE = 0.75  # of a batch's images: features are taken from clean ones
 
 
 def batch_loss(
-    params: Params,
-    apply: Callable[..., Any],
-    recipe: Recipe,
-    x_0: jax.Array,
-    labels_B: jax.Array,
-    keys_B: jax.Array,
-    mine: jax.Array,
-    crop_padding: int = 0,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    params: Params, apply: Callable[..., Any], recipe: Recipe, batch: Batch, crop_padding: int = 0
+) -> LossAndQuarters:
     """Mean cross-entropy in nats of a device's images, and (sums, counts) of it by noise quarter; as `step.batch_loss`.
 
-    Each image draws from its own key, also where it is moved to (`crop_padding`). `CLEAN_SHARE` of them have t = 0 and
+    An image also draws where it is moved to (`crop_padding`). `CLEAN_SHARE` of them have t = 0 and
     no noise. Of the others t is T times the square of a uniform number, half of it in the first quarter: where there is
     more noise, there is little left to learn.
     """
-    del mine  # no draw here depends on the place in the batch
-    T = recipe.schedule.num_steps
-    draw = jax.vmap(partial(jax.random.split, num=5))(keys_B)
+    T, x_0 = recipe.schedule.num_steps, batch.x_0
+    draw = jax.vmap(partial(jax.random.split, num=5))(batch.keys_B)
     if recipe.flip:
         x_0 = pipeline.flip(x_0, draw[:, 0])
     if crop_padding:
@@ -46,5 +38,5 @@ def batch_loss(
     clean_B = jax.vmap(lambda key: jax.random.bernoulli(key, CLEAN_SHARE))(draw[:, 3])
     t_B = jnp.where(clean_B, 0, t_B)
     x_t = jnp.where(clean_B[:, None, None, None], x_0, q_sample(recipe.schedule, x_0, eps, t_B))
-    loss_B = optax.softmax_cross_entropy_with_integer_labels(apply(params, x_t, t_B).logits, labels_B)
+    loss_B = optax.softmax_cross_entropy_with_integer_labels(apply(params, x_t, t_B).logits, batch.labels_B)
     return loss_B.mean(), objective.by_quarter(loss_B, t_B, T)

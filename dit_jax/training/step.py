@@ -7,7 +7,7 @@ whatever the mesh.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,20 @@ from dit_jax.training.state import Params, TrainState, ema_rate, update_ema
 
 Sums = dict[str, jax.Array]  # metrics summed over steps, on the devices until a log point
 CallResult = tuple[TrainState, Sums, jax.Array]
-Loss = Callable[..., tuple[jax.Array, tuple[jax.Array, jax.Array]]]  # such as `batch_loss`
+LossAndQuarters = tuple[jax.Array, tuple[jax.Array, jax.Array]]
+Loss = Callable[..., LossAndQuarters]  # such as `batch_loss`
+
+
+class Batch(NamedTuple):
+    """A device's share of a step's images [B, H, W, C], or latents, with their labels.
+
+    keys_B: that from which each image draws; index_B: its place in the global batch.
+    """
+
+    x_0: jax.Array
+    labels_B: jax.Array
+    keys_B: jax.Array
+    index_B: jax.Array
 
 
 @dataclass(frozen=True)
@@ -55,30 +68,19 @@ def zero_sums(bad_run: int = 0) -> Sums:
     return scalars | quarters | guard.zero_counts(bad_run)
 
 
-def batch_loss(
-    params: Params,
-    apply: Callable[..., jax.Array],
-    recipe: Recipe,
-    x_0: jax.Array,
-    labels_B: jax.Array,
-    keys_B: jax.Array,
-    mine: jax.Array,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Mean weighted loss of a device's images, and (sums, counts) of the unweighted one by noise quarter.
-
-    Each image draws from its own key; `mine` are their positions in the global batch.
-    """
-    T = recipe.schedule.num_steps
-    draw = jax.vmap(partial(jax.random.split, num=5))(keys_B)
+def batch_loss(params: Params, apply: Callable[..., jax.Array], recipe: Recipe, batch: Batch) -> LossAndQuarters:
+    """Mean weighted loss of a device's images, and (sums, counts) of the unweighted one by noise quarter."""
+    T, x_0 = recipe.schedule.num_steps, batch.x_0
+    draw = jax.vmap(partial(jax.random.split, num=5))(batch.keys_B)
     if recipe.flip:
         x_0 = pipeline.flip(x_0, draw[:, 0])
     u_B = jax.vmap(jax.random.uniform)(draw[:, 1])
     if recipe.stratified_timesteps:
-        u_B = objective.stratify(u_B, mine, recipe.batch_size)
+        u_B = objective.stratify(u_B, batch.index_B, recipe.batch_size)
     t_B = objective.timestep_at(u_B, T, recipe.timestep_sampling, recipe.logit_mean, recipe.logit_std)
     eps = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:]))(draw[:, 2])
     dropped_B = jax.vmap(lambda key: jax.random.bernoulli(key, recipe.label_dropout))(draw[:, 3])
-    seen_B = jnp.where(dropped_B, recipe.null_class, labels_B)
+    seen_B = jnp.where(dropped_B, recipe.null_class, batch.labels_B)
     predict = lambda x_t, t: apply(params, x_t, t, seen_B, draw[:, 4])  # noqa: E731
     loss_B = objective.diffusion_loss(predict, recipe.schedule, recipe.prediction, x_0, eps, t_B)
     weight_B = jnp.asarray(recipe.loss_weights, jnp.float32)[t_B]
@@ -86,31 +88,24 @@ def batch_loss(
 
 
 def gradient(
-    batch_loss: Loss,
-    apply: Callable[..., Any],
-    recipe: Recipe,
-    params: Params,
-    images: jax.Array,
-    labels_B: jax.Array,
-    keys_B: jax.Array,
-    mine: jax.Array,
-) -> tuple[tuple[jax.Array, tuple[jax.Array, jax.Array]], Params]:
+    batch_loss: Loss, apply: Callable[..., Any], recipe: Recipe, params: Params, batch: Batch
+) -> tuple[LossAndQuarters, Params]:
     """`batch_loss` and its gradient, of a device's images as they are fed, in `recipe.microbatches` parts in turn.
 
     The parts are equal, so the mean of their means is that of all; every image draws what it would in one.
     """
 
-    def part(images: jax.Array, *rest: jax.Array) -> Any:
+    def part(batch: Batch) -> Any:
         grad = jax.value_and_grad(batch_loss, has_aux=True)
-        return grad(params, apply, recipe, pipeline.to_float(images), *rest)
+        return grad(params, apply, recipe, batch._replace(x_0=pipeline.to_float(batch.x_0)))
 
-    batch, count = (images, labels_B, keys_B, mine), recipe.microbatches
+    count = recipe.microbatches
     if count == 1:
-        return part(*batch)
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, *batch))
+        return part(batch)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, batch))
     parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
     ((loss, quarters), grads), _ = jax.lax.scan(
-        lambda total, batch: (jax.tree.map(jnp.add, total, part(*batch)), None), zero, parts
+        lambda total, batch: (jax.tree.map(jnp.add, total, part(batch)), None), zero, parts
     )
     return (loss / count, quarters), jax.tree.map(lambda x: x / count, grads)
 
@@ -134,7 +129,8 @@ def train_step(
     """
     step_key = jax.random.fold_in(key, state.step)
     keys_B = jax.vmap(partial(jax.random.fold_in, step_key))(mine)
-    (loss, quarters), grads = gradient(batch_loss, apply, recipe, state.params, images, labels_B, keys_B, mine)
+    batch = Batch(images, labels_B, keys_B, mine)
+    (loss, quarters), grads = gradient(batch_loss, apply, recipe, state.params, batch)
     loss, grads = layout.mean((loss, grads), (layout.WHOLE, axes))
     quarter_loss, quarter_count = jax.lax.psum(quarters, sharding.AXIS)
     grad_norm = layout.norm(grads, axes)

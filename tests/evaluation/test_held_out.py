@@ -35,9 +35,8 @@ def best_network(schedule, prediction):
 
 
 def terms_of(schedule, prediction="eps", count=200, devices=1, batch_size=50, clip=False, apply=None, seed=5):
-    make = held_out.make_terms(
-        apply or best_network(schedule, prediction), schedule, prediction, clip, tiny.mesh(devices), batch_size
-    )
+    predictor = held_out.Predictor(apply or best_network(schedule, prediction), schedule, prediction, clip)
+    make = held_out.make_terms(predictor, tiny.mesh(devices), batch_size)
     images = gaussian_images(count)
     return make(None, lambda rows: (images[rows], np.zeros(len(rows), int)), count, seed)
 
@@ -230,7 +229,7 @@ def test_a_worse_network_has_a_worse_bound_and_clipping_helps_it():
 def test_labels_reach_the_network_with_their_own_images():
     schedule, count = make_schedule("cosine", 20, *BETAS), 11
     told = lambda params, x_t, t_B, labels_B: 0 * x_t + labels_B[:, None, None, None] / 100  # noqa: E731
-    make = held_out.make_terms(told, schedule, "x0", False, tiny.mesh(8), 4)
+    make = held_out.make_terms(held_out.Predictor(told, schedule, "x0", False), tiny.mesh(8), 4)
     labels = np.arange(count)
     grey = np.round((labels / 100 + 1) * 127.5).astype(np.uint8)
     read = lambda rows: (np.broadcast_to(grey[rows, None, None, None], (len(rows), 2, 2, 1)), labels[rows])  # noqa: E731

@@ -319,6 +319,16 @@ def test_a_colon_in_the_name_of_a_config_file_is_no_argument(tmp_path):
     assert {spec: configs.load(f"{tmp_path}/{spec}").seed for spec in given} == given
 
 
+def test_the_guides_config_is_one(tmp_path):
+    (tmp_path / "mine.py").write_text(Path("docs/model.md").read_text().split("```python\n")[1].split("```")[0])
+    for spec, heads in (("mine.py", 1), ("mine.py:2", 2)):
+        config = resolve(configs.load(f"{tmp_path}/{spec}"))
+        assert (config.model.num_kv_heads, config.model.width, config.diffusion.schedule) == (heads, 384, "rectified")
+    (tmp_path / "wrong.py").write_text((tmp_path / "mine.py").read_text().replace("num_kv_heads =", "num_kv_head ="))
+    with pytest.raises(UserError, match="num_kv_head"):
+        configs.load(f"{tmp_path}/wrong.py")
+
+
 def test_keys_missing_or_unknown():
     config = default.get_config()
     configs.check_keys(config, default.get_config(), "F")

@@ -10,6 +10,7 @@ import pytest
 from dit_jax.diffusion.schedule import make_schedule
 from dit_jax.models.autoencoder import AutoencoderOutput
 from dit_jax.training.autoencoder import batch_loss
+from dit_jax.training.step import Batch
 
 B, SHAPE = 400, (2, 2, 3)
 
@@ -27,9 +28,8 @@ def seen():
     x_0 = jnp.broadcast_to(jnp.arange(4.0)[None, None, :, None], (B, 4, 4, 3))
     keys_B = jax.random.split(jax.random.key(0), B)
     labels = jnp.zeros(B, jnp.int32)
-    loss, quarters = batch_loss(
-        None, apply, recipe, x_0, labels, keys_B, jnp.arange(B), latent_shape=SHAPE, kl_weight=0.5
-    )
+    batch = Batch(x_0, labels, keys_B, jnp.arange(B))
+    loss, quarters = batch_loss(None, apply, recipe, batch, latent_shape=SHAPE, kl_weight=0.5)
     return SimpleNamespace(**noted, loss=loss, quarters=quarters)
 
 

@@ -10,6 +10,7 @@ import pytest
 from dit_jax.diffusion.schedule import Schedule, make_schedule
 from dit_jax.models.classifier import ClassifierOutput
 from dit_jax.training.classifier import batch_loss
+from dit_jax.training.step import Batch
 
 B, K, T = 1600, 5, 20
 
@@ -27,7 +28,7 @@ def seen():
     recipe = SimpleNamespace(schedule=schedule, flip=True)
     keys_B = jax.random.split(jax.random.key(0), B)
     x_0 = jnp.full((B, 4, 4, 3), 0.5)
-    loss, quarters = batch_loss(None, apply, recipe, x_0, jnp.zeros(B, jnp.int32), keys_B, jnp.arange(B))
+    loss, quarters = batch_loss(None, apply, recipe, Batch(x_0, jnp.zeros(B, jnp.int32), keys_B, jnp.arange(B)))
     return SimpleNamespace(**noted, loss=loss, quarters=quarters)
 
 
@@ -72,7 +73,7 @@ def test_half_of_the_images_are_mirrored_and_each_keeps_its_label():
     recipe = SimpleNamespace(schedule=Schedule(np.ones(T), np.zeros(T)), flip=True)
     labels, keys_B = jnp.arange(B) % K, jax.random.split(jax.random.key(0), B)
     x_0 = jnp.broadcast_to(jnp.arange(4.0)[None, None, :, None], (B, 4, 4, 3)).at[..., 2].set(labels[:, None, None])
-    loss, _ = batch_loss(None, apply, recipe, x_0, labels, keys_B, jnp.arange(B))
+    loss, _ = batch_loss(None, apply, recipe, Batch(x_0, labels, keys_B, jnp.arange(B)))
     assert float(loss) == 0
     mirrored = noted["x_t"][:, 0, 0, 0] == 3
     assert 720 <= mirrored.sum() <= 880  # 800 +- 20 is one standard deviation
@@ -89,7 +90,7 @@ def test_crops_move_the_images():
 
     recipe, keys_B = SimpleNamespace(schedule=schedule, flip=False), jax.random.split(jax.random.key(0), B)
     x_0 = jnp.full((B, 4, 4, 3), 0.5)
-    batch_loss(None, apply, recipe, x_0, jnp.zeros(B, jnp.int32), keys_B, jnp.arange(B), crop_padding=1)
+    batch_loss(None, apply, recipe, Batch(x_0, jnp.zeros(B, jnp.int32), keys_B, jnp.arange(B)), crop_padding=1)
     clean = np.isin(moved[0], [0, 0.5]).all((1, 2, 3))
     whole = (moved[0][clean] == 0.5).all((1, 2, 3)).mean()
     assert whole == pytest.approx(1 / 9, abs=0.08)

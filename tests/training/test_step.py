@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from dit_jax.data.datasets import Split
-from dit_jax.training.step import batch_loss, zero_sums
+from dit_jax.training.step import Batch, batch_loss, zero_sums
 from tests.training.toy import RECIPE, Trainer, apply
 
 
@@ -165,7 +165,8 @@ def drawn():
 
     both = jnp.broadcast_to(jnp.array([7.0, 90.0])[None, :, None, None, None], (count, 2, 2, 2, 5))
     keys_B = jax.random.split(jax.random.key(0), count)
-    loss, _ = batch_loss({}, network, RECIPE, both, jnp.zeros(count, jnp.int32), keys_B, jnp.arange(count))
+    batch = Batch(both, jnp.zeros(count, jnp.int32), keys_B, jnp.arange(count))
+    loss, _ = batch_loss({}, network, RECIPE, batch)
     alpha, sigma = (table[noted["t"]][:, None, None, None] for table in RECIPE.schedule)
     straight, mirrored = ((noted["x_t"] - value * alpha) / sigma for value in (7, 90))
     noted["mirrored"] = np.abs(mirrored).mean((1, 2, 3)) < np.abs(straight).mean((1, 2, 3))
