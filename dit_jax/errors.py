@@ -22,6 +22,8 @@ PASSING_ERRNO = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.E
 # What keeps a file from being read though it may be whole.
 MACHINES_ERRNO = PASSING_ERRNO | {errno.EACCES, errno.EPERM}
 
+# Of a workdir. What is written later would begin another one in its place.
+GONE = "was moved or removed while it was written to; under its new name the run goes on from its last checkpoint"
 LOST = 128 + signal.SIGABRT  # what JAX ends a process with whose run has lost another
 
 
@@ -46,9 +48,7 @@ def explain(error: BaseException) -> tuple[int, str | None]:
     if isinstance(error, (UserError, flags.Error)):
         return 2, f"error: {' '.join(str(error).split())}"
     if is_workdir_gone(error):
-        folder = os.path.dirname(os.fsdecode(getattr(error, "filename", "")))
-        line = f"error: --workdir={folder} was moved or removed while it was written to"
-        return 2, f"{line}; name it as it is called now, and the same command goes on from its last checkpoint"
+        return 2, f"error: {os.path.dirname(os.fsdecode(getattr(error, 'filename', '')))} {GONE}"
     if (number := errno_of(error)) in USERS_ERRNO:
         place = getattr(error, "filename", " ".join(str(error).split())[:200])
         fix = f"{FIXES.get(number, 'mend that')}, or name another folder"

@@ -241,7 +241,7 @@ def make_sample(
 
     Image b draws its noise from fold_in(key, first + b) alone, whatever the batch. The batch is spread over the mesh in
     passes of one size, `pass_size`, and padded to fill them: the same arithmetic for an image in any company, on CPUs
-    the same bits. One compile serves every number of passes. `inputs` [B, ...] are those that `draw` takes,
+    the same bits. One compile serves every number of passes of a size. `inputs` [B, ...] are those that `draw` takes,
     `classifier` guides by `sample.classifier_scale`. Latents become images, unless `decode` is false.
     """
     c, schedule, mesh = experiment.config.sample, experiment.schedule, experiment.mesh
@@ -281,7 +281,8 @@ def make_sample(
             check_labels(np.asarray(labels), experiment.info.class_names, learnt_without)
             labels = np.asarray(labels, np.int32)
         index = first + np.arange(len(labels), dtype=np.int32)
-        size = pass_size(min(c.batch_size, len(labels)), mesh)  # a few images must not take the memory of a batch
+        few = 1 << (len(labels) - 1).bit_length()  # a few must not take the memory of a batch, nor each a compile
+        size = pass_size(min(c.batch_size, few), mesh)
 
         def fill(x: Any) -> Any:
             resize = jnp.resize if isinstance(x, Tracer) else np.resize

@@ -61,7 +61,7 @@ class Records:
     """`count` examples in a fixed order; `read(indices)` gives some, decoded, in any thread.
 
     `image_shape` and `dtype` are those of one of `Split.images`. `read_labels(indices)` gives labels, int32 [n], and
-    decodes nothing.
+    decodes nothing. `origin` names what was prepared: data set, version, and of pictures the content of their folder.
     """
 
     count: int
@@ -69,6 +69,7 @@ class Records:
     read: Callable[[np.ndarray], Split]
     read_labels: Callable[[np.ndarray], np.ndarray]
     dtype: type[np.generic] = np.uint8
+    origin: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -149,9 +150,8 @@ def open_split(source: Source, split: str = "train") -> Records:
     if split not in SPLITS:
         raise UserError(f"no split {split!r} of {source.name}, choose one of {', '.join(SPLITS)}")
     data_dir = preparation.check_data_dir(source.data_dir)
-    if source.folder:
-        return _open(image_folder.prepare(source.folder, data_dir), facts, split)
-    return _open(PREPARE[source.name](data_dir), facts, split)
+    prepared = image_folder.prepare(source.folder, data_dir) if source.folder else PREPARE[source.name](data_dir)
+    return replace(_open(prepared, facts, split), origin=str(prepared.relative_to(data_dir)))
 
 
 def _open(directory: Path, facts: DatasetInfo, split: str) -> Records:

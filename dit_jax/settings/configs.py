@@ -7,6 +7,7 @@ value they replace, and a workdir keeps the resolved config as `config.json`.
 import difflib
 import importlib.util
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def load(spec: str) -> ConfigDict:
 def split(spec: str) -> tuple[Path, str]:
     """(file, argument) of FILE or FILE:ARG. Either may hold a colon: the longest name that is a file's counts."""
     parts = spec.split(":")
-    ends = (end for end in range(len(parts), 0, -1) if expanded(":".join(parts[:end])).is_file())
+    ends = (end for end in range(len(parts), 0, -1) if os.path.isfile(expanded(":".join(parts[:end]))))
     end = next(ends, 1)
     return expanded(":".join(parts[:end])), ":".join(parts[end:])
 

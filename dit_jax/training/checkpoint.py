@@ -18,7 +18,7 @@ from typing import Any, cast
 import jax
 import orbax.checkpoint as ocp
 
-from dit_jax.errors import UserError, errno_of, is_the_machines
+from dit_jax.errors import GONE, UserError, errno_of, is_the_machines
 from dit_jax.system import together
 from dit_jax.training import checksums
 from dit_jax.training.state import TrainState
@@ -39,6 +39,15 @@ class NewestAndBest:
         """One answer for each of the checkpoints, which come oldest first."""
         best, newest = self.best({each.step for each in checkpoints}), checkpoints[-self.keep :]
         return [checkpoint in newest or checkpoint.step == best for checkpoint in checkpoints]
+
+
+def place_of(folder: Path) -> tuple[int, int] | None:
+    """What a folder is, whatever it is called: None where there is none."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 class Checkpointer:
@@ -68,6 +77,7 @@ class Checkpointer:
             ),
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._place = place_of(self.folder.parent)
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -82,11 +92,12 @@ class Checkpointer:
         Waits for the save before. What goes wrong in the background is raised by the next `save`, `check` or exit.
 
         Raises:
-          UserError: the disk is full, or the like.
+          UserError: the disk is full, or the like, or the workdir was moved away.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        self._present()
         with self._writing():
             self._manager.wait_until_finished()
         self._newest = step
@@ -99,7 +110,8 @@ class Checkpointer:
             raise UserError(f"checkpoint {self.folder / str(step)} is refused beside {newest}; move what is newer away")
 
     def check(self) -> None:
-        """Raises what went wrong in the background, without waiting for what is still under way."""
+        """Raises what went wrong in the background, without waiting for what is still under way; or `self._present`."""
+        self._present()
         if self._failed or not self._manager.is_saving_in_progress():
             with self._writing():
                 self._manager.wait_until_finished()
@@ -124,6 +136,11 @@ class Checkpointer:
             raise error
         together.meet(key, timeout_ms)
 
+    def _present(self) -> None:
+        """Raises UserError if the workdir is no longer where it was: a save would make half of another one there."""
+        if place_of(self.folder.parent) != self._place:
+            raise UserError(f"{self.folder.parent} {GONE}")
+
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """Turns what the operating system refuses into one line."""
@@ -133,6 +150,7 @@ class Checkpointer:
             code = errno_of(error)
             if code is None:
                 raise
+            self._present()
             raise UserError(
                 f"checkpoint {self.folder / str(self._newest)} cannot be written ({os.strerror(code)}): mend that, and "
                 "the same command goes on; the checkpoints before it are whole"

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dit_jax.errors import UserError
+from dit_jax.errors import UserError, is_out_of_memory
 from dit_jax.system import together
 
 WISHES = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "CUDA_VISIBLE_DEVICES")  # for devices
@@ -28,10 +28,10 @@ def make_mesh() -> Mesh:
         count = jax.device_count()
     except (AssertionError, RuntimeError) as error:
         wishes = [f"{name}={value}" for name, value in os.environ.items() if name in WISHES]
-        if together.several() or not wishes:
+        if together.several() or is_out_of_memory(error) or not wishes:
             raise
         reason = " ".join(str(error).split())[:200] or "it does not say why"
-        raise UserError(f"JAX has no device with {' '.join(wishes)} ({reason}); unset or mend that") from error
+        raise UserError(f"JAX has no device ({reason}); mend that, or perhaps {' '.join(wishes)}") from error
     return jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,))
 
 

@@ -185,8 +185,8 @@ def test_the_best_checkpoint_stays_and_can_be_sampled(make, monkeypatch, capfd):
     jax.tree.map(np.testing.assert_array_equal, (ema, raw), (saved.ema_params, saved.params))
     gone = tiny.run_main(capfd, "--mode=sample", "--workdir", workdir, "--config.sample.checkpoint=6")
     assert gone.code == 2
-    assert gone.err[0].startswith("error: sample.checkpoint=6: step 6 is not in")
-    assert gone.err[0].endswith("there are 4, 8")
+    assert gone.err[0].startswith("error: sample.checkpoint=6: there is none of that step; in ")
+    assert gone.err[0].endswith("checkpoints are 4, 8")
 
 
 def test_without_what_it_needs_training_does_not_start(tmp_path, monkeypatch, capfd):

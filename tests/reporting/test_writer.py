@@ -67,7 +67,7 @@ def test_a_folder_that_was_moved_away_is_told_in_one_line(tmp_path, capfd, monke
             writer.flush()
     code, line = errors.explain(ended.value)
     assert code == 2
-    assert f"--workdir={tmp_path / 'run'} was moved or removed while it was written to" in str(line)
+    assert f"error: {tmp_path / 'run'} was moved or removed while it was written to" in str(line)
     assert "Traceback" not in capfd.readouterr().err
 
 

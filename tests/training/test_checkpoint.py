@@ -1,5 +1,6 @@
 """Checkpoints hold exactly the state that was saved, on any mesh, and a damaged one costs no more than itself."""
 
+import dataclasses
 import errno
 import json
 import re
@@ -48,6 +49,29 @@ def restore(folder, **options):
 
 def assert_equal(ours, theirs):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+@pytest.mark.parametrize("away", [lambda folder: folder.rename(folder.with_name("moved")), shutil.rmtree])
+def test_a_workdir_that_is_moved_away_is_told_and_not_made_anew(away, tmp_path):
+    folder = tmp_path / "run"
+    with Checkpointer(folder, 5) as checkpointer:
+        state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like())
+        checkpointer.save(state, {}, {})
+        checkpointer.check()
+        checkpointer._manager.wait_until_finished()
+        away(folder)
+        for call in (
+            checkpointer.check,
+            lambda: checkpointer.save(dataclasses.replace(state, step=jnp.int32(2)), {}, {}),
+        ):
+            with pytest.raises(UserError, match="run was moved or removed while it was written to; under its new name"):
+                call()
+        assert not folder.exists()
+        if (tmp_path / "moved").exists():  # else another one of that name may be it, for all that a disk says
+            folder.mkdir()
+            with pytest.raises(UserError, match="was moved or removed"):
+                checkpointer.check()
+            assert not any(folder.iterdir())
 
 
 def test_a_save_is_the_state_of_its_moment_while_training_goes_on(tmp_path):
