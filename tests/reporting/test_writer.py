@@ -1,5 +1,6 @@
 """TensorBoard events as TensorBoard reads them, metrics.jsonl as any JSON reader does, and no TensorFlow."""
 
+import contextlib
 import io
 import json
 import os
@@ -68,6 +69,8 @@ def test_a_folder_that_was_moved_away_is_told_in_one_line(tmp_path, capfd, monke
     code, line = errors.explain(ended.value)
     assert code == 2
     assert f"error: {tmp_path / 'run'} was moved or removed while it was written to" in str(line)
+    with contextlib.suppress(AsyncError, FileNotFoundError):
+        writer.close()
     assert "Traceback" not in capfd.readouterr().err
 
 
