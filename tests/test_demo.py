@@ -37,4 +37,4 @@ def test_the_demo_draws_what_it_is_asked_for(tmp_path):
         mean, spread = np.array(components).T
         real_mean, real_spread = np.array(verdict["variety_real"][name]).T
         assert np.all(np.abs(mean - real_mean) < 0.5 * real_spread), name
-        assert np.all(spread > 0.65 * real_spread), name
+        assert np.all(spread > 0.6 * real_spread), name  # places have 0.70 (n = 2,000), here with an error of 0.02
