@@ -80,7 +80,8 @@ TOY = [
 
 def correctness(call: Call) -> int:
     """a: the tests that are marked `gpu`; in a rehearsal some of them, on the CPU, where they hold as well."""
-    env = os.environ | {"DIT_JAX_TEST_GPU": call.pick("1", "dry")}
+    as_runs_are = call.pick({"XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}, {})  # tests compile without optimisation
+    env = os.environ | as_runs_are | {"DIT_JAX_TEST_GPU": call.pick("1", "dry")}
     some = call.pick([], ["-k", "token or bfloat16 or (ours and 72 and shape0)"])
     words = ["-m", "pytest", "-m", "gpu", "-q", "-rs", "--durations=0", "-p", "no:cacheprovider", "tests/gpu", *some]
     return subprocess.run([sys.executable, *words], env=env).returncode
@@ -89,16 +90,23 @@ def correctness(call: Call) -> int:
 def speed(call: Call) -> int:
     """b: each variant in turns with the code as it is, then the peers; a call goes on where the last one stopped."""
     path = call.state / "speed.json"
+    carried = Path("carry") / path.name
+    if carried.exists() and not path.exists() and not call.dry:  # what came back from a machine before
+        shutil.copy(carried, path)
     table: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     chosen = call.pick(list(variants.VARIANTS), ["attention pad_72"])
-    patches, batch = call.pick((4, 2), (4,)), call.pick(512, 16)
-    for patch in patches:
-        for name in chosen:
+    patches, batch = call.pick((2, 4), (4,)), call.pick(512, 16)
+    for name in chosen:
+        for patch in patches:
             key = f"patch {patch}: {name}"
             if key in table:
                 continue
             if call.short_of(2 * ENOUGH):
                 return AGAIN
+            table[key] = {
+                "error": "it was begun and not ended"
+            }  # if it is killed, the next call does not begin it again
+            commands.write(table, path)
             table[key] = timed(call, patch, batch, variants.VARIANTS[name])
             commands.write(table, path)
             shutil.copy(path, call.out / "speed.json")
@@ -109,7 +117,9 @@ def speed(call: Call) -> int:
         if not kept.exists():
             if call.short_of(8 * ENOUGH):
                 return AGAIN
-            module.main(peer_flags(call, task, kept))
+            begun = kept.with_suffix(".begun.json")
+            module.main(peer_flags(call, task, begun))
+            begun.rename(kept)
         shutil.copy(kept, found)
     return 0
 

@@ -29,7 +29,7 @@ def block(model: DiT, N: int) -> int:
 
 
 def condition(model: DiT) -> int:
-    """Time and class as one vector; the table's look-up is no product."""
+    """Time and class as one vector; the table's look-up is no product, and its gradient too small a one to count."""
     D = model.width
     time = 2 * (TIME_FREQUENCIES * D + D * D)
     label = 2 * (model.class_table_width * D + D * D) if model.conditioning == "token" else 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_jax.system import huge_pages
-from dit_jax.system.environment import commit, version_of
+from dit_jax.system.environment import commit, cores, version_of
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # those that matter to matrix products
 
@@ -28,11 +28,6 @@ def processor() -> str:
     known = ", ".join(name for name in INSTRUCTIONS if name in flags) or "no AVX2"
     name = fields.get("model name") or platform.processor() or platform.machine()
     return f"{cores()} cores of {name} ({known})"
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpus() -> list[str]:

@@ -3,13 +3,14 @@
     python -m benchmarks.pack --archive DIR            # here, once: fills carry/, which git ignores
     python -m benchmarks.pack --unpack carry --state DIR   # there; benchmarks/gpu.sh does it
 
-A call carries at most 64 MiB, so each takes carry/wheels and one half; the machine keeps what it was given while it is
-held. Data is unpacked to the archive that its authors publish (the same records in the same order, other bytes of
-gzip's), and prepared from it as README says.
+A call carries at most 64 MiB, the checkout counted, so each takes carry/wheels and one half; the machine keeps what it
+was given while it is held. Data is unpacked to the archive that its authors publish (the same records in the same
+order, other bytes of gzip's), and prepared from it as README says.
 """
 
 import argparse
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -46,6 +47,8 @@ SOURCE_ONLY = ("promise",)  # has no wheel: built here, it is pure Python
 TARGET = ["--only-binary=:all:", "--python-version", "3.12", "--implementation", "cp"]
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux1")
 HALVES, LIMIT, SHAPE = 2, 50_000_000, (32, 32)
+CALL = 64 << 20  # bytes that a call takes in, the checkout counted
+LEAVE = "`git sparse-checkout set --no-cone '/*' '!/results/'`"
 ARCHIVE = "cifar-10-binary.tar.gz"
 FILES = [*cifar10.FILES["train"], *cifar10.FILES["test"]]  # 10,000 images each, as published
 
@@ -139,6 +142,22 @@ def write_archive(records: np.ndarray, state: Path) -> Path:
     return path
 
 
+def tracked() -> int:
+    """Bytes of the checkout's own files, which travel with each call."""
+    names = subprocess.run(["git", "ls-files", "-z"], capture_output=True, check=True).stdout.split(b"\0")
+    return sum(path.stat().st_size for path in map(Path, map(os.fsdecode, names)) if path.is_file())
+
+
+def advice(size: int) -> str:
+    """What to do where a call with a half would carry `size` bytes."""
+    fits = f"a call with a half carries {size / 1e6:.1f} MB of at most {CALL / 1e6:.1f}"
+    return (
+        fits
+        if size <= CALL
+        else f"{fits}: leave results/ here meanwhile, by {LEAVE}, and `git sparse-checkout disable`"
+    )
+
+
 def main(argv: Sequence[str]) -> None:
     """Packs or unpacks."""
     parser = argparse.ArgumentParser(
@@ -159,6 +178,7 @@ def main(argv: Sequence[str]) -> None:
     download_wheels(flags.out / "wheels")
     size = sum(path.stat().st_size for path in (flags.out / "wheels").iterdir())
     print(f"{flags.out / 'wheels'}: {size:,} bytes")
+    print(advice(size + max((flags.out / half_name(i)).stat().st_size for i in range(HALVES)) + tracked()))
 
 
 if __name__ == "__main__":

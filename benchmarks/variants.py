@@ -76,18 +76,18 @@ def flag(text: str) -> Variant:
 
 
 VARIANTS: dict[str, Variant] = {
+    **{f"attention {name}": Variant(patch=name) for name in PATCHES if name},  # in order of worth
+    "6 heads of 64, cudnn": Variant(("model.num_heads=6",), patch="cudnn"),
     "steps_per_call=1": Variant(("train.steps_per_call=1",)),
     "steps_per_call=64": Variant(("train.steps_per_call=64",)),
     "6 heads of 64": Variant(("model.num_heads=6",)),
     "no token: adaLN-Zero": Variant(("model.conditioning=adaln_zero",)),
     "remat": Variant(("model.remat=true",)),
-    **{f"attention {name}": Variant(patch=name) for name in PATCHES if name},
-    "6 heads of 64, cudnn": Variant(("model.num_heads=6",), patch="cudnn"),
     "rbg": Variant(env={"JAX_DEFAULT_PRNG_IMPL": "rbg"}),
     "no command buffers": flag("enable_command_buffer="),
     "command buffers from 1": flag("graph_min_graph_size=1"),
     "latency hiding": flag("enable_latency_hiding_scheduler=true"),
     "autotune 0": flag("autotune_level=0"),
     "triton gemm any": flag("triton_gemm_any=true"),
-    "exhaustive tiling": flag("exhaustive_tiling_search=true"),
+    "exhaustive tiling": flag("exhaustive_tiling_search=true"),  # may tune for longer than a call has
 }

@@ -24,6 +24,7 @@ from dit_jax.training.state import Params, TrainState
 from dit_jax.training.step import CallResult, make_train_call
 from dit_jax.workdir import begun
 
+AT_ONCE = 2**20  # pixels of images that a device encodes or decodes at a time, at most, but one image
 LARGEST = 1e30  # of a latent's mean and deviation; float32 ends at 3e38
 LATENTS_JSON = "latents.json"  # what `--mode=train_autoencoder` measured of the latents when it had done
 
@@ -64,10 +65,13 @@ class AutoencoderExperiment(Experiment):
 
         Encoding takes float32 products exactly, where GPUs would take them in TF32: latents are kept for every machine.
         """
+        height, width, _ = self.info.image_shape
+        most = max(1, AT_ONCE // (height * width))
 
         @jax.default_matmul_precision("highest")
         def encode(weights: Any, x: jax.Array) -> jax.Array:
-            latents, _ = cast(Any, self.model.apply(weights["params"], x, method="moments"))
+            moments = lambda x: cast(Any, self.model.apply(weights["params"], x, method="moments"))  # noqa: E731
+            latents, _ = in_parts(moments, most, x)
             return (latents - weights["mean"]) / weights["std"]
 
         def decode(weights: Any, z: jax.Array) -> jax.Array:
@@ -75,12 +79,26 @@ class AutoencoderExperiment(Experiment):
                 frames = jnp.moveaxis(z.reshape(len(z), -1, *z.shape[-3:]), 1, 0)
                 images = jnp.moveaxis(jax.lax.map(partial(decode, weights), frames), 0, 1)
                 return images.reshape(*z.shape[:-3], *images.shape[-3:])
-            latents = z * weights["std"] + weights["mean"]
-            return cast(jax.Array, self.model.apply(weights["params"], latents, method="decode"))
+            images = lambda z: cast(jax.Array, self.model.apply(weights["params"], z, method="decode"))  # noqa: E731
+            return in_parts(images, most, z * weights["std"] + weights["mean"])
 
         as_channels = lambda values: np.asarray(values, np.float32)[None, None, None]  # noqa: E731
         weights = {"params": jax.tree.map(whole, params), "mean": as_channels(mean), "std": as_channels(std)}
         return Codec(encode, decode, jax.tree.map(partial(sharding.put_replicated, mesh=self.mesh), weights))
+
+
+def in_parts(network: Callable[[jax.Array], Any], most: int, x: jax.Array) -> Any:
+    """network(x [B, ...]), a tree of arrays [B, ...], in equal parts of at most `most`, one after the other.
+
+    The last one is filled up. Stable Diffusion's decoder takes 160 MB for an image of 256 pixels.
+    """
+    count = -(-len(x) // most)
+    if count == 1:
+        return network(x)
+    size = -(-len(x) // count)
+    parts = jnp.concatenate([x, x[: count * size - len(x)]]).reshape(count, size, *x.shape[1:])
+    found = jax.lax.map(network, parts)
+    return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[: len(x)], found)
 
 
 def autoencoder_config(config: ConfigDict) -> ConfigDict:

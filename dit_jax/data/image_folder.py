@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 
 from dit_jax.data import folders, pictures, preparation
 from dit_jax.errors import PASSING_ERRNO, UserError, errno_of
+from dit_jax.system import environment
 from dit_jax.system.files import expanded
 from dit_jax.system.progress import Progress
 
@@ -150,7 +151,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, split):
         found, whole = self._listing.splits[split], set()
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(environment.cores()) as pool:
             for first in range(0, len(found), AT_ONCE):
                 some = found[first : first + AT_ONCE]
                 for picture, (image, enlarged) in zip(some, pool.map(self._encode, some), strict=True):

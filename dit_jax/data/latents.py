@@ -7,7 +7,6 @@ encoding that was killed goes on with the first one that is missing.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from os import cpu_count
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from dit_jax.data.datasets import Records, Split, told_as_damage
-from dit_jax.data.stream import Reader
+from dit_jax.data.stream import Reader, threads_here
 from dit_jax.errors import UserError
 from dit_jax.system.files import replacing
 
@@ -84,7 +83,7 @@ def keep(
 
 def write(path: Path, images: Records, part: range, encoder: Encoder) -> Iterator[int]:
     """Writes the latents of the examples in `part`, a batch at a time, of which it gives the sizes."""
-    threads = cpu_count() or 1
+    threads = threads_here()
     batches = Batches(images, part, encoder.batch_size)
     reader, writer = Reader(batches, ahead=threads, threads=threads), ArrayRecordWriter(str(path), WRITER)
     try:

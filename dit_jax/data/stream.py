@@ -15,8 +15,14 @@ import numpy as np
 
 from dit_jax.data import pipeline
 from dit_jax.data.datasets import Records, Split
+from dit_jax.system import environment
 
 THREADS = 16  # at most; decoding of PNG is outside of Python's lock
+
+
+def threads_here() -> int:
+    """How many read at a time."""
+    return min(environment.cores(), THREADS)
 
 
 def host_order(key: jax.Array, num_examples: int) -> Callable[[int], np.ndarray]:
@@ -50,7 +56,7 @@ class Reader:
     """Gives batches in turn, up to `ahead` of them read before they are asked for; `close` it."""
 
     def __init__(self, batches: Sequence[Split], ahead: int, threads: int):
-        options = grain.ReadOptions(num_threads=min(threads, THREADS), prefetch_buffer_size=ahead)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
         self._batches = iter(grain.MapDataset.source(batches).to_iter_dataset(options))
         self._next = 0
 

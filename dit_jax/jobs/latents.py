@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from dit_jax.companions.autoencoder import AT_ONCE
 from dit_jax.data import latents, pipeline, preparation
 from dit_jax.data.datasets import Records
 from dit_jax.errors import EndedError, UserError
@@ -24,7 +25,6 @@ from dit_jax.system.together import first_before_others, whole
 from dit_jax.training import sharding
 
 logger = logging.getLogger(__name__)
-AT_ONCE = 2**20  # pixels that a device encodes at a time, at most, but one image
 VERSION = 1  # of how latents are made and kept
 
 

@@ -12,7 +12,7 @@ from dit_jax.settings import configs
 from dit_jax.settings.checks import require
 from dit_jax.settings.doubts import doubts
 from dit_jax.system.files import expanded
-from dit_jax.system.together import check_alike, is_first, several
+from dit_jax.system.together import check_alike, check_devices, is_first, several
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ def run(mode: str, config: ConfigDict, workdir: Path, out: str | None, images: s
     evaluates = mode == "evaluate"
     require(images is None or evaluates, "--images", images, f"--mode={mode} reads none; omit --images")
     require(mode != "report" or not several(), "--mode", mode, "it reads files: start one process (--cluster=none)")
+    check_devices()
     check_alike("config", [mode, *(leaf for leaf in configs.leaves(config) if leaf[0] not in PLACES)],
                 "start them with the same flags")  # fmt: skip
     if is_first() and images is None:

@@ -84,6 +84,32 @@ class TimeEmbedding(nn.Module):
         return Dense(self.width, self.dtype, self.kernel_init)(ACTIVATIONS[self.activation](hidden))
 
 
+@jax.custom_vjp
+def rows_of(table_ND: jax.Array, index_B: jax.Array) -> jax.Array:
+    """table[index], whose gradient is a product: GPUs add up a scatter's rows in the order in which they come."""
+    return jnp.take(table_ND, index_B, axis=0)
+
+
+def _rows_forward(table_ND: jax.Array, index_B: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return rows_of(table_ND, index_B), (table_ND, index_B)
+
+
+def _rows_backward(kept: tuple[jax.Array, jax.Array], gradient_BD: jax.Array) -> tuple[jax.Array, None]:
+    table_ND, index_B = kept
+    of_row_BN = jax.nn.one_hot(index_B, len(table_ND), dtype=gradient_BD.dtype)
+    return jnp.einsum("BN,BD->ND", of_row_BN, gradient_BD, precision="highest"), None
+
+
+rows_of.defvjp(_rows_forward, _rows_backward)
+
+
+class Embed(nn.Embed):
+    """Flax's, looking rows up by `rows_of`: int [B] -> float32 [B, D]."""
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        return rows_of(self.embedding, inputs)
+
+
 class ClassEmbedding(nn.Module):
     """A table with one row a class and a last one for "no class" (index num_classes): labels [B] -> [B, D].
 
@@ -99,7 +125,7 @@ class ClassEmbedding(nn.Module):
     @nn.compact
     def __call__(self, labels_B: jax.Array) -> jax.Array:
         if not self.table_width:
-            return nn.Embed(self.num_classes + 1, self.width, embedding_init=nn.initializers.normal(0.02))(labels_B)
-        rows = nn.Embed(self.num_classes + 1, self.table_width, embedding_init=nn.initializers.normal(1.0))(labels_B)
+            return Embed(self.num_classes + 1, self.width, embedding_init=nn.initializers.normal(0.02))(labels_B)
+        rows = Embed(self.num_classes + 1, self.table_width, embedding_init=nn.initializers.normal(1.0))(labels_B)
         hidden = Dense(self.width, self.dtype)(rows)
         return Dense(self.width, self.dtype)(ACTIVATIONS["gelu"](hidden))

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import jax
 
 from dit_jax.errors import UserError
-from dit_jax.system import lock, together
+from dit_jax.system import compilation, lock, together
 
 PATIENCE = 300  # seconds that a process waits for the others to start
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")  # what JAX asks for
@@ -174,6 +174,7 @@ def join(
         ) from None
     finally:
         late.cancel()
+    compilation.use_shared_cache_alone()
     together.begin()
 
 

@@ -24,6 +24,16 @@ def use_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
+def use_shared_cache_alone() -> None:
+    """Keeps programs of several processes nowhere but in a folder that the user names (JAX_COMPILATION_CACHE_DIR).
+
+    On GPUs processes share out the tuning of a program, and wait for each other's part: one that finds the program in a
+    folder of its own, where JAX's first process alone writes, would leave the others waiting.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_enable_compilation_cache", False)
+
+
 def cache_home() -> Path:
     """Where a user's caches are. Source: XDG base directory specification."""
     home = os.environ.get("XDG_CACHE_HOME", "")

@@ -18,6 +18,11 @@ SESSIONS = "sessions.jsonl"
 PACKAGES = ("dit-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
+def cores() -> int:
+    """Those that this process may use: a scheduler or a container may have given it some of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def facts() -> dict[str, Any]:
     """Of this process: devices, processor, versions, and the commit of the code where that is known."""
     devices = jax.devices()
@@ -26,7 +31,7 @@ def facts() -> dict[str, Any]:
         "platform": devices[0].platform,
         "processes": jax.process_count(),
         "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := version_of(name))},

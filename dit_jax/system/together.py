@@ -93,6 +93,17 @@ def from_first(numbers: Sequence[int]) -> list[int]:
     return multihost_utils.broadcast_one_to_all(mine).tolist()
 
 
+def check_devices() -> None:
+    """Refuses processes with unequal numbers of devices, which JAX's agreements between them cannot hold.
+
+    Raises:
+      UserError: in all but those that happen to have the mean.
+    """
+    if several() and jax.device_count() != jax.process_count() * jax.local_device_count():
+        others = f"{jax.device_count()} in {jax.process_count()} processes, {jax.local_device_count()} of them here"
+        raise UserError(f"all processes need as many devices: there are {others}; start as many on each machine")
+
+
 def check_alike(what: str, mine: Any, fix: str) -> None:
     """Refuses that a process has another value, which JSON can hold, than the first one.
 

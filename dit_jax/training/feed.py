@@ -3,7 +3,6 @@
 A feed is asked `feed(step, stop)` for what the call of these steps takes; `shapes` are the shapes of that.
 """
 
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from dit_jax.data.datasets import Records, Split
-from dit_jax.data.stream import Batches, Reader
+from dit_jax.data.stream import Batches, Reader, threads_here
 from dit_jax.training import sharding
 
 
@@ -59,7 +58,7 @@ class Stream:
     def __init__(self, records: Records, key: jax.Array, batch_size: int, steps_per_call: int, steps: int, mesh: Mesh):
         """`key` orders the data (`step.data_keys`); the run ends at `steps`."""
         self._mesh, self._positions = mesh, sharding.local_positions(mesh, batch_size)
-        threads = os.cpu_count() or 1
+        threads = threads_here()
         batches = Batches(records, key, batch_size, self._positions, steps)
         self._reader = Reader(batches, ahead=steps_per_call + threads, threads=threads)
         self._shape = (steps_per_call, batch_size)

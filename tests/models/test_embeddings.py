@@ -7,10 +7,12 @@ import pytest
 
 from dit_jax.models.embeddings import (
     ClassEmbedding,
+    Embed,
     TimeEmbedding,
     axis_frequencies,
     patchify,
     position_table,
+    rows_of,
     sinusoid,
     unpatchify,
 )
@@ -124,3 +126,19 @@ def test_what_does_not_divide_is_refused():
         patchify(jnp.zeros((1, 6, 8, 3)), 3)
     with pytest.raises(ValueError, match="width 5; use an even one"):
         sinusoid(jnp.arange(3), 5)
+
+
+def test_the_gradient_of_rows_is_that_of_looking_them_up_and_no_scatter():
+    """A row that is looked up twice has the sum; one that is not, 0."""
+    table, index = jnp.arange(20.0).reshape(5, 4), jnp.array([3, 1, 3, 4])
+    weight = jax.random.normal(jax.random.key(0), (4, 4))
+    np.testing.assert_array_equal(rows_of(table, index), np.asarray(table)[np.asarray(index)])
+    grad = jax.grad(lambda table: (rows_of(table, index) * weight).sum())
+    expected = np.zeros((5, 4), np.float32)
+    np.add.at(expected, np.asarray(index), np.asarray(weight))
+    np.testing.assert_allclose(grad(table), expected, rtol=1e-6)
+    assert "scatter" not in jax.jit(grad).lower(table).as_text()
+    embed = Embed(5, 4)
+    params = embed.init(jax.random.key(0), index)
+    assert jax.tree.map(jnp.shape, params) == {"params": {"embedding": (5, 4)}}
+    np.testing.assert_array_equal(embed.apply(params, index), params["params"]["embedding"][index])

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import jax
+import pytest
 
 from dit_jax.system import compilation
 
@@ -83,3 +84,15 @@ def test_the_folder_is_the_users(tmp_path, monkeypatch):
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.parametrize(("named", "kept"), [("", False), ("/shared", True)])
+def test_several_processes_keep_programs_in_a_folder_that_is_named_alone(named, kept, monkeypatch):
+    before = jax.config.jax_enable_compilation_cache
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", named)
+    jax.config.update("jax_enable_compilation_cache", True)
+    try:
+        compilation.use_shared_cache_alone()
+        assert jax.config.jax_enable_compilation_cache == kept
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
