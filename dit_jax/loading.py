@@ -1,7 +1,9 @@
 """Reading a run back: the config of a workdir, and its weights with their sampler (`dit_jax.load`)."""
 
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,6 +50,18 @@ class Run:
         return make_sample(self.experiment, plan, draw, self.classifier)
 
 
+@contextlib.contextmanager
+def told_errors_alone() -> Iterator[None]:
+    """Leaves out Orbax's warnings: that it only reads, as it was asked to."""
+    absl = logging.getLogger("absl")
+    before = absl.level
+    absl.setLevel(max(before, logging.ERROR))
+    try:
+        yield
+    finally:
+        absl.setLevel(before)
+
+
 def load(workdir: str | Path, config: ConfigDict | None = None, overrides: Sequence[str] = ()) -> Run:
     """The checkpoint of a workdir that `sample.checkpoint` names, and its sampler; `config` replaces the workdir's own.
 
@@ -74,7 +88,8 @@ def load(workdir: str | Path, config: ConfigDict | None = None, overrides: Seque
     )
     if not (workdir / "checkpoints").is_dir():
         raise missing
-    with Checkpointer(workdir, keep=experiment.config.train.keep_checkpoints, read_only=True) as checkpointer:
+    keep = experiment.config.train.keep_checkpoints
+    with told_errors_alone(), Checkpointer(workdir, keep, read_only=True) as checkpointer:
         state = checkpointer.restore(
             experiment.abstract_state(), evaluations.wanted_step(workdir, experiment.config.sample.checkpoint)
         )

@@ -47,9 +47,9 @@ def open_images(
     """The images at `path`, which must have the shape (H, W, C); `what` is the flag or key that names them in errors.
 
     Pictures of a folder are in the order of their names.
-    An NPZ file has `images` uint8 [n, H, W, C] and, perhaps, `labels` int [n] in 0..num_classes-1. A folder's pictures
-    are decoded when their turn comes, and then refused if they are broken; with `skip_broken` those that cannot be read
-    are named and left out.
+    An NPZ file has `images` (or `arr_0`) uint8 [n, H, W, C] and, perhaps, `labels` int [n] in 0..num_classes-1. A
+    folder's pictures are decoded when their turn comes, and then refused if they are broken; with `skip_broken` those
+    that cannot be read are named and left out.
 
     Raises:
       UserError: one line with what is wrong.
@@ -79,12 +79,17 @@ def from_npz(path: Path, shape: tuple[int, int, int], num_classes: int, what: st
         raise UserError(f"{what}={path} cannot be read: it is no whole NPZ file, and no picture by its name ({kinds})")
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            images, labels = file["images"], file.get("labels")
+            name = next((name for name in ("images", "arr_0") if name in file), "")  # arr_0: as ADM's code wants it
+            if not name:
+                raise ValueError(f"it has no array `images`, only {', '.join(file.files) or 'nothing'}")
+            images, labels = file[name], file.get("labels")
         if not all(isinstance(array, np.ndarray | None) for array in (images, labels)):
             raise ValueError("images or labels is no array")  # NumPy gives the bytes of a file that is none
     except Exception as error:  # a damaged one raises whatever zlib, the zip's reader or the header's parser likes
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{what}={path} cannot be read ({reason}); give an NPZ file with images and labels") from None
+        raise UserError(
+            f"{what}={path} cannot be read ({reason}); give an NPZ file with `images` and, perhaps, `labels`"
+        ) from None
     if images.dtype != np.uint8 or images.ndim != 4:
         wanted = "give uint8 [n, H, W, C] in 0..255"
         raise UserError(f"{what}={path}: its images are {images.dtype} {images.shape}; {wanted}")

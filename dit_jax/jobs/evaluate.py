@@ -34,7 +34,7 @@ from dit_jax.evaluation.evaluate import (
 )
 from dit_jax.evaluation.features import Extractor, weights_hash
 from dit_jax.experiment import Experiment
-from dit_jax.jobs.judging import load_features, sampling_settings
+from dit_jax.jobs.judging import floor_warning, load_features, sampling_settings
 from dit_jax.jobs.references import reference_of
 from dit_jax.reporting.images import count_diverged, to_uint8
 from dit_jax.settings.checks import require
@@ -93,7 +93,11 @@ def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path |
     result |= {"data": config.data.name, "reference_split": "train", "reference_n": reference.count, "warning": warning}
     if source.run:
         result |= held_out_figures(source.run, test) | progress_of(source.run, train.count)
-    result |= {"floor": floor_of(extractor, reference, test.first(samples.count), names)}
+    floor = floor_of(extractor, reference, test.first(samples.count), names)
+    fewer = floor_warning(min(test.count, samples.count), samples.count)
+    if fewer:
+        logger.warning("%s", fewer)
+    result |= {"floor": floor | {"warning": fewer}}
     result |= {"seconds": round(time.perf_counter() - start, 1)}
     if is_first():
         keep(result, workdir, "evaluation_images.json" if images else "evaluation.json")

@@ -20,6 +20,16 @@ def load_features(config: ConfigDict, workdir: Path, experiment: Experiment) -> 
     return load_classifier(workdir, config)[1]
 
 
+def floor_warning(real: int, samples: int) -> str | None:
+    """One line where fewer real images are judged than samples, so that their figures are no floor of these."""
+    if real >= samples:
+        return None
+    return (
+        f"real figures are of {real} test images and the samples' of {samples}: of fewer images distances are larger "
+        "and coverage is smaller, so they are no floor; have more test images, or lower evaluate.n"
+    )
+
+
 def sampling_settings(config: ConfigDict) -> dict[str, Any]:
     """Every key of `sample.*` that the images depend on."""
     return {name: value for name, value in config.sample.items() if name not in NOT_SETTINGS}

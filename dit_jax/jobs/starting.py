@@ -1,6 +1,7 @@
 """What a new run begins with: fresh weights, or those of another run (fine-tuning)."""
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ def first_state(experiment: Experiment) -> TrainState:
     share = 1 - sum(left.values()) / count(params)
     require(share > 0, "train.init_from", path, "none of its weights fits this model; use its model.* keys")
     rest = f", all but {', '.join(left)}" if left else ""
-    logger.info("beginning with the weights of %s at step %d (%.1f%%%s)", path, source.step, 100 * share, rest)
+    tenths = math.floor(1000 * share) / 10  # all but some are not 100%
+    logger.info("beginning with the weights of %s at step %d (%.1f%%%s)", path, source.step, tenths, rest)
     return experiment.init_state(params)
 
 

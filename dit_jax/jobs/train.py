@@ -35,6 +35,7 @@ from dit_jax.training.state import TrainState
 from dit_jax.workdir import ANOTHER, begun, check_nothing_lost, check_savable, check_workdir, make_folder
 
 logger = logging.getLogger(__name__)
+MANY_EPOCHS = 1_000  # CIFAR-10's recipes have 200; diffusion models are seldom trained for more than this
 WATCH_PER_CLASS, WATCH_CLASSES, WATCH_STEPS = 4, 10, 25  # the grid drawn while training: DDIM, small and quick
 
 
@@ -131,6 +132,8 @@ def open_training_images(experiment: Experiment, workdir: Path) -> tuple[dataset
         fewer = f"the data has {images.count} images; use fewer"
         require(batch_size <= images.count, f"{section}.batch_size", batch_size, fewer)
         training_evaluation.check_sets(experiment, images.count)
+        if section == "train":
+            warn_of_many_epochs(experiment.config, images.count)
     probe = images.probe()
     check_alike("data", probe, "each data.data_dir must hold the same")
     return images, probe
@@ -166,6 +169,16 @@ def draw_loss(workdir: Path) -> None:
 
     if is_first():
         plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
+
+
+def warn_of_many_epochs(config: ConfigDict, count: int) -> None:
+    """Says so where the `count` training images will be seen so often that a model learns them by heart."""
+    steps, batch_size = config.train.steps, config.train.batch_size
+    epochs = steps * batch_size // count
+    if epochs > MANY_EPOCHS:
+        fix = "take fewer steps or a smaller model, or begin with another run's weights (train.init_from)"
+        told = "warning: %d steps of %d images are %d epochs of all %d, which a model learns by heart: %s"
+        logger.warning(told, steps, batch_size, epochs, count, fix)
 
 
 def warn_of_new_decay(workdir: Path, config: ConfigDict, step: int, section: str) -> None:

@@ -34,6 +34,9 @@ def train_classifier(config: ConfigDict, workdir: Path, out: Path | None) -> int
     require(out is None, "--out", out, "the classifier goes to WORKDIR/classifier; omit --out")
     check_workdir(workdir, config, SAMPLE_FREE_KEYS)
     experiment = ClassifierExperiment(classifier_config(config))
+    if len(experiment.info.class_names) == 1:
+        fix = "evaluate by --config.evaluate.features=inception"
+        logger.warning("warning: of one class a classifier learns nothing, and its features tell nothing: %s", fix)
     folder = workdir / experiment.section
     code = run_training(experiment, folder, free_keys(config, OWN_KEYS), f"move {folder} away to train another")
     if not code:

@@ -24,7 +24,7 @@ from dit_jax.evaluation.distances import bias_warning
 from dit_jax.evaluation.evaluate import LEAST_IMAGES, Reference, Summary, in_proportion, scores, summarize
 from dit_jax.evaluation.features import Extractor
 from dit_jax.experiment import Experiment, Sample
-from dit_jax.jobs.judging import load_features, sampling_settings
+from dit_jax.jobs.judging import floor_warning, load_features, sampling_settings
 from dit_jax.jobs.references import reference_of
 from dit_jax.reporting.images import count_diverged, to_uint8
 from dit_jax.reporting.writer import MetricWriter
@@ -79,7 +79,7 @@ class TrainingEvaluation:
         about |= {"data": config.data.name, "reference_split": "train", "reference_n": reference.count}
         few = first_features(reference, samples.count)
         floor = scores(name, few, real, names) if real.count >= LEAST_IMAGES else {}
-        floor |= {"split": "test", "n": real.count}
+        floor |= {"split": "test", "n": real.count, "warning": floor_warning(real.count, samples.count)}
         return scores(name, few, samples, names), about | {"floor": floor}
 
     @property

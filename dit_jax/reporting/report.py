@@ -143,8 +143,10 @@ def tiles(report: Report) -> Html:
     newest = report.newest("floor", dict)
     if newest is not None:
         for name in figure_names([newest])[:FEATURED]:
+            few, n = newest["floor"].get("n"), newest.get("n")
             real = f"real images {shown(name, newest['floor'].get(name))}"
-            cells.append((name, shown(name, newest[name]), f"{real}, n {shown('n', newest.get('n'))}"))
+            real += "" if few in (n, None) else f" (n {shown('n', few)})"
+            cells.append((name, shown(name, newest[name]), f"{real}, n {shown('n', n)}"))
     cells.append(("parameters", f"{report.parameters:,}", ""))
     finite = sorted(speed[speed > 0])
     if finite:

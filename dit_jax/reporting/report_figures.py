@@ -126,7 +126,9 @@ def progress_table(rows: Sequence[Row], clock: Clock) -> Html:
     caption = f"One line an evaluation, of {' and '.join(weights).upper() or 'unknown'} weights"
     caption += f": the newest {MOST_ROWS} of {len(rows)}." if len(rows) > MOST_ROWS else "."
     if floors:
-        caption += " “real” is the floor: as many unseen real images as the newest evaluation had samples."
+        caption += (
+            " “real” is the floor: unseen real images, as many as the newest evaluation had samples, or all there are."
+        )
     return table(head, lines, caption, words=0)
 
 

@@ -54,6 +54,16 @@ def test_parts_are_all_images_in_order(tmp_path, monkeypatch):
         np.testing.assert_array_equal(np.concatenate(parts), many)
 
 
+def test_an_array_of_adms_name_is_taken_and_others_are_named(tmp_path):
+    np.savez(tmp_path / "adm.npz", arr_0=PIXELS)
+    np.testing.assert_array_equal(read_images(tmp_path / "adm.npz", SHAPE, "k")[0], PIXELS)
+    np.savez(tmp_path / "both.npz", arr_0=PIXELS[:1], images=PIXELS)
+    np.testing.assert_array_equal(read_images(tmp_path / "both.npz", SHAPE, "k")[0], PIXELS)
+    np.savez(tmp_path / "other.npz", samples=PIXELS, y=[1])
+    with pytest.raises(UserError, match="it has no array `images`, only samples, y"):
+        read_images(tmp_path / "other.npz", SHAPE, "k")
+
+
 def test_hidden_files_are_passed_over(tmp_path):
     """Macs leave such a file beside each one that they copy."""
     Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")

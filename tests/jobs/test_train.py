@@ -2,7 +2,7 @@
 
 import pytest
 
-from dit_jax.jobs.train import warn_of_new_decay
+from dit_jax.jobs.train import warn_of_many_epochs, warn_of_new_decay
 from dit_jax.settings import configs
 from tests import tiny
 
@@ -21,3 +21,11 @@ def test_a_moved_end_of_the_cosine_rate_is_told(schedule, step, steps, told, tmp
     configs.write(tiny.config(optimizer__schedule=schedule), tmp_path)  # of six steps
     warn_of_new_decay(tmp_path, tiny.config(optimizer__schedule=schedule, train__steps=steps), step, "train")
     assert [record.getMessage() for record in caplog.records] == ([told] if told else [])
+
+
+@pytest.mark.parametrize(("count", "told"), [(64, False), (63, True)])
+def test_a_thousand_epochs_are_not_warned_of_and_more_are(count, told, monkeypatch, caplog):
+    """8,000 steps of 8 images are 1,000 epochs of 64, and 1,015 of 63."""
+    tiny.install(monkeypatch)
+    warn_of_many_epochs(tiny.config(train__steps=8000), count)
+    assert ("8000 steps of 8 images are 1015 epochs of all 63, which a model learns by heart" in caplog.text) == told

@@ -32,6 +32,7 @@ CONFIGS = [
     "configs/cifar10.py:best",
     "configs/cifar10.py:cpu",
     "configs/image_folder.py",
+    "configs/image_folder.py:cpu",
 ]
 # Read where files are, not where the model is built: by the jobs; classifier.steps and the like by `companion_config`.
 READ_BY_JOBS = {"data.resident", "train.keep_checkpoints", "train.max_seconds", "train.init_from"} | {
