@@ -94,6 +94,12 @@ def speed(call: Call) -> int:
     if carried.exists() and not path.exists() and not call.dry:  # what came back from a machine before
         shutil.copy(carried, path)
     table: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def keep() -> None:
+        commands.write(table, path)
+        shutil.copy(path, call.out / path.name)
+
+    keep()
     chosen = call.pick(list(variants.VARIANTS), ["attention pad_72"])
     patches, batch = call.pick((2, 4), (4,)), call.pick(512, 16)
     for name in chosen:
@@ -106,10 +112,9 @@ def speed(call: Call) -> int:
             table[key] = {
                 "error": "it was begun and not ended"
             }  # if it is killed, the next call does not begin it again
-            commands.write(table, path)
+            keep()
             table[key] = timed(call, patch, batch, variants.VARIANTS[name])
-            commands.write(table, path)
-            shutil.copy(path, call.out / "speed.json")
+            keep()
             print(f"{key}: {table[key].get('gain') or table[key]['error']}", flush=True)
     for task, module in (("train", train), ("sample", sampling)):
         found = call.out / f"peers_{task}.json"

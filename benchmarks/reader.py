@@ -6,14 +6,13 @@ The first batches, which fill the buffers, are not counted.
 """
 
 import argparse
-import os
 import time
 
 import jax
 import numpy as np
 
 from dit_jax.data import datasets
-from dit_jax.data.stream import Batches, Reader
+from dit_jax.data.stream import Batches, Reader, threads_here
 
 REPEATS = 3
 STEPS_PER_CALL = 8  # training reads that far ahead, and a batch a thread (configs/default.py)
@@ -44,7 +43,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     args = parser.parse_args()
     records = datasets.open_split(datasets.Source(args.name, args.data_dir))
-    for threads in sorted({1, os.cpu_count() or 1}):
+    for threads in sorted({1, threads_here()}):
         rates = [measure(records, args.batch_size, threads, args.seconds) for _ in range(REPEATS)]
         told = ", ".join(f"{rate:,.0f}" for rate in rates)
         print(f"{args.name} {records.image_shape}, batch {args.batch_size}, {threads} threads: {told} images/s")

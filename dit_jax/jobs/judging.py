@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dit_jax.companions.classifier import load_classifier
+from dit_jax.evaluation.evaluate import LEAST_IMAGES
 from dit_jax.evaluation.features import Extractor, inception_features
 from dit_jax.experiment import Experiment
 
@@ -22,11 +23,11 @@ def load_features(config: ConfigDict, workdir: Path, experiment: Experiment) -> 
 
 def floor_warning(real: int, samples: int) -> str | None:
     """One line where fewer real images are judged than samples, so that their figures are no floor of these."""
-    if real >= samples:
+    if real >= samples or real < LEAST_IMAGES:  # of so few there are no figures
         return None
     return (
         f"real figures are of {real} test images and the samples' of {samples}: of fewer images distances are larger "
-        "and coverage is smaller, so they are no floor; have more test images, or lower evaluate.n"
+        "and coverage is smaller, so they are no floor; have more test images, or judge fewer samples"
     )
 
 

@@ -38,7 +38,8 @@ def reference_of(
         return known
     found = sum_up()
     with first_before_others():
-        if known is None and (is_first() or not path.exists()):  # it is there if all have the same folder
+        # The others find the first one's there if all have the same folder.
+        if known is None and (is_first() or read(path, train.count) is None):
             keep(path, found)
     return found
 

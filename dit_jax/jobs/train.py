@@ -35,7 +35,7 @@ from dit_jax.training.state import TrainState
 from dit_jax.workdir import ANOTHER, begun, check_nothing_lost, check_savable, check_workdir, make_folder
 
 logger = logging.getLogger(__name__)
-MANY_EPOCHS = 1_000  # CIFAR-10's recipes have 200; diffusion models are seldom trained for more than this
+MANY_EPOCHS = 1_000  # CIFAR-10's recipes here have 200; of 50,000 images others have trained for some thousands
 WATCH_PER_CLASS, WATCH_CLASSES, WATCH_STEPS = 4, 10, 25  # the grid drawn while training: DDIM, small and quick
 
 
@@ -176,8 +176,8 @@ def warn_of_many_epochs(config: ConfigDict, count: int) -> None:
     steps, batch_size = config.train.steps, config.train.batch_size
     epochs = steps * batch_size // count
     if epochs > MANY_EPOCHS:
-        fix = "take fewer steps or a smaller model, or begin with another run's weights (train.init_from)"
-        told = "warning: %d steps of %d images are %d epochs of all %d, which a model learns by heart: %s"
+        told = "warning: %d steps of %d images are %d epochs of all %d, which a model may learn by heart; %s"
+        fix = "fewer steps, a smaller model or another run's weights (train.init_from) help against that"
         logger.warning(told, steps, batch_size, epochs, count, fix)
 
 

@@ -86,7 +86,10 @@ class TimeEmbedding(nn.Module):
 
 @jax.custom_vjp
 def rows_of(table_ND: jax.Array, index_B: jax.Array) -> jax.Array:
-    """table[index], whose gradient is a product: GPUs add up a scatter's rows in the order in which they come."""
+    """table[index], whose gradient is a product: GPUs add up a scatter's rows in the order in which they come.
+
+    Not for forward-mode derivatives by the table, nor within `shard_map(check_vma=True)`.
+    """
     return jnp.take(table_ND, index_B, axis=0)
 
 

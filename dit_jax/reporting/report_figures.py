@@ -214,7 +214,8 @@ def evaluation_section(row: Row | None) -> Html:
         f"({str(row.get('features_sha256', ''))[:12]}). Real: {shown('n', floor.get('n'))} images of the "
         f"{floor.get('split', '')} split."
     )
-    warning = element("p", f"Warning: {row['warning']}", class_="warning") if row.get("warning") else None
+    told = [each["warning"] for each in (row, floor) if each.get("warning")]
+    warnings = [element("p", f"Warning: {line}", class_="warning") for line in told]
     parts = [table(["figure", "samples", "real images"], lines, caption)]
     for name, by_class in row.items():
         if name.endswith("_by_class") and isinstance(by_class, dict):
@@ -222,7 +223,7 @@ def evaluation_section(row: Row | None) -> Html:
             lines = [[kind, shown("", value), shown("", real.get(kind))] for kind, value in by_class.items()]
             heading = f"{HEADS.get(name.removesuffix('_by_class'), name.removesuffix('_by_class'))} by class"
             parts.append(table([heading, "samples", "real images"], lines))
-    return joined([warning, element("div", *parts, class_="pair")])
+    return joined([*warnings, element("div", *parts, class_="pair")])
 
 
 def noise_section(row: Row | None, how: str) -> Html:

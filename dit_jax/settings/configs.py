@@ -8,6 +8,7 @@ import difflib
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def load(spec: str) -> ConfigDict:
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # the file is the user's: whatever it raises is theirs to mend
-        reason = " ".join(str(error).split())[:200]
+        told = re.sub(r"Other fields present:.*?(?=Did you mean|$)", "", " ".join(str(error).split()))
+        reason = told[:200]  # ml_collections lists all keys there are before the nearest one
         raise UserError(f"--config={spec} cannot be loaded ({type(error).__name__}: {reason}); mend {path}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config={spec}: get_config() gave {config!r}, not a ConfigDict; see configs/default.py")

@@ -19,7 +19,7 @@ PACKAGES = ("dit-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "nu
 
 
 def cores() -> int:
-    """Those that this process may use: a scheduler or a container may have given it some of the machine's."""
+    """Those that this process may run on; a scheduler may have bound it to some of the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -42,10 +42,10 @@ class NewestAndBest:
 
 
 def place_of(folder: Path) -> tuple[int, int] | None:
-    """What a folder is, whatever it is called: None where there is none."""
+    """What a folder is, whatever it is called: None where there is none. Raises OSError of a file server, say."""
     try:
         found = folder.stat()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_dev, found.st_ino
 
@@ -138,8 +138,9 @@ class Checkpointer:
 
     def _present(self) -> None:
         """Raises UserError if the workdir is no longer where it was: a save would make half of another one there."""
-        if place_of(self.folder.parent) != self._place:
-            raise UserError(f"{self.folder.parent} {GONE}")
+        with contextlib.suppress(OSError):  # what keeps a folder from being looked at says nothing of it
+            if place_of(self.folder.parent) != self._place:
+                raise UserError(f"{self.folder.parent} {GONE}")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

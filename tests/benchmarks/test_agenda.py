@@ -61,6 +61,30 @@ def test_the_speed_table_goes_on_where_it_stopped(call, monkeypatch):
     assert (call.out / "speed.json").exists()
 
 
+def test_a_variant_that_never_ended_is_not_begun_again_on_another_machine(call, monkeypatch, tmp_path):
+    """What a killed call leaves in $OUT is carried to the next machine."""
+    (tmp_path / "carry").mkdir()
+    first = next(iter(VARIANTS))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(agenda, "timed", killed)
+    with pytest.raises(KeyboardInterrupt):
+        agenda.speed(call)
+    (call.out / "speed.json").rename(tmp_path / "carry" / "speed.json")
+    (call.state / "speed.json").unlink()
+    (tmp_path / "benchmarks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    timed = []
+    monkeypatch.setattr(agenda, "timed", lambda *given: timed.append(given[1:]) or {"gain": 1.0})
+    monkeypatch.setattr(agenda.train, "main", lambda argv: None)
+    object.__setattr__(call, "end", time.monotonic() + 100)
+    assert agenda.speed(call) == agenda.AGAIN
+    assert (2, 512, VARIANTS[first]) not in timed
+    assert len(timed) == 2 * len(VARIANTS) - 1
+
+
 def test_data_that_was_not_carried_is_named(call):
     with pytest.raises(UserError, match="carry both halves, one a call"):
         agenda.report(call)

@@ -51,6 +51,19 @@ def assert_equal(ours, theirs):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+def test_a_file_server_that_does_not_answer_moves_no_workdir(tmp_path, monkeypatch):
+    with Checkpointer(tmp_path, 5) as checkpointer:
+        stat = type(tmp_path).stat
+
+        def stale(path, **options):
+            if path == tmp_path:
+                raise OSError(errno.ESTALE, "Stale file handle")
+            return stat(path, **options)
+
+        monkeypatch.setattr(type(tmp_path), "stat", stale)
+        checkpointer.check()
+
+
 @pytest.mark.parametrize("away", [lambda folder: folder.rename(folder.with_name("moved")), shutil.rmtree])
 def test_a_workdir_that_is_moved_away_is_told_and_not_made_anew(away, tmp_path):
     folder = tmp_path / "run"
