@@ -288,9 +288,8 @@ def make_sample(
             resize = jnp.resize if isinstance(x, Tracer) else np.resize
             return resize(x, (len(x) + -len(x) % (size * mesh.size), *x.shape[1:]))
 
-        return mapped(size)(params, codec.weights, key, fill(labels), fill(index), tuple(map(fill, inputs)))[
-            : len(labels)
-        ]
+        drawn = mapped(size)(params, codec.weights, key, fill(labels), fill(index), tuple(map(fill, inputs)))
+        return drawn[: len(labels)]
 
     return sample
 
