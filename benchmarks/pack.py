@@ -150,12 +150,9 @@ def tracked() -> int:
 
 def advice(size: int) -> str:
     """What to do where a call with a half would carry `size` bytes."""
-    fits = f"a call with a half carries {size / 1e6:.1f} MB of at most {CALL / 1e6:.1f}"
-    return (
-        fits
-        if size <= CALL
-        else f"{fits}: leave results/ here meanwhile, by {LEAVE}, and `git sparse-checkout disable`"
-    )
+    carried = f"a call with a half carries {size / 1e6:.1f} MB of at most {CALL / 1e6:.1f}"
+    less = f": leave results/ here meanwhile, by {LEAVE}, and `git sparse-checkout disable`"
+    return carried + less * (size > CALL)
 
 
 def main(argv: Sequence[str]) -> None:

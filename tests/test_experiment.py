@@ -1,6 +1,7 @@
 """A trained run sampled as a library: image i of a seed is the same in any batch and on any mesh."""
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import jax
@@ -213,10 +214,13 @@ def test_up_to_a_gib_of_decoded_images_stays_on_the_devices(monkeypatch):
     assert found == ["Resident", "Stream", "Resident", "Stream"]
 
 
-def test_the_importable_twin(workdir, reference, monkeypatch):
+def test_the_importable_twin(workdir, reference, monkeypatch, caplog):
     tiny.install(monkeypatch)
     tiny.on_devices(monkeypatch, 1)
+    level = logging.getLogger("absl").level
     run = dit_jax.load(str(workdir))
+    assert not caplog.records  # Orbax warns that it only reads
+    assert logging.getLogger("absl").level == level
     assert run.step == 4
     images = np.asarray(run.sample(run.ema_params, jax.random.key(3), [0, 1, 2, 0]))
     assert images.dtype == np.float32

@@ -65,8 +65,7 @@ class AutoencoderExperiment(Experiment):
 
         Encoding takes float32 products exactly, where GPUs would take them in TF32: latents are kept for every machine.
         """
-        height, width, _ = self.info.image_shape
-        most = max(1, AT_ONCE // (height * width))
+        most = most_at_once(self.info.image_shape)
 
         @jax.default_matmul_precision("highest")
         def encode(weights: Any, x: jax.Array) -> jax.Array:
@@ -85,6 +84,11 @@ class AutoencoderExperiment(Experiment):
         as_channels = lambda values: np.asarray(values, np.float32)[None, None, None]  # noqa: E731
         weights = {"params": jax.tree.map(whole, params), "mean": as_channels(mean), "std": as_channels(std)}
         return Codec(encode, decode, jax.tree.map(partial(sharding.put_replicated, mesh=self.mesh), weights))
+
+
+def most_at_once(image_shape: Sequence[int]) -> int:
+    """Images [H, W, C] of `AT_ONCE` pixels in all, one at least."""
+    return max(1, AT_ONCE // (image_shape[0] * image_shape[1]))
 
 
 def in_parts(network: Callable[[jax.Array], Any], most: int, x: jax.Array) -> Any:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from dit_jax.companions.autoencoder import AT_ONCE
+from dit_jax.companions.autoencoder import most_at_once
 from dit_jax.data import latents, pipeline, preparation
 from dit_jax.data.datasets import Records
 from dit_jax.errors import EndedError, UserError
@@ -93,7 +93,7 @@ def make_encoder(
     own = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
     mesh = jax.make_mesh((len(own),), (sharding.AXIS,), axis_types=(AxisType.Auto,), devices=own)
     weights = jax.tree.map(lambda leaf: sharding.put_replicated(whole(leaf), mesh), codec.weights)
-    most = max(1, AT_ONCE // (image_shape[0] * image_shape[1]))
+    most = most_at_once(image_shape)
     size = min(most, pass_size(most * len(own), mesh)) * len(own)
 
     def per_device(weights: Any, images: jax.Array) -> jax.Array:

@@ -2,6 +2,8 @@
 
 import pytest
 
+from dit_jax.data import datasets
+from dit_jax.jobs import train_classifier
 from dit_jax.jobs.train import warn_of_many_epochs, warn_of_new_decay
 from dit_jax.settings import configs
 from tests import tiny
@@ -29,3 +31,13 @@ def test_a_thousand_epochs_are_not_warned_of_and_more_are(count, told, monkeypat
     tiny.install(monkeypatch)
     warn_of_many_epochs(tiny.config(train__steps=8000), count)
     assert ("8000 steps of 8 images are 1015 epochs of all 63, which a model may learn by heart" in caplog.text) == told
+
+
+@pytest.mark.parametrize(("names", "told"), [(("all",), True), (("cat", "dog"), False)])
+def test_a_classifier_of_one_class_is_warned_of(names, told, tmp_path, monkeypatch, caplog):
+    tiny.install(monkeypatch)
+    monkeypatch.setitem(datasets.DATASETS, "tiny", datasets.DatasetInfo("tiny", (8, 8, 3), names))
+    monkeypatch.setattr(train_classifier, "run_training", lambda *given: 75)
+    alone = {"train__label_dropout": 0.0, "sample__guidance": 1.0}
+    assert train_classifier.train_classifier(tiny.config(**alone), tmp_path, None) == 75
+    assert ("of one class a classifier learns nothing" in caplog.text) == told

@@ -156,6 +156,8 @@ def test_evaluation_beside_its_floor():
     assert figures[1:] == [["fd_classifier", "0.75", "0.25"], ["kid_classifier", "0.01", "-"]]
     assert by_class[1] == ["cat", "1.5", "-"]
     assert "Warning: too few" in evaluation_section(row)
+    assert "Warning: no floor" not in evaluation_section(row)
+    assert "Warning: no floor" in evaluation_section(row | {"floor": row["floor"] | {"warning": "no floor"}})
 
 
 BINS = [(0, 100, 0.5), (100, 200, 0.1)]
