@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 NAME = "evaluations.jsonl"
 TRAINING = "training"  # `during` of the rows that training wrote
 # Only rows that agree in these can be compared.
-SETTINGS = ("n", "seed", "sampler", "steps", "spacing", "variance", "eta", "guidance", "guidance_from", "guidance_to",
-            "classifier_scale", "clip_x_0", "weights", "features", "features_sha256")  # fmt: skip
+SETTINGS = ("n", "reference_n", "seed", "sampler", "steps", "spacing", "variance", "eta", "guidance", "guidance_from",
+            "guidance_to", "classifier_scale", "clip_x_0", "weights", "features", "features_sha256")  # fmt: skip
 
 
 def append(workdir: Path, row: Mapping[str, Any]) -> None:

@@ -112,7 +112,7 @@ def make(folder: Folder, listing: folders.Listing, data_dir: Path) -> None:
     size, held = folder.image_size, " (held out of them)" if listing.held_out else ""
     kept = {split: found.num_examples for split, found in builder.info.splits.items()}
     told = (len(listing.class_names), kept["train"], kept.get("test", 0), held, size, size)
-    logger.info("%d classes, %d training and %d test pictures%s, now images of %d x %d pixels", *told)
+    logger.info("classes: %d; pictures: %d for training, %d for tests%s, now images of %d x %d pixels", *told)
     if builder.enlarged:
         logger.warning("%d pictures are smaller than %d pixels, and were enlarged", builder.enlarged, size)
     if builder.broken:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dit_jax.data.datasets import Records
-from dit_jax.data.pictures import FORMATS, check_sums, turned
+from dit_jax.data.pictures import FORMATS, center_crop, check_sums, resize, turned
 from dit_jax.errors import PASSING_ERRNO, UserError, errno_of
 
 logger = logging.getLogger(__name__)
@@ -42,22 +42,28 @@ class Images:
 
 
 def open_images(
-    path: Path, shape: tuple[int, int, int], num_classes: int, what: str = "--images", skip_broken: bool = False
+    path: Path,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    what: str = "--images",
+    skip_broken: bool = False,
+    fit: bool = False,
 ) -> Images:
     """The images at `path`, which must have the shape (H, W, C); `what` is the flag or key that names them in errors.
 
     Pictures of a folder are in the order of their names.
     An NPZ file has `images` (or `arr_0`) uint8 [n, H, W, C] and, perhaps, `labels` int [n] in 0..num_classes-1. A
     folder's pictures are decoded when their turn comes, and then refused if they are broken; with `skip_broken` those
-    that cannot be read are named and left out.
+    that cannot be read are named and left out. With `fit`, pictures of another size are cropped to the middle square
+    and resized, as those are that a run is trained on.
 
     Raises:
       UserError: one line with what is wrong.
     """
     if path.is_dir():
-        return from_folder(path, shape, what, skip_broken)
+        return from_folder(path, shape, what, skip_broken, fit)
     if path.suffix.lower() in FORMATS and path.is_file():
-        return Images.of(decode(path, shape, what)[None], None)
+        return Images.of(decode(path, shape, what, fit)[None], None)
     if path.is_file():
         return from_npz(path, shape, num_classes, what)
     raise UserError(
@@ -66,10 +72,10 @@ def open_images(
 
 
 def read_mask(path: Path, height: int, width: int, what: str) -> np.ndarray:
-    """Bool [H, W, 1]: where a picture of the images' size is white (above half)."""
+    """Bool [H, W, 1]: where a picture is white (above half); one of another size is cropped and resized first."""
     if path.suffix.lower() not in FORMATS or not path.is_file():
         raise UserError(f"{what}={path}: there is no such picture; name one that is white where to draw anew")
-    return decode(path, (height, width, 1), what) > 127
+    return decode(path, (height, width, 1), what, fit=True) > 127
 
 
 def from_npz(path: Path, shape: tuple[int, int, int], num_classes: int, what: str) -> Images:
@@ -101,7 +107,9 @@ def from_npz(path: Path, shape: tuple[int, int, int], num_classes: int, what: st
     return Images.of(images, labels)
 
 
-def from_folder(path: Path, shape: tuple[int, int, int], what: str, skip_broken: bool = False) -> Images:
+def from_folder(
+    path: Path, shape: tuple[int, int, int], what: str, skip_broken: bool = False, fit: bool = False
+) -> Images:
     """The pictures of a folder; folders in it are not searched."""
     seen = (file for file in path.iterdir() if not file.name.startswith("."))  # Macs leave ._1.png beside 1.png
     files = sorted(file for file in seen if file.suffix.lower() in FORMATS)
@@ -114,7 +122,7 @@ def from_folder(path: Path, shape: tuple[int, int, int], what: str, skip_broken:
 
     def chunks() -> Iterator[np.ndarray]:
         for first in range(0, len(files), CHUNK):
-            yield np.stack([decode(file, shape, what) for file in files[first : first + CHUNK]])
+            yield np.stack([decode(file, shape, what, fit) for file in files[first : first + CHUNK]])
 
     return Images(len(files), None, chunks)
 
@@ -129,8 +137,11 @@ def is_whole(file: Path, shape: tuple[int, int, int], what: str) -> bool:
     return True
 
 
-def decode(file: Path, shape: tuple[int, int, int], what: str) -> np.ndarray:
-    """One picture, uint8 [H, W, C]. Raises UserError if it is broken (`BrokenPictureError`) or has another shape."""
+def decode(file: Path, shape: tuple[int, int, int], what: str, fit: bool = False) -> np.ndarray:
+    """One picture, uint8 [H, W, C]; with `fit` one of another size is made a square of H pixels.
+
+    Raises UserError if it is broken (`BrokenPictureError`) or has another shape.
+    """
     try:
         if not file.is_file():
             raise OSError("it is no file")  # Pillow would wait for what a pipe never says
@@ -139,6 +150,8 @@ def decode(file: Path, shape: tuple[int, int, int], what: str) -> np.ndarray:
             refusal = not_plain(picture)
             picture.load()  # here, as `turned` forgives what it meets
             upright = turned(picture).convert("RGB" if shape[2] == 3 else "L")
+            if fit and upright.size != (shape[1], shape[0]):
+                upright = resize(center_crop(upright), shape[0])
             pixels = np.asarray(upright).reshape(*upright.size[::-1], shape[2])
     except Exception as error:  # a broken picture raises whatever the decoder that stumbles on it likes
         if errno_of(error) in PASSING_ERRNO:

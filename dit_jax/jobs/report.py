@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import math
-import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +14,12 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import default
 from dit_jax.data import datasets
 from dit_jax.data.images import Images, open_images
 from dit_jax.errors import UserError
 from dit_jax.experiment import Experiment
+from dit_jax.jobs.report_commands import commands_of
 from dit_jax.jobs.report_nearest import features_at_hand, memorisation_of
-from dit_jax.models.dit import PRESETS
 from dit_jax.reporting.images import BROKEN_PNG, about_png
 from dit_jax.reporting.jsonl import number
 from dit_jax.reporting.markup import Html, missing
@@ -36,9 +34,7 @@ from dit_jax.system.jsonl import read_objects
 from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir, make_folder
 
 logger = logging.getLogger(__name__)
-AGAIN = "runs/again"  # where the page's commands make the run once more
 FROM_NOISE = ("generate", "interpolate")  # tasks of sampling
-AFTER_TRAINING = ("train_classifier", "sample", "evaluate")  # the modes that the page has to show, in their order
 
 
 def report(config: ConfigDict, workdir: Path, out: Path | None) -> None:
@@ -52,8 +48,8 @@ def report(config: ConfigDict, workdir: Path, out: Path | None) -> None:
     require(not out.exists() or out.is_dir(), "--out", out, "it is a file; name a folder")
     rows, notes = read_log(workdir)
     make_folder(out, "--out")
-    experiment, commands = Experiment(config), commands_of(config, workdir)
     evaluations = read_evaluations(workdir, notes)
+    experiment, commands = Experiment(config), commands_of(config, workdir, evaluations)
     sessions = read_noting(workdir / environment.SESSIONS, notes)
     samples, neighbours = samples_and_neighbours(experiment, workdir, commands)
     shapes = jax.tree.leaves(jax.eval_shape(experiment.init_params))
@@ -139,29 +135,6 @@ def clock_of(rows: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any
         if count and row.get("reference_split") == "train":
             return Clock(batch_size, max(1, count // batch_size))
     return Clock(batch_size, None)
-
-
-def commands_of(config: ConfigDict, workdir: Path) -> dict[str, str]:
-    """Command lines: what goes on with this workdir, and what makes the run again in another one."""
-    resume = f"python main.py --workdir {shlex.quote(str(workdir))}"
-    commands = {mode: f"{resume} --mode={mode}" for mode in (*AFTER_TRAINING, "report")}
-    flags = " \\\n    ".join([f"--workdir {AGAIN}", *overrides(config)])
-    first = ["train_autoencoder"] * config.model.latents
-    first += ["train_classifier"] * (config.evaluate.every_steps > 0 and config.evaluate.features == "classifier")
-    begin = f"--config configs/default.py {flags}"
-    again = [*(f"python main.py --mode={mode} {begin}" for mode in first), f"python main.py {begin}"]
-    again += [f"python main.py --workdir {AGAIN} --mode={mode}" for mode in AFTER_TRAINING if mode not in first]
-    return commands | {"resume": resume, "again": "\n".join(again)}
-
-
-def overrides(config: ConfigDict) -> list[str]:
-    """`--config.KEY=VALUE` of every key of a resolved config that is not as in configs/default.py and its preset."""
-    plain = dict(configs.leaves(default.get_config()))
-    preset = {f"model.{key}": value for key, value in PRESETS[config.model.preset].items()}
-    known = plain | {key: value for key, value in preset.items() if plain.get(key) is None}
-    known["autoencoder.sha256"] = config.autoencoder.sha256  # the next run's is its own
-    changed = [(key, value) for key, value in configs.leaves(config) if value is not None and known.get(key) != value]
-    return [f"--config.{key}={shlex.quote(str(value))}" for key, value in changed]
 
 
 def samples_and_neighbours(experiment: Experiment, workdir: Path, commands: dict[str, str]) -> tuple[Html, Html]:

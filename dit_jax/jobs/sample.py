@@ -84,7 +84,7 @@ def read_given(config: ConfigDict, experiment: Experiment) -> tuple[np.ndarray, 
     c, shape = config.sample, experiment.info.image_shape
     if c.task in ("generate", "interpolate"):
         return ()
-    found = open_images(expanded(c.images), shape, len(experiment.info.class_names), "sample.images")
+    found = open_images(expanded(c.images), shape, len(experiment.info.class_names), "sample.images", fit=True)
     images, labels = np.concatenate(list(found.chunks()))[: c.n], found.labels
     if labels is None and not c.labels and len(experiment.info.class_names) > 1:
         logger.warning("sample.images=%s has no labels, so all classes are taken in turn; name those of the images by "

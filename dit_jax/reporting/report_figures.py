@@ -18,6 +18,7 @@ MOST_CURVES = 6  # of a chart: more cannot be told apart
 PERCENT = "accuracy"  # names of figures that are shares begin so
 SETTINGS = (
     "n",
+    "reference_n",
     "sampler",
     "steps",
     "spacing",

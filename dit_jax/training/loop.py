@@ -88,19 +88,21 @@ def run(
 ) -> int:
     """Trains from `state.step` to `pace.steps`. `call` is `step.make_train_call`'s; `state` is donated to it.
 
-    `feed` is asked for the data of the next call while one is in flight.
+    `feed` is asked for the data of the next call while one is in flight. The first calls are of 1, 1, 2, 4, ... steps:
+    where steps are slow, neither a sign of life nor SIGTERM then has to wait for `pace.steps_per_call` of them.
 
     Returns the step reached, which is saved: less than `pace.steps` where `hooks.stop` said so.
 
     Raises:
       UserError: `pace.max_bad_steps` steps in a row were not finite. Seen before each save, and nothing is saved then.
     """
-    step, row, running = int(state.step), {}, None
+    first = step = int(state.step)
+    row, running = {}, None
     if step and pace.due(step, pace.evaluate_every):
         hooks.evaluate(step, state)
     sums, since = zero_sums(), time.perf_counter()
     while step < pace.steps and not hooks.stop():
-        stop = pace.next_stop(step)
+        stop = min(pace.next_stop(step), step + max(1, step - first))
         state, sums, reached = call(state, sums, *feed(step, stop), np.int32(stop - step))
         if running is not None:
             hooks.progress(int(running), None)  # waits for the call before; this one runs meanwhile

@@ -232,7 +232,7 @@ def test_broken_pictures_may_be_left_out(root, tmp_path, caplog):
     splits = read(source(root, tmp_path / "data", skip_broken=True))
     assert sum(map(len, splits.values())) == 40
     assert "3 broken pictures are left out: cat/3.png, cat/4.png, cat/5.png" in caplog.text
-    counts = f"{len(splits['train'])} training and {len(splits['test'])} test pictures"
+    counts = f"{len(splits['train'])} for training, {len(splits['test'])} for tests"
     assert counts in caplog.text
     for i in range(3):
         (root / "dog" / f"{i}.png").write_bytes(b"")
@@ -334,7 +334,7 @@ def test_small_pictures_are_told(tmp_path, caplog):
     with caplog.at_level("INFO"):
         read_train = datasets.open_split(source(tmp_path / "root", tmp_path / "data", ("cat",))).load()
     assert len(read_train.labels) == 1
-    assert "1 classes, 1 training and 1 test pictures (held out of them)" in caplog.text
+    assert "classes: 1; pictures: 1 for training, 1 for tests (held out of them)" in caplog.text
     assert "1 pictures are smaller than 8 pixels, and were enlarged" in caplog.text
 
 

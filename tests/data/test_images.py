@@ -213,6 +213,30 @@ def test_a_picture_of_another_size_is_named(tmp_path):
         read_images(tmp_path, SHAPE, "sample.images")
 
 
+def test_pictures_to_start_from_are_made_to_fit_as_those_of_a_training_are(tmp_path):
+    """Of six by four pixels the middle square; enlarged ninefold, it is itself again."""
+    Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
+    Image.fromarray(PIXELS[1][:, 1:5]).save(tmp_path / "b.png")
+    for path in (tmp_path, tmp_path / "a.png"):
+        found = np.concatenate(list(open_images(path, (4, 4, 3), 3, fit=True).chunks()))
+        np.testing.assert_array_equal(found, PIXELS[: len(found), :, 1:5])
+    Image.fromarray(np.kron(PIXELS[0][:, 1:5], np.ones((9, 9, 1), np.uint8))).save(tmp_path / "large.png")
+    large = next(open_images(tmp_path / "large.png", (4, 4, 3), 3, fit=True).chunks())[0]
+    assert np.abs(large.astype(int) - PIXELS[0][:, 1:5]).max() <= 3  # bicubic, over the edges of nine equal pixels
+    grey = next(open_images(tmp_path / "large.png", (4, 4, 1), 3, fit=True).chunks())
+    assert grey.shape == (1, 4, 4, 1)
+    np.savez(tmp_path / "n.npz", images=PIXELS)
+    with pytest.raises(UserError, match="has images of"):  # arrays are as somebody has made them
+        open_images(tmp_path / "n.npz", (4, 4, 3), 3, fit=True)
+
+
+def test_a_mask_fits_as_the_picture_does(tmp_path):
+    mask = np.zeros((8, 12), np.uint8)
+    mask[:, 6:] = 255
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    assert read_mask(tmp_path / "m.png", 4, 4, "k")[:, :, 0].tolist() == [[False, False, True, True]] * 4
+
+
 def test_a_file_server_that_is_gone_breaks_no_picture(tmp_path, monkeypatch):
     Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
 

@@ -17,8 +17,9 @@ from PIL import Image
 from configs import default
 from dit_jax.data import datasets
 from dit_jax.jobs import report as job
-from dit_jax.jobs.report import commands_of, overrides
+from dit_jax.jobs.report_commands import commands_of, overrides
 from dit_jax.reporting import report_images
+from dit_jax.reporting.images import save_png
 from dit_jax.settings import configs
 from dit_jax.settings.resolving import resolve
 from tests import tiny
@@ -280,6 +281,43 @@ def test_each_command_has_what_the_ones_before_it_made(keys, modes, monkeypatch)
     commands = commands_of(tiny.config(**{"evaluate__features": "classifier"} | keys), Path("w"))["again"]
     named = re.findall(r"^python main.py (?:--workdir \S+ )?(?:--mode=(\w+))?", commands, re.MULTILINE)
     assert [mode or "train" for mode in named] == modes
+
+
+def test_each_command_has_the_flags_that_its_files_were_made_with(whole, tmp_path, monkeypatch):
+    """Only training keeps its flags in config.json."""
+    tiny.install(monkeypatch)
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    plain = configs.read(workdir)
+
+    def later(rows):
+        return commands_of(plain, workdir, rows)["again"].split("python main.py ")[2:]
+
+    rows = [json.loads(line) for line in (workdir / "evaluations.jsonl").read_text().splitlines()]
+    assert later(rows) == [
+        f"--workdir runs/again --mode={mode}" + "\n" * (mode != "evaluate")
+        for mode in ("train_classifier", "sample", "evaluate")
+    ]
+    classifier = configs.read(workdir / "classifier")
+    classifier.classifier.steps, classifier.optimizer.learning_rate = 77, 5.0
+    configs.write(classifier, workdir / "classifier")
+    about = dict(plain.sample) | {
+        "step": 4,
+        "n": 3,
+        "labels": "red, blue",
+        "guidance": 2,
+        "eta": None,
+        "images_sha256": "",
+    }
+    save_png(workdir / "samples" / "grid.png", np.zeros((2, 2, 3), np.uint8), about)
+    rows.append(rows[-1] | {"n": 21, "features": "inception", "seed": 5, "steps": 2, "warning": "none"})
+    rows += [rows[-1] | {"during": "training", "n": 6}, {"images": "elsewhere", "n": 7, "features": "classifier"}]
+    flags = [{word for word in shlex.split(line) if word.startswith("--config")} for line in later(rows)]
+    assert flags == [
+        {"--config.classifier.steps=77"},
+        {"--config.sample.n=3", "--config.sample.labels=red, blue", "--config.sample.guidance=2"},
+        {"--config.evaluate.n=21", "--config.evaluate.features=inception", "--config.sample.seed=5",
+         "--config.sample.steps=2"},
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,8 @@ def test_the_best_is_of_those_whose_checkpoint_is_there(tmp_path, caplog):
 
 @pytest.mark.parametrize("compared", [evaluations.SETTINGS, report_figures.SETTINGS])
 def test_every_key_of_sampling_is_among_what_rows_must_agree_in(compared):
-    assert {*sampling_settings(default.get_config()), "n", "features_sha256"} - {*compared} == set()
+    """And the images that they are compared with, which are more where a folder of pictures has grown."""
+    assert {*sampling_settings(default.get_config()), "n", "reference_n", "features_sha256"} - {*compared} == set()
 
 
 def test_rows_beyond_a_step_are_dropped_and_nothing_else(tmp_path):

@@ -91,7 +91,8 @@ def test_order_of_events():
     recorder = run(Pace(8, 2, 6, 5, 4))
     # A call is under way before the loop waits for the one before it.
     assert recorder.events == [
-        "call 2",
+        "call 1",
+        "call 2", "at 1",
         "call 4", "at 2", "draw 4",
         "call 5", "at 4", "save 5",
         "call 6", "at 5", "log 6", "at 6 3.5",
@@ -100,7 +101,7 @@ def test_order_of_events():
 
 
 def test_a_resumed_loop_goes_on_where_the_state_is():
-    assert [e for e in run(Pace(8, 2, 6, 5, 4), start=5).events if "call" in e] == ["call 6", "call 8"]
+    assert [e for e in run(Pace(8, 2, 6, 5, 4), start=5).events if "call" in e] == ["call 6", "call 7", "call 8"]
     assert run(Pace(8, 2, 6, 5, 4), start=8).events == []
 
 
@@ -125,9 +126,16 @@ def test_a_run_that_is_asked_to_end_saves_where_it_is():
     recorder, asked = Recorder(), []
     hooks = dataclasses.replace(recorder.hooks, stop=lambda: asked.append(1) or len(asked) > 2)
     state = TrainState(jnp.int32(0), {}, {}, ())
-    assert loop.run(recorder.call, state, feed, Pace(8, 2, 6, 5, 4), 8, hooks) == 4
+    assert loop.run(recorder.call, state, feed, Pace(8, 2, 6, 5, 4), 8, hooks) == 2
     # Asked before each dispatch; the two under way are finished, the third is not begun.
-    assert recorder.events == ["call 2", "call 4", "at 2", "draw 4", "save 4"]
+    assert recorder.events == ["call 1", "call 2", "at 1", "save 2"]
+
+
+def test_the_first_calls_are_short():
+    """So that slow steps show at once that they go, and how fast; each is at most as long as all before it."""
+    for start, reached in ((0, [1, 2, 4, 8, 16, 32, 64, 96, 100]), (7, [8, 9, 11, 15, 23, 39, 71, 100])):
+        events = run(Pace(100, 32, 1000, 1000, 0), start).events
+        assert [event for event in events if "call" in event] == [f"call {step}" for step in reached]
 
 
 class Lazy:
@@ -164,12 +172,12 @@ class Timed(Recorder):
 
 
 def test_the_speed_is_of_training_alone_and_of_work_that_is_done(monkeypatch):
-    """Two steps of eight images a call of four seconds: four images a second in every window."""
+    """A step of eight images a call of four seconds: two images a second in every window."""
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     recorder, state = Timed(clock), TrainState(jnp.int32(0), {}, {}, ())
-    loop.run(recorder.call, state, feed, Pace(8, 2, 2, 100, 4, evaluate_every=6), 8, recorder.hooks)
-    assert [row["images_per_s"] for row in recorder.rows.values()] == [4, 4, 4, 4]
+    loop.run(recorder.call, state, feed, Pace(4, 1, 1, 100, 2, evaluate_every=3), 8, recorder.hooks)
+    assert [row["images_per_s"] for row in recorder.rows.values()] == [2, 2, 2, 2]
     assert clock.now == 1000 + 4 * 4 + 2 * 50 + 2 * 300
 
 

@@ -1,0 +1,81 @@
+"""The command lines on the page of a report: what goes on with its workdir, and what makes the run again elsewhere."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import default
+from dit_jax.errors import UserError
+from dit_jax.evaluations import TRAINING
+from dit_jax.models.dit import PRESETS
+from dit_jax.reporting.images import about_png
+from dit_jax.settings import configs
+
+AGAIN = "runs/again"  # where the run is made once more
+AFTER_TRAINING = ("train_classifier", "sample", "evaluate")  # the modes that the page has to show, in their order
+
+
+def commands_of(config: ConfigDict, workdir: Path, evaluations: Sequence[dict[str, Any]] = ()) -> dict[str, str]:
+    """Command lines by mode, and `resume` and `again`; `evaluations` are the rows of the workdir, newest last."""
+    resume = f"python main.py --workdir {shlex.quote(str(workdir))}"
+    commands = {mode: f"{resume} --mode={mode}" for mode in (*AFTER_TRAINING, "report")}
+    first = ["train_autoencoder"] * config.model.latents
+    first += ["train_classifier"] * (config.evaluate.every_steps > 0 and config.evaluate.features == "classifier")
+    begin = _lines(f"--config configs/default.py --workdir {AGAIN}", overrides(config))
+    again = [*(f"python main.py --mode={mode} {begin}" for mode in first), f"python main.py {begin}"]
+    later = flags_of_modes(config, workdir, evaluations)
+    again += [
+        _lines(f"python main.py --workdir {AGAIN} --mode={mode}", later[mode])
+        for mode in AFTER_TRAINING
+        if mode not in first
+    ]
+    return commands | {"resume": resume, "again": "\n".join(again)}
+
+
+def overrides(config: ConfigDict) -> list[str]:
+    """`--config.KEY=VALUE` of every key of a resolved config that is not as in configs/default.py and its preset."""
+    plain = dict(configs.leaves(default.get_config()))
+    preset = {f"model.{key}": value for key, value in PRESETS[config.model.preset].items()}
+    known = plain | {key: value for key, value in preset.items() if plain.get(key) is None}
+    known["autoencoder.sha256"] = config.autoencoder.sha256  # the next run's is its own
+    changed = [(key, value) for key, value in configs.leaves(config) if value is not None and known.get(key) != value]
+    return [_flag(key, value) for key, value in changed]
+
+
+def flags_of_modes(config: ConfigDict, workdir: Path, evaluations: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """The flags of each of `AFTER_TRAINING` that made what lies in the workdir: only training keeps its own.
+
+    As far as what it left tells them: the classifier's config, what `grid.png` knows of itself, the newest evaluation.
+    """
+    try:
+        classifier = configs.read(workdir / "classifier").to_dict().get("classifier", {})
+    except UserError:
+        classifier = {}
+    judged = [row for row in evaluations if row.get("during") != TRAINING and "sampler" in row]
+    row = judged[-1] if judged else {}
+    asked = {key: row[key] for key in ("n", "features") if key in row}
+    drawn_as = {key: value for key, value in row.items() if key not in asked}
+    return {
+        "train_classifier": _changed(config, "classifier", classifier),
+        "sample": _changed(config, "sample", about_png(workdir / "samples" / "grid.png")),
+        "evaluate": _changed(config, "evaluate", asked) + _changed(config, "sample", drawn_as),
+    }
+
+
+def _changed(config: ConfigDict, section: str, found: Mapping[str, Any]) -> list[str]:
+    """Flags of what was `found` other than in a section of the config; what no key may be is passed over."""
+    both = [(key, value, found[key]) for key, value in config[section].items() if key in found]
+    kinds = {float: (float, int)}
+    changed = [(key, new) for key, old, new in both if new != old and isinstance(new, kinds.get(type(old), type(old)))]
+    return [_flag(f"{section}.{key}", value) for key, value in changed]
+
+
+def _flag(key: str, value: Any) -> str:
+    return f"--config.{key}={shlex.quote(str(value))}"
+
+
+def _lines(command: str, flags: Sequence[str]) -> str:
+    return " \\\n    ".join([command, *flags])
