@@ -6,9 +6,9 @@
     python main.py --workdir runs/shapes --mode=evaluate
     python main.py --workdir runs/shapes --mode=report
 
-`--config FILE[:ARG]` names the experiment, else the workdir does; `--config.KEY=VALUE` overrides a key of it. The exit
-code is 0; 2 after a user's error, told in one line; or, when training ended early and was saved, so that the same
-command goes on, 143 (SIGTERM), 130 (Ctrl-C), 129 (SIGHUP) or 75 (train.max_seconds). Several: docs/cluster.md.
+`--config FILE[:ARG]` names the experiment (default: the workdir's own config); `--config.KEY=VALUE` overrides a key.
+The exit code is 0; 2 for an error that you can fix, told in one line; or, if training ended early and was saved, 143
+(SIGTERM), 130 (Ctrl-C), 129 (SIGHUP) or 75 (train.max_seconds): the same command continues. Clusters: docs/cluster.md.
 """
 
 import logging
@@ -54,7 +54,7 @@ def run(assignments: list[str]) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Parses the command line, finds the other processes, runs the mode and returns the exit code."""
+    """Parses the command line, joins the other processes, runs the mode and returns the exit code."""
     if {"-h", "--help"} & set(argv[1:]):
         print(f"{__doc__}\n{FLAGS.main_module_help()}")
         return 0
@@ -74,7 +74,7 @@ if __name__ == "__main__":
     errors.quieten_threads()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("dit_jax").setLevel(logging.INFO)
-    for library in ("absl", "asyncio"):  # Orbax tells its options there, and errors that it raises too
+    for library in ("absl", "asyncio"):  # Orbax logs its options there, and errors that it also raises
         logging.getLogger(library).setLevel(logging.CRITICAL)
     compilation.use_cache()
     sys.exit(main(sys.argv))

@@ -1,1 +1,1 @@
-"""Experiments: one a file. Run one with `python main.py --config configs/NAME.py[:ARG] --workdir DIR`."""
+"""Experiments, one per file. Run one with `python main.py --config configs/NAME.py[:ARG] --workdir DIR`."""

@@ -1,28 +1,28 @@
 """CIFAR-10.
 
-`report`: the student report's recipe: 19.1 M parameters, token conditioning, noise prediction with linear betas, AdamW
-at 2e-4, 200 epochs at batch 256. Ours beside it: averaged weights, label dropout, flips and gradient clipping.
+`report` is the student report's recipe: 19.1 M parameters, token conditioning, noise prediction with linear betas,
+AdamW at 2e-4, 200 epochs at batch 256. Added to it here: averaged weights, label dropout, flips and gradient clipping.
 
     python main.py --config configs/cifar10.py:report --workdir runs/cifar10
 
-`best`: ours, for one GPU: adaLN-Zero, long skips, QK norm, rectified flow with logit-normal timesteps, warm-up and
-cosine decay, bfloat16, an average over the last twentieth of the run. Patches of 2 pixels;
-`--config.model.patch_size=4` is four times as fast.
-Chosen from papers and from pilots of `cpu`, and not measured: no GPU has run it yet.
+`best` is our recipe for one GPU: adaLN-Zero, long skips, QK norm, rectified flow with logit-normal timesteps, warm-up
+and cosine decay, bfloat16, weights averaged with a half-life of a twentieth of the run. Patches are 2 pixels wide;
+`--config.model.patch_size=4` is four times as fast. The settings come from papers and from pilot runs of `cpu`. It has
+not been measured: no GPU has run it yet.
 
-`cpu`: for two CPU cores and a bit more than an hour: 4 M parameters, patches of 4, x_0 predicted.
+`cpu` takes a little over an hour on two CPU cores: 4 M parameters, patches of 4 pixels, x_0 prediction.
 
     python main.py --config configs/cifar10.py:cpu --workdir runs/cifar10_cpu --config.model.dtype=bfloat16
 
-Measured: results/cifar10_cpu, 68 min on two cores of an AMD EPYC, which is quicker in bfloat16; of 2,000 samples a
-classifier that we did not train recognises 80% (93.8% of real images).
+It was measured in results/cifar10_cpu: 68 min on two cores of an AMD EPYC, which is faster in bfloat16. A classifier
+that we did not train recognises 80% of 2,000 samples (93.8% of real images).
 
-The classifier whose features judge what they draw (32 min on two CPU cores, 86.2% of the test images):
+This trains the classifier whose features evaluate the samples (32 min on two CPU cores, 86.2% of the test images):
 
     python main.py --config configs/cifar10.py:report --workdir runs/cifar10 --mode=train_classifier
 
-Needs the data: see README, "CIFAR-10". Measured so far of `report`: results/cifar10_report_cpu, the 68 minutes that
-`cpu` had, two and a half epochs; the 200 have not been run.
+All recipes need the data: see "CIFAR-10" in the README. Of `report`, results/cifar10_report_cpu is all that is measured
+so far: two and a half epochs, in the 68 minutes that `cpu` took. The 200 epochs have not been run.
 """
 
 from ml_collections import ConfigDict
@@ -41,18 +41,18 @@ def get_config(recipe: str = "report") -> ConfigDict:
 
 
 def report(config: ConfigDict) -> None:
-    """Leaves the defaults as they are: they are the report's."""
+    """Changes nothing, as the defaults are the report's."""
 
 
 def flow(config: ConfigDict) -> None:
-    """What `best` and `cpu` share: rectified flow (Esser et al. 2024), adaLN-Zero, warm-up and cosine decay."""
+    """Sets what `best` and `cpu` share: rectified flow (Esser et al. 2024), adaLN-Zero, cosine decay, sampling."""
     config.model.conditioning = "adaln_zero"
     config.model.positions = "grid"
     config.diffusion.schedule = "rectified"
     config.diffusion.timestep_sampling = "logit_normal"
     config.diffusion.stratified_timesteps = True
     config.optimizer.schedule = "cosine"
-    config.train.ema_half_life = 1e12  # images: the ramp alone decides, so that the average follows the run's length
+    config.train.ema_half_life = 1e12  # images; only the ramp matters, so that the average adapts to the run's length
     config.train.ema_ramp = 0.05
     config.sample.sampler = "dpmpp_2m"
     config.sample.spacing = "trailing"
@@ -61,10 +61,10 @@ def flow(config: ConfigDict) -> None:
 
 
 def best(config: ConfigDict) -> None:
-    """32 M parameters, 20,000 steps of 512 images (205 epochs)."""
+    """Sets 32 M parameters and 20,000 steps of 512 images (205 epochs)."""
     flow(config)
     config.model.patch_size = 2
-    config.model.num_heads = 6  # of 64, which GPU kernels prefer to 8 of 48
+    config.model.num_heads = 6  # of width 64, which GPU kernels prefer to 8 of width 48
     config.model.qk_norm = True
     config.model.long_skips = True
     config.model.dtype = "bfloat16"
@@ -80,7 +80,7 @@ def best(config: ConfigDict) -> None:
 
 
 def cpu(config: ConfigDict) -> None:
-    """4 M parameters, 40,000 steps of 16 images (13 epochs); predicts as the demo does, b2 is its too."""
+    """Sets 4 M parameters and 40,000 steps of 16 images (13 epochs); prediction, weighting and b2 are the demo's."""
     flow(config)
     config.model.width = 192
     config.model.depth = 6

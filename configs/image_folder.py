@@ -1,13 +1,14 @@
-"""Pictures of one's own: ROOT/CLASS/PICTURE.{png,jpg,jpeg,webp}.
+"""Your own pictures: ROOT/CLASS/PICTURE.{png,jpg,jpeg,webp}.
 
     python main.py --config configs/image_folder.py --config.data.root=DIR --workdir runs/mine
 
-A DiT-S with patches of 4 on 64 x 64 pixels, flow matching, for a GPU. Name another size by --config.data.image_size=32.
-Images are also mirrored: --config.data.flip=false, where a mirror image is another thing, as with letters.
-Not measured yet.
+This trains a DiT-S with patches of 4 pixels on images of 64 x 64 pixels by flow matching, on a GPU. Choose another size
+with, for example, --config.data.image_size=32. Images are randomly mirrored; set --config.data.flip=false where
+mirroring changes the meaning, as with letters. The recipe has not been measured yet.
 
-`cpu`: the recipe of configs/cifar10.py:cpu (4 M parameters) on 32 x 32 pixels; an hour and a half on two cores of an
-AMD EPYC, by its first minutes, and quicker by --config.model.dtype=bfloat16 where the processor has that.
+`cpu` is the recipe of configs/cifar10.py:cpu (4 M parameters) on 32 x 32 pixels. It takes an hour and a half on two
+cores of an AMD EPYC, extrapolated from its first minutes; --config.model.dtype=bfloat16 is faster on processors that
+support it.
 
     python main.py --config configs/image_folder.py:cpu --config.data.root=DIR --workdir runs/mine
 """
@@ -32,7 +33,7 @@ def get_config(recipe: str = "gpu") -> ConfigDict:
 
 
 def gpu(config: ConfigDict) -> None:
-    """33 M parameters, 50,000 steps of 64 images."""
+    """Sets 33 M parameters and 50,000 steps of 64 images."""
     config.data.image_size = 64
     config.model.preset = "DiT-S/4"
     config.diffusion.schedule = "rectified"
@@ -49,7 +50,7 @@ def gpu(config: ConfigDict) -> None:
 
 
 def cpu(config: ConfigDict) -> None:
-    """4 M parameters, 40,000 steps of 16 images."""
+    """Sets 4 M parameters and 40,000 steps of 16 images."""
     cifar10.cpu(config)
     config.data.image_size = 32
 

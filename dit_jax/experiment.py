@@ -4,7 +4,7 @@ config -> resolve (settings/resolving.py) -> Experiment -> jobs/
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache, cached_property, partial
 from typing import Any, ClassVar, cast
 
@@ -29,9 +29,10 @@ from dit_jax.settings.labels import check_labels, parse_labels
 from dit_jax.settings.resolving import folder_of
 from dit_jax.training import layout, optimizer, sharding
 from dit_jax.training.checkpoint import abstract
+from dit_jax.training.diffusion import Objective, batch_loss
 from dit_jax.training.feed import Resident, Stream
 from dit_jax.training.state import Params, TrainState, create
-from dit_jax.training.step import CallResult, Recipe, data_keys, make_train_call
+from dit_jax.training.step import CallResult, Loss, StepSettings, data_keys, make_train_call
 
 RESIDENT_BYTES = 2**30  # data above it is streamed unless `data.resident` says otherwise
 CPU_PASS = 8  # images that a CPU passes through the network at a time: as fast as any number (docs/decisions.md)
@@ -80,24 +81,9 @@ class Experiment:
     @cached_property
     def model(self) -> DiT:
         """The network, without parameters."""
-        c = self.config.model
-        return DiT(
-            num_classes=len(self.info.class_names),
-            patch_size=c.patch_size,
-            width=c.width,
-            depth=c.depth,
-            num_heads=c.num_heads,
-            num_kv_heads=c.num_kv_heads,
-            qk_norm=c.qk_norm,
-            mlp_ratio=c.mlp_ratio,
-            long_skips=c.long_skips,
-            dropout=self.config.train.dropout,
-            conditioning=c.conditioning,
-            class_table_width=c.class_table_width,
-            positions=c.positions,
-            dtype=DTYPES[c.dtype],
-            remat=c.remat,
-        )
+        c, dropout = self.config.model, self.config.train.dropout
+        same = {key: value for key, value in c.items() if key not in ("preset", "latents", "dtype")}
+        return DiT(num_classes=len(self.info.class_names), dropout=dropout, dtype=DTYPES[c.dtype], **same)
 
     def apply(
         self, params: Params, x_t: jax.Array, t_B: jax.Array, labels_B: jax.Array, keys_B: jax.Array | None = None
@@ -124,10 +110,10 @@ class Experiment:
         return optimizer.adamw(self.learning_rate, c.b1, c.b2, c.weight_decay, c.clip_norm)
 
     @cached_property
-    def recipe(self) -> Recipe:
-        """What a train step does to a batch."""
+    def objective(self) -> Objective:
+        """What the diffusion loss depends on besides the network."""
         d, t = self.config.diffusion, self.config.train
-        return Recipe(
+        return Objective(
             schedule=self.schedule,
             prediction=d.prediction,
             timestep_sampling=d.timestep_sampling,
@@ -139,11 +125,16 @@ class Experiment:
             null_class=len(self.info.class_names),
             flip=self.config.data.flip,
             batch_size=t.batch_size,
-            microbatches=t.microbatches,
-            steps_per_call=t.steps_per_call,
-            ema_half_life=t.ema_half_life,
-            ema_ramp=t.ema_ramp,
         )
+
+    def loss(self, apply: Callable[..., Any]) -> Loss:
+        """Returns the loss that training minimises, of a network such as `self.apply`."""
+        return partial(batch_loss, apply, self.objective)
+
+    @property
+    def step_settings(self) -> StepSettings:
+        """What a train step needs to know besides the loss and the optimizer."""
+        return StepSettings(**{field.name: self.config.train[field.name] for field in fields(StepSettings)})
 
     @cached_property
     def keys(self) -> tuple[jax.Array, jax.Array]:
@@ -193,8 +184,8 @@ class Experiment:
         apply = self.apply
         if self.config.train.shard_params:
             apply = partial(apply_shares, self.model, layout.gather, self.where.params)
-        make = partial(make_train_call, streamed=streamed, where=self.where)
-        return make(apply, self.optimizer, self.recipe, self.mesh, self.keys[1])
+        loss, settings = self.loss(apply), self.step_settings
+        return make_train_call(loss, self.optimizer, settings, self.mesh, self.keys[1], streamed, self.where)
 
     def feed(self, records: datasets.Records) -> Resident | Stream:
         """What training calls take of a split: all of it, or, if it is too large or `data.resident` says so, batches.
@@ -224,10 +215,10 @@ class Experiment:
         c = self.config.sample
         return SPACINGS[c.spacing](self.schedule, steps or c.steps)
 
-    def plan(self, timesteps: np.ndarray, sampler: str | None = None) -> sampling.Plan:
-        """The sampler's table over some timesteps."""
-        c = self.config.sample
-        return sampling.SAMPLERS[sampler or c.sampler](self.schedule, timesteps, c.variance, c.eta)
+    def plan(self, timesteps: np.ndarray | None = None, sampler: str | None = None) -> sampling.Plan:
+        """The sampler's table over some timesteps, by default `self.timesteps()`."""
+        c, visited = self.config.sample, self.timesteps() if timesteps is None else timesteps
+        return sampling.SAMPLERS[sampler or c.sampler](self.schedule, visited, c.variance, c.eta)
 
 
 def make_sample(
@@ -239,10 +230,10 @@ def make_sample(
 ) -> Sample:
     """sample(params, key, labels int [B], first=0, inputs=()) -> float32 images [B, H, W, C] in about [-1, 1].
 
-    Image b draws its noise from fold_in(key, first + b) alone, whatever the batch. The batch is spread over the mesh in
-    passes of one size, `pass_size`, and padded to fill them: the same arithmetic for an image in any company, on CPUs
-    the same bits. One compile serves every number of passes of a size. `inputs` [B, ...] are those that `draw` takes,
-    `classifier` guides by `sample.classifier_scale`. Latents become images, unless `decode` is false.
+    Image b draws its noise from fold_in(key, first + b) alone, whatever the batch. The batch is split over the mesh and
+    into passes of a fixed size, `pass_size`, the last one padded, so that an image's arithmetic (on CPUs: its bits) is
+    the same whatever the other images. Each number of passes is compiled once. `inputs` [B, ...] are what `draw` takes
+    besides; `classifier` guides with `sample.classifier_scale`. Latents become images, unless `decode` is false.
     """
     c, schedule, mesh = experiment.config.sample, experiment.schedule, experiment.mesh
     interval = guidance.guidance_interval(schedule.num_steps, c.guidance_from, c.guidance_to)

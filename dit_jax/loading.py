@@ -1,4 +1,4 @@
-"""Reading a run back: the config of a workdir, and its weights with their sampler (`dit_jax.load`)."""
+"""Loads a run from its workdir: the config, and the weights with their sampler (`dit_jax.load`)."""
 
 import contextlib
 import copy
@@ -32,8 +32,8 @@ from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir
 class Run:
     """A trained run: `run.sample(run.ema_params, jax.random.key(0), [3, 3, 5])` draws three images.
 
-    `weights` are those that `sample.weights` names: `ema_params`, or the raw ones. `classifier`, whose weights have
-    that SHA-256, guides if `sample.classifier_scale` is above 0.
+    `weights` are the ones that `sample.weights` names: `ema_params` or the raw ones. `classifier` guides the sampler if
+    `sample.classifier_scale` is above 0, and is None otherwise; `classifier_sha256` is the hash of its weights.
     """
 
     experiment: Experiment
@@ -45,14 +45,13 @@ class Run:
     classifier_sha256: str | None = None
 
     def task(self, draw: tasks.Draw, timesteps: np.ndarray | None = None) -> Sample:
-        """The config's sampler for another task, over all of its timesteps or those given."""
-        plan = self.experiment.plan(self.experiment.timesteps() if timesteps is None else timesteps)
-        return make_sample(self.experiment, plan, draw, self.classifier)
+        """Returns the config's sampler for another task, over `timesteps` or, by default, all of the config's."""
+        return make_sample(self.experiment, self.experiment.plan(timesteps), draw, self.classifier)
 
 
 @contextlib.contextmanager
 def told_errors_alone() -> Iterator[None]:
-    """Leaves out Orbax's warnings: that it only reads, as it was asked to."""
+    """Hides Orbax's warnings, which only say that it is read-only, as requested."""
     absl = logging.getLogger("absl")
     before = absl.level
     absl.setLevel(max(before, logging.ERROR))
@@ -63,19 +62,19 @@ def told_errors_alone() -> Iterator[None]:
 
 
 def load(workdir: str | Path, config: ConfigDict | None = None, overrides: Sequence[str] = ()) -> Run:
-    """The checkpoint of a workdir that `sample.checkpoint` names, and its sampler; `config` replaces the workdir's own.
+    """Loads the checkpoint that `sample.checkpoint` names, and its sampler; `config` replaces the workdir's own.
 
-    `overrides` are those of the command line: `["sample.sampler=dpmpp_2m", "sample.steps=20"]`.
+    `overrides` are as on the command line: `["sample.sampler=dpmpp_2m", "sample.steps=20"]`.
 
     Raises:
-      UserError: no workdir, no such checkpoint in it, or none that can be read; a wrong override, or one of a key that
-        the weights depend on.
+      UserError: the workdir or the checkpoint is missing, no checkpoint can be read, or an override is wrong or changes
+        a key that the weights depend on.
     """
     workdir = expanded(workdir)
     if isinstance(overrides, str | Mapping):
         raise UserError(f'overrides={overrides!r}: give a list, such as ["sample.sampler=dpmpp_2m", "sample.steps=20"]')
     config = config or read_resolved(workdir)
-    if None in dict(configs.leaves(config)).values():  # as a config file gives it
+    if None in dict(configs.leaves(config)).values():  # not resolved, as a config file gives it
         config = resolve(config)
     if overrides:
         config = copy.deepcopy(config)
@@ -100,5 +99,5 @@ def load(workdir: str | Path, config: ConfigDict | None = None, overrides: Seque
     weights = replicate(state.params) if experiment.config.sample.weights == "raw" else ema_params
     guided = experiment.config.sample.classifier_scale > 0
     classifier, sha256 = load_guide(workdir, experiment.config) if guided else (None, None)
-    sample = make_sample(experiment, experiment.plan(experiment.timesteps()), classifier=classifier)
+    sample = make_sample(experiment, experiment.plan(), classifier=classifier)
     return Run(experiment, int(state.step), ema_params, sample, weights, classifier, sha256)

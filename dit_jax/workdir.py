@@ -1,4 +1,4 @@
-"""The folder of a run: whether a job may use it, and making it."""
+"""Checks whether a job may use the folder of a run, and creates it."""
 
 import tempfile
 from pathlib import Path
@@ -11,17 +11,17 @@ from dit_jax.settings.checks import require
 from dit_jax.system.jsonl import read_rows
 
 ANOTHER = "use another workdir"
-SECTIONS = ("data", "model", "diffusion", "optimizer", "train", "sample")  # by which a config.json is known to be ours
-SAMPLE_FREE_KEYS = (*configs.FREE_KEYS, "model.dtype")  # the same weights, other arithmetic
+SECTIONS = ("data", "model", "diffusion", "optimizer", "train", "sample")  # if all are there, config.json is ours
+SAMPLE_FREE_KEYS = (*configs.FREE_KEYS, "model.dtype")  # the same weights in other arithmetic
 
 
 def check_workdir(
     workdir: Path, config: ConfigDict, free: tuple[str, ...] = configs.FREE_KEYS, fix: str = ANOTHER
 ) -> None:
-    """Refuses a workdir that is a file, or that holds a run of another config, `free` keys aside; touches nothing.
+    """Refuses a workdir that is a file or holds a run with another config, except for `free` keys; writes nothing.
 
-    A run that ended before it had anything to lose may be begun again with any config. `fix`: what can be done
-    about one that has.
+    A run that ended before it had anything to lose may be started again with any config. `fix` tells the user what to
+    do about a run that has something to lose.
     """
     require(not workdir.exists() or workdir.is_dir(), "--workdir", workdir, "it is a file; name a folder")
     checkpoints = workdir / "checkpoints"
@@ -45,22 +45,22 @@ def check_workdir(
 
 
 def has_begun(workdir: Path) -> bool:
-    """Whether there is something of a run that another config would lose: a checkpoint, whole or not, or metrics."""
+    """Whether a run has something that another config would lose: a checkpoint, complete or not, or metrics."""
     return any((workdir / "checkpoints").glob("[0-9]*")) or any(read_rows(workdir / "metrics.jsonl"))
 
 
 def begun(workdir: Path) -> ConfigDict | None:
-    """The config of the run that has begun in a workdir; None where there is no such run."""
+    """Returns the config of the run that has begun in a workdir; None if there is no such run."""
     return configs.read(workdir) if configs.path_of(workdir).exists() and has_begun(workdir) else None
 
 
 def check_nothing_lost(workdir: Path) -> None:
-    """Refuses to begin at step 0 where metrics.jsonl tells of steps by which a checkpoint had been saved."""
+    """Refuses to begin at step 0 if metrics.jsonl has steps by which a checkpoint must have been saved."""
     config = begun(workdir)
     if config is None:
         return
     reached = max((int(row["step"]) for row in read_rows(workdir / "metrics.jsonl")), default=0)
-    if reached > 2 * config.train.checkpoint_every:  # when its second save began the first was complete
+    if reached > 2 * config.train.checkpoint_every:  # the first save is complete before the second begins
         raise UserError(
             f"--workdir={workdir}: metrics.jsonl reaches step {reached}, but there is no checkpoint; restore "
             f"{workdir / 'checkpoints'}, or use another workdir to start over"
@@ -68,9 +68,9 @@ def check_nothing_lost(workdir: Path) -> None:
 
 
 def check_savable(workdir: Path) -> None:
-    """Refuses a workdir that checkpoints or events cannot be written to, or not so that they can be read.
+    """Refuses a workdir whose path keeps checkpoints or events from being written or read back.
 
-    Orbax takes its path for a pattern, TensorStore a backslash for a slash, TensorBoard all of it for UTF-8.
+    Orbax takes the path for a glob pattern, TensorStore a backslash for a slash, and TensorBoard expects UTF-8.
     """
     whole = str(workdir.absolute())
     for part in ("[", "**", "\\"):
@@ -81,7 +81,7 @@ def check_savable(workdir: Path) -> None:
 
 
 def make_folder(folder: Path, flag: str) -> None:
-    """Makes a folder and those above it, and a file in it for a moment; `flag` names it in the error."""
+    """Creates a folder and its parents, and tries to write a temporary file in it; `flag` names it in the error."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

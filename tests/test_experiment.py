@@ -145,28 +145,29 @@ def test_the_plan_is_the_one_asked_for(monkeypatch):
     plan = tiny.experiment(sample__sampler="dpmpp_2m", diffusion__schedule="cosine").sampler()
     assert plan.t.tolist() == [19, 10, 0]
     assert plan.x_0_prev[1] < 0
-    recipe = tiny.experiment(diffusion__loss_weighting="min_snr", diffusion__stratified_timesteps=True).recipe
-    assert recipe.stratified_timesteps
-    snr = (recipe.schedule.alpha / recipe.schedule.sigma) ** 2
-    np.testing.assert_allclose(recipe.loss_weights, np.minimum(snr, 5) / snr)  # Hang et al. 2023, of an eps loss
+    objective = tiny.experiment(diffusion__loss_weighting="min_snr", diffusion__stratified_timesteps=True).objective
+    assert objective.stratified_timesteps
+    snr = (objective.schedule.alpha / objective.schedule.sigma) ** 2
+    np.testing.assert_allclose(objective.loss_weights, np.minimum(snr, 5) / snr)  # Hang et al. 2023, of an eps loss
 
 
 # No two values of a kind are the same, and none is the default.
 MODEL = {"patch_size": 2, "width": 48, "depth": 5, "num_heads": 12, "num_kv_heads": 6, "qk_norm": True, "mlp_ratio": 7,
          "long_skips": True, "conditioning": "adaln_zero", "class_table_width": 10, "positions": "grid",
          "dtype": "bfloat16", "remat": True}  # fmt: skip
-RECIPE = {"prediction": "v", "timestep_sampling": "logit_normal", "logit_mean": 0.3, "logit_std": 0.7,
-          "stratified_timesteps": True, "label_dropout": 0.15, "batch_size": 16, "microbatches": 4,
-          "steps_per_call": 5, "ema_half_life": 77.0, "ema_ramp": 0.02}  # fmt: skip
+OBJECTIVE = {"prediction": "v", "timestep_sampling": "logit_normal", "logit_mean": 0.3, "logit_std": 0.7,
+             "stratified_timesteps": True}  # fmt: skip
+TRAIN = {"label_dropout": 0.15, "batch_size": 16, "microbatches": 4, "steps_per_call": 5, "ema_half_life": 77.0,
+         "ema_ramp": 0.02}  # fmt: skip
 
 
 @pytest.fixture
 def unlike(monkeypatch):
     """An experiment whose every setting is recognised."""
     tiny.install(monkeypatch)
-    of_training = ("label_dropout", "batch_size", "microbatches", "steps_per_call", "ema_half_life", "ema_ramp")
     settings = {f"model__{key}": value for key, value in MODEL.items()}
-    settings |= {f"{'train' if key in of_training else 'diffusion'}__{key}": value for key, value in RECIPE.items()}
+    settings |= {f"diffusion__{key}": value for key, value in OBJECTIVE.items()}
+    settings |= {f"train__{key}": value for key, value in TRAIN.items()}
     more = dict(data__flip=False, train__dropout=0.35, train__steps=6, diffusion__zero_terminal_snr=True,
                 diffusion__num_steps=25, diffusion__beta_start=0.01, diffusion__beta_end=0.3,
                 diffusion__loss_weighting="min_snr", diffusion__min_snr_gamma=3.0, optimizer__learning_rate=0.04,
@@ -178,14 +179,15 @@ def unlike(monkeypatch):
 def test_every_setting_of_the_network_and_of_a_step_goes_where_it_belongs(unlike):
     expected = MODEL | {"num_classes": 3, "dropout": 0.35, "dtype": jnp.bfloat16}
     assert {name: getattr(unlike.model, name) for name in expected} == expected
-    expected = RECIPE | {"flip": False, "null_class": 3}
-    assert {name: getattr(unlike.recipe, name) for name in expected} == expected
+    expected = OBJECTIVE | {"flip": False, "null_class": 3, "label_dropout": 0.15, "batch_size": 16}
+    assert {name: getattr(unlike.objective, name) for name in expected} == expected
+    assert dataclasses.asdict(unlike.step_settings) | {"label_dropout": 0.15} == TRAIN
     # Lin et al. 2023, algorithm 1, on DDPM's alpha; Hang et al. 2023, section 3.4, for v.
     alpha = np.sqrt(np.cumprod(1 - np.linspace(0.01, 0.3, 25)))
     alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
     snr = alpha**2 / (1 - alpha**2)
-    np.testing.assert_allclose(unlike.recipe.schedule, [alpha, np.sqrt(1 - alpha**2)], rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(unlike.recipe.loss_weights, np.minimum(snr, 3) / (snr + 1), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(unlike.objective.schedule, [alpha, np.sqrt(1 - alpha**2)], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(unlike.objective.loss_weights, np.minimum(snr, 3) / (snr + 1), rtol=1e-9, atol=1e-12)
 
 
 def test_every_setting_of_the_optimizer_goes_where_it_belongs(unlike):

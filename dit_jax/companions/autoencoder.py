@@ -21,7 +21,7 @@ from dit_jax.system.together import whole
 from dit_jax.training import sharding
 from dit_jax.training.autoencoder import batch_loss
 from dit_jax.training.state import Params, TrainState
-from dit_jax.training.step import CallResult, make_train_call
+from dit_jax.training.step import Loss
 from dit_jax.workdir import begun
 
 AT_ONCE = 2**20  # pixels of images that a device encodes or decodes at a time, at most, but one image
@@ -54,11 +54,10 @@ class AutoencoderExperiment(Experiment):
         one = (jnp.zeros((1, *shape)) for shape in (self.info.image_shape, self.latent_shape))
         return self.model.init(self.keys[0], *one)
 
-    def train_call(self, streamed: bool = False) -> Callable[..., CallResult]:
-        """As an experiment's, with the autoencoder's loss."""
-        kl_weight = self.config.autoencoder.kl_weight
-        loss = partial(batch_loss, latent_shape=self.latent_shape, kl_weight=kl_weight)
-        return make_train_call(self.apply, self.optimizer, self.recipe, self.mesh, self.keys[1], loss, streamed)
+    def loss(self, apply: Callable[..., Any]) -> Loss:
+        """Returns the autoencoder's loss."""
+        c = self.config
+        return partial(batch_loss, apply, c.data.flip, self.latent_shape, c.autoencoder.kl_weight)
 
     def codec_of(self, params: Params, mean: Sequence[float], std: Sequence[float]) -> Codec:
         """Encodes to the latents' means less `mean` over `std` (of each channel, [c]), and decodes those.

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from dit_jax.settings.checks import require
 from dit_jax.system.together import whole
 from dit_jax.training.classifier import batch_loss
 from dit_jax.training.state import Params, TrainState
-from dit_jax.training.step import CallResult, Recipe, make_train_call
+from dit_jax.training.step import Loss
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +44,10 @@ class ClassifierExperiment(Experiment):
         """Fresh parameters, float32."""
         return self.model.init(self.keys[0], jnp.zeros((1, *self.info.image_shape)), jnp.zeros((1,), jnp.int32))
 
-    def train_call(self, streamed: bool = False) -> Callable[..., CallResult]:
-        """As an experiment's, with the classifier's loss."""
-        recipe: Recipe = self.recipe
-        loss = partial(batch_loss, crop_padding=self.config.classifier.crop_padding)
-        return make_train_call(self.apply, self.optimizer, recipe, self.mesh, self.keys[1], loss, streamed)
+    def loss(self, apply: Callable[..., Any]) -> Loss:
+        """Returns the classifier's loss."""
+        c = self.config
+        return partial(batch_loss, apply, self.schedule, c.data.flip, c.classifier.crop_padding)
 
 
 def classifier_config(config: ConfigDict) -> ConfigDict:

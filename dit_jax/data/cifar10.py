@@ -1,14 +1,14 @@
-"""`cifar10`: TFDS's own data set, prepared without TensorFlow; and the command that prepares it from an archive.
+"""Prepares `cifar10`, TFDS's own data set, without TensorFlow, and is the command that does so from an archive.
 
     python -m dit_jax.data.cifar10 --archive cifar-10-binary.tar.gz --data_dir DIR [--allow_checksum_mismatch]
 
 The records (id, image, label), their order, the name and the version are those of `tfds.load('cifar10')`. Without
---archive, the one in DIR/downloads/manual is taken if there is one, else the published one is downloaded.
+--archive, it uses the archive in DIR/downloads/manual if there is one, and otherwise downloads the published one.
 
-An archive is not trusted: it is decompressed as a stream that ends at the size of the real one, nothing in it is ever
-written to the disk under a name of its own, and all of it is checked before TFDS writes a byte.
+The archive is not trusted: it is decompressed as a stream limited to the size of the real one, nothing is written to
+disk under a name from the archive, and all of it is checked before TFDS writes a byte.
 
-Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009; the layout of a record is on
+Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009; the record layout is described at
 https://www.cs.toronto.edu/~kriz/cifar.html.
 """
 
@@ -39,18 +39,18 @@ FOLDER = "cifar-10-batches-bin"
 FILES = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)}
 NAMES_FILE = "batches.meta.txt"
 RECORDS_PER_FILE = 10_000
-RECORD_BYTES = 1 + 3 * 32 * 32  # the label, then the red, the green and the blue plane, row by row
-SMALL_BYTES = 1 << 20  # more than all the rest of the published archive: two texts and the tar headers
+RECORD_BYTES = 1 + 3 * 32 * 32  # the label, then the red, green and blue planes, row by row
+SMALL_BYTES = 1 << 20  # more than the rest of the published archive: two text files and the tar headers
 VERSION = "3.0.2"
 
 
 class Cifar10(cifar.Cifar10, skip_registration=True):
-    """TFDS's builder, reading the archive with the standard library and giving PNG bytes, so without TensorFlow."""
+    """TFDS's builder without TensorFlow: it reads the archive with the standard library and yields PNG bytes."""
 
-    url_infos: Any = cifar.Cifar10.url_infos  # else a subclass has no checksums
+    url_infos: Any = cifar.Cifar10.url_infos  # a subclass does not inherit the checksums
 
     def __init__(self, *, archive: Path | None, **kwargs):
-        """Takes the archive whose checksum was compared already, or None to download the published one."""
+        """Takes an archive whose checksum is already checked, or None to download the published one."""
         self._archive = archive
         super().__init__(**kwargs)
 
@@ -63,10 +63,10 @@ class Cifar10(cifar.Cifar10, skip_registration=True):
     def _download(self, dl_manager) -> Path:
         url = self._cifar_info.url
         try:
-            # TFDS alone gives up after minutes of retrying.
+            # Fails fast: TFDS itself would retry for minutes.
             requests.head(url, timeout=10, allow_redirects=True).raise_for_status()
             return Path(dl_manager.download(url))
-        except Exception as error:  # the network fails in many ways, and TFDS passes them all through
+        except Exception as error:  # the network fails in many ways, and TFDS wraps none of them
             data_dir = self.data_path.parent.parent
             raise UserError(
                 f"no data set cifar10 in {data_dir}, and {url} cannot be downloaded ({type(error).__name__}): "
@@ -74,7 +74,7 @@ class Cifar10(cifar.Cifar10, skip_registration=True):
             ) from error
 
     def _generate_examples(self, split_prefix, filepaths):
-        """Yields the records of one split; `filepaths` are the contents of its files, checked."""
+        """Yields the records of one split; `filepaths` are the checked contents of its files."""
         records = (record for content in filepaths for record in iterate_records(content))
         for index, (label, image) in enumerate(records):
             record = {"id": f"{split_prefix}_{index:05d}", "image": preparation.png(image), "label": label}
@@ -82,13 +82,13 @@ class Cifar10(cifar.Cifar10, skip_registration=True):
 
 
 def iterate_records(content: bytes) -> Iterator[tuple[int, np.ndarray]]:
-    """The records of one file: label in 0..9 and image uint8 [H, W, C]."""
+    """Yields the records of one file: a label in 0..9 and an image, uint8 [H, W, C]."""
     for record in np.frombuffer(content, np.uint8).reshape(-1, RECORD_BYTES):
         yield int(record[0]), record[1:].reshape(3, 32, 32).transpose(1, 2, 0)
 
 
 class _Bounded(io.BufferedIOBase):
-    """Reads of a decompressed stream that end in a UserError after `limit` bytes: what a small archive may grow to."""
+    """A decompressed stream that raises a UserError beyond `limit` bytes, however small the archive that it is from."""
 
     def __init__(self, stream: gzip.GzipFile, limit: int):
         self._stream, self._left = stream, limit
@@ -102,10 +102,10 @@ class _Bounded(io.BufferedIOBase):
 
 
 def read_archive(path: Path) -> dict[str, bytes]:
-    """The checked contents of the six binary files of the archive, by name.
+    """Returns the checked contents of the archive's six binary files, by name.
 
-    Raises UserError for whatever is not the published layout: damaged or truncated, members outside their folder,
-    links, sizes that differ, missing or repeated files, labels outside 0..9, other class names.
+    Raises UserError for anything but the published layout: a damaged or truncated archive, members outside its folder,
+    links, wrong sizes, missing or repeated files, labels outside 0..9, other class names.
     """
     limit = sum(map(len, FILES.values())) * RECORDS_PER_FILE * RECORD_BYTES + SMALL_BYTES
     contents: dict[str, bytes] = {}
@@ -115,7 +115,7 @@ def read_archive(path: Path) -> dict[str, bytes]:
             with tarfile.open(fileobj=stream, mode="r|") as tar:
                 for member in tar:
                     _read_member(tar, member, contents)
-            while stream.read(SMALL_BYTES):  # to the end, where gzip compares its own checksum
+            while stream.read(SMALL_BYTES):  # to the end, where gzip verifies its own checksum
                 pass
     except UserError:
         raise
@@ -126,7 +126,7 @@ def read_archive(path: Path) -> dict[str, bytes]:
 
 
 def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, contents: dict[str, bytes]) -> None:
-    """Adds a member to `contents` if it is one of the seven; refuses one that no honest archive holds."""
+    """Adds a member to `contents` if it is one of the seven needed; refuses one that the real archive cannot hold."""
     folder, _, name = member.name.removeprefix("./").partition("/")
     if folder != FOLDER or "/" in name or name == "..":
         raise UserError(f"archive member {member.name!r} lies outside the folder {FOLDER}: archive refused")
@@ -150,7 +150,7 @@ def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, contents: dict[s
 
 
 def _read_content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """The bytes of a member; EOFError if the archive ends within it."""
+    """Returns the bytes of a member. Raises EOFError if the archive ends within it."""
     file = tar.extractfile(member)
     content = file.read() if file else b""
     if len(content) != member.size:
@@ -159,7 +159,10 @@ def _read_content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _check_contents(path: Path, contents: dict[str, bytes]) -> None:
-    """Raises UserError unless all files are there, with labels in 0..9 and the known class names."""
+    """Raises UserError unless all files are present, with labels in 0..9 and the known class names.
+
+    Removes the file of class names from `contents`.
+    """
     binaries = [name for names in FILES.values() for name in names]
     missing = [name for name in (*binaries, NAMES_FILE) if name not in contents]
     if missing:
@@ -175,7 +178,10 @@ def _check_contents(path: Path, contents: dict[str, bytes]) -> None:
 
 
 def checksum_mismatch(archive: Path) -> str:
-    """What tells the archive from the published one: sizes and SHA-256, or '' if it is that. Raises UserError."""
+    """Describes how the archive differs from the published one, by sizes and SHA-256; '' if it is the published one.
+
+    Raises UserError if the archive cannot be read.
+    """
     (published,) = Cifar10.url_infos.values()
     try:
         with archive.open("rb") as file:
@@ -192,14 +198,14 @@ def checksum_mismatch(archive: Path) -> str:
 
 
 def command(data_dir: str | os.PathLike, archive: str | os.PathLike = "cifar-10-binary.tar.gz") -> str:
-    """The command line that prepares the data set in `data_dir`, as users type it."""
+    """Returns the command line that prepares the data set in `data_dir`, as a user would type it."""
     return shlex.join(
         ["python", "-m", "dit_jax.data.cifar10", "--archive", os.fspath(archive), "--data_dir", os.fspath(data_dir)]
     )
 
 
 def check_checksum(archive: Path, data_dir: Path, allow_mismatch: bool) -> None:
-    """Refuses an archive that is not the published one, or says loudly on stderr that it was accepted."""
+    """Raises UserError for an archive other than the published one, or prints a warning if a mismatch is allowed."""
     mismatch = checksum_mismatch(archive)
     if mismatch and not allow_mismatch:
         accept = f"{command(data_dir, archive)} --allow_checksum_mismatch"
@@ -209,10 +215,10 @@ def check_checksum(archive: Path, data_dir: Path, allow_mismatch: bool) -> None:
 
 
 def prepare(data_dir: Path, archive: Path | None = None, allow_checksum_mismatch: bool = False) -> Path:
-    """Prepares data_dir/cifar10/VERSION unless it is there, and returns that folder.
+    """Prepares data_dir/cifar10/VERSION unless it exists, and returns that folder.
 
-    From `archive` if given, else from the one in data_dir/downloads/manual, else by download. Raises UserError; then
-    nothing is left that looks like a data set.
+    It reads `archive` if given, else the one in data_dir/downloads/manual, else a download. If it raises UserError,
+    nothing is left that could be taken for a data set.
     """
     directory = data_dir / Cifar10.name / VERSION
     if preparation.is_prepared(directory):
@@ -233,7 +239,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status: 0, or 2 for a user's error."""
+    """Runs the command line, and returns the exit status: 0, 2 for a user's error, or 130 for Ctrl-C."""
     parser = _Parser(prog="python -m dit_jax.data.cifar10", description="Prepares CIFAR-10 for training.")
     parser.add_argument("--archive", type=Path, help="cifar-10-binary.tar.gz; without it, it is downloaded")
     parser.add_argument("--data_dir", type=Path, required=True, help="where TFDS keeps its data sets")

@@ -1,7 +1,7 @@
-"""The data sets: what they are (`info`, no disk touched), and their splits, read as asked or whole.
+"""The data sets: their facts (`info`, which does not touch the disk) and their splits, read in parts or whole.
 
-TFDS prepares and stores (`shapes.py`, `cifar10.py`). The order is that of the TFDS split, which is fixed. A new data
-set is an entry here beside a `prepare` of its own.
+TFDS prepares and stores them (`shapes.py`, `cifar10.py`, `image_folder.py`). Examples have the fixed order of the TFDS
+split. To add a data set, write its `prepare` and add an entry to the tables here.
 """
 
 import io
@@ -24,13 +24,13 @@ from dit_jax.data import cifar10, image_folder, preparation, shapes
 from dit_jax.errors import UserError, is_the_machines
 
 SPLITS = ("train", "test")
-PROBED = 64  # examples by which two splits are told apart
-CHUNK = 1000  # records read in one call: one by one takes longer than decoding them
+PROBED = 64  # examples in the fingerprint of a split
+CHUNK = 1000  # records read per call; reading them one by one takes longer than decoding them
 
 
 @dataclass(frozen=True)
 class Source:
-    """Which data set, and where TFDS keeps it; `folder` is what `image_folder` is made from."""
+    """The name of a data set and where TFDS keeps it; `folder` is the source of an `image_folder`."""
 
     name: str
     data_dir: str | Path
@@ -39,7 +39,7 @@ class Source:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a data set before any of it is read. image_shape is (H, W, C)."""
+    """The facts about a data set that are known before it is read. image_shape is (H, W, C)."""
 
     name: str
     image_shape: tuple[int, int, int]
@@ -47,7 +47,7 @@ class DatasetInfo:
 
 
 class Split(NamedTuple):
-    """Examples, a whole split or some of it: images uint8 [n, H, W, C] in 0..255, labels int32 [n].
+    """Some or all examples of a split: images uint8 [n, H, W, C] in 0..255, labels int32 [n].
 
     Of latents, `images` is float32 [n, h, w, c], or [n, 2, h, w, c] with those of the mirrored image (data/latents.py).
     """
@@ -58,10 +58,10 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Records:
-    """`count` examples in a fixed order; `read(indices)` gives some, decoded, in any thread.
+    """`count` examples in a fixed order; `read(indices)` returns some of them, decoded, and is thread-safe.
 
-    `image_shape` and `dtype` are those of one of `Split.images`. `read_labels(indices)` gives labels, int32 [n], and
-    decodes nothing. `origin` names what was prepared: data set, version, and of pictures the content of their folder.
+    `image_shape` and `dtype` describe one entry of `Split.images`. `read_labels(indices)` returns labels, int32 [n],
+    without decoding images. `origin` names the prepared data: data set, version and, for a folder of pictures, content.
     """
 
     count: int
@@ -73,29 +73,32 @@ class Records:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all images, decoded."""
+        """The size of all decoded images in bytes."""
         return self.count * math.prod(self.image_shape) * self.dtype().itemsize
 
     def chunks(self) -> Iterator[Split]:
-        """All examples, some at a time."""
+        """Yields all examples in order, up to CHUNK at a time."""
         for indices in self._parts():
             yield self.read(indices)
 
     def labels(self) -> np.ndarray:
-        """All labels, int32 [count]."""
+        """Returns all labels, int32 [count]."""
         return np.concatenate([self.read_labels(indices) for indices in self._parts()])
 
     def probe(self) -> list[Any]:
-        """What tells a split from another without reading all of it, as JSON: how many, and some of them."""
+        """Returns a JSON-ready fingerprint of the split without reading all of it: its count and some examples."""
         some = self.read(np.unique(np.linspace(0, self.count - 1, PROBED).astype(int)))
         return [self.count, zlib.crc32(some.images.tobytes()), some.labels.tolist()]
 
     def first(self, count: int) -> "Records":
-        """The first `count` examples, or all if there are fewer."""
+        """Returns the records of the first `count` examples, or of all if there are fewer."""
         return replace(self, count=min(count, self.count))
 
     def load(self, wanted: Callable[[], bool] = lambda: True) -> Split:
-        """All examples. Once they are no longer `wanted`, asked now and then, the rest stays unread: any bytes."""
+        """Reads all examples. It stops early once `wanted()`, called after each chunk, is false.
+
+        The examples after that are left uninitialised.
+        """
         whole = Split(np.empty((self.count, *self.image_shape), self.dtype), np.empty(self.count, np.int32))
         for indices in self._parts():
             whole.images[indices], whole.labels[indices] = self.read(indices)
@@ -120,7 +123,7 @@ REMAKE: dict[str, Callable[[Path], str]] = {
 
 
 def info(name: str, folder: image_folder.Folder | None = None) -> DatasetInfo:
-    """The facts about data set `name`. Raises UserError with the known names."""
+    """Returns the facts about data set `name`. Raises UserError for an unknown one, listing the known names."""
     if name == image_folder.NAME and folder:
         return DatasetInfo(name, (folder.image_size, folder.image_size, 3), folder.class_names)
     if name not in DATASETS:
@@ -129,22 +132,22 @@ def info(name: str, folder: image_folder.Folder | None = None) -> DatasetInfo:
 
 
 def load(name: str, data_dir: str | Path, split: str = "train") -> Split:
-    """All images and labels of a split of `shapes` or `cifar10`, see `open_split`."""
+    """Reads all images and labels of a split of `shapes` or `cifar10`; see `open_split`."""
     return open_split(Source(name, data_dir), split).load()
 
 
 def refresh(source: Source) -> Source:
-    """The source with the content that its folder has now, see `image_folder.refresh`; others do not change."""
+    """Returns the source with its folder's present content (`image_folder.refresh`), or unchanged without a folder."""
     if source.folder is None:
         return source
     return replace(source, folder=image_folder.refresh(source.folder, preparation.check_data_dir(source.data_dir)))
 
 
 def open_split(source: Source, split: str = "train") -> Records:
-    """A split ('train' or 'test'), none of it read yet; prepares the data set on first use.
+    """Opens a split ('train' or 'test') without reading it; prepares the data set on first use.
 
-    Raises UserError: unknown name or split, `data_dir` is no folder, data set missing, damaged or in a format that only
-    TensorFlow reads; a folder of pictures that cannot be used.
+    Raises UserError if the name or split is unknown, `data_dir` is not a folder, the data set is missing, damaged or in
+    a format that only TensorFlow reads, or a folder of pictures cannot be used.
     """
     facts = info(source.name, source.folder)
     if split not in SPLITS:
@@ -155,7 +158,7 @@ def open_split(source: Source, split: str = "train") -> Records:
 
 
 def _open(directory: Path, facts: DatasetInfo, split: str) -> Records:
-    """The records of a prepared split; UserError, here or when they are read, if it is not whole."""
+    """Returns the records of a prepared split. Raises UserError, here or on reading them, if it is damaged."""
     again = REMAKE[facts.name](directory.parent.parent)
     with told_as_damage(directory, again):
         _check_features(directory)
@@ -182,13 +185,13 @@ def _open(directory: Path, facts: DatasetInfo, split: str) -> Records:
 
 
 def parse(record: bytes) -> tuple[bytes, int]:
-    """(PNG, label) of a record. TFDS's own way to them takes three times as long."""
+    """Returns (PNG, label) of a record, three times as fast as TFDS's own parser."""
     features = tf_example_pb2.Example.FromString(record).features.feature  # pyright: ignore[reportAttributeAccessIssue]
     return features["image"].bytes_list.value[0], features["label"].int64_list.value[0]
 
 
 def decode(png: bytes, shape: tuple[int, int, int]) -> bytes:
-    """The pixels of a PNG, row by row. Raises ValueError if they are of another shape (H, W, C) than promised."""
+    """Returns the pixels of a PNG, row by row. Raises ValueError if its shape is not the promised (H, W, C)."""
     H, W, C = shape
     image = Image.open(io.BytesIO(png), formats=["PNG"])
     if image.size != (W, H) or len(image.getbands()) != C:
@@ -198,12 +201,15 @@ def decode(png: bytes, shape: tuple[int, int, int]) -> bytes:
 
 @contextmanager
 def told_as_damage(path: Path, again: str) -> Iterator[None]:
-    """Makes one line of whatever is raised within; `again` says what to run when the folder, or file, is deleted."""
+    """Turns errors raised within into a one-line UserError that says to delete `path` and to run `again`.
+
+    UserErrors, and the errors of a machine that cannot read files, pass through.
+    """
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # a damaged data set raises whatever the layer that stumbles on it likes
+    except Exception as error:  # a damaged data set can raise anything, depending on the layer that finds it
         if is_the_machines(error):
             raise
         reason = " ".join(str(error).split())[:200]
@@ -212,7 +218,7 @@ def told_as_damage(path: Path, again: str) -> Iterator[None]:
 
 
 def _check_features(directory: Path) -> None:
-    """Refuses features that are not TFDS's own: it imports the module that the file names, and runs it."""
+    """Refuses features other than TFDS's own, since TFDS would import and run the module that the file names."""
 
     def only_tfds(values: dict[str, Any]) -> dict[str, Any]:
         name = values.get("pythonClassName", "tensorflow_datasets.")
@@ -224,7 +230,7 @@ def _check_features(directory: Path) -> None:
 
 
 def _check_format(builder: tfds.core.DatasetBuilder, directory: Path) -> None:
-    """Raises UserError unless the records are array_record, the format that is read at random without TensorFlow."""
+    """Raises UserError unless the records are array_record, which has random access without TensorFlow."""
     formats = {file_format.value for file_format in builder.info.available_file_formats()}
     if "array_record" not in formats:
         raise UserError(

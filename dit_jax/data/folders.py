@@ -1,6 +1,6 @@
-"""What lies in a folder of pictures, root/CLASS/PICTURE: classes, splits, and the line for what cannot be used.
+"""Lists a folder of pictures, root/CLASS/PICTURE: its classes and splits, and errors for what cannot be used.
 
-Nothing is decoded here. Names that begin with a dot are passed over; links are followed.
+Nothing is decoded here. Names that begin with a dot are ignored; links are followed.
 """
 
 import hashlib
@@ -15,12 +15,12 @@ from dit_jax.system.files import expanded
 
 logger = logging.getLogger(__name__)
 TEST_FOLDERS = ("test", "val", "validation")
-HELD_OUT = 20  # without a test folder, one picture of a class in so many is held out, at least one of two
+HELD_OUT = 20  # without a test folder, one in 20 pictures of a class is held out: at least one, if it has two or more
 WANTED = f"pictures are {', '.join(FORMATS)}"
 
 
 class Picture(NamedTuple):
-    """A file: path below the root, class index, bytes and time of its last change."""
+    """A picture file: its path relative to the root, class index, size in bytes and modification time."""
 
     path: str
     label: int
@@ -33,10 +33,10 @@ class Listing(NamedTuple):
 
     class_names: tuple[str, ...]
     splits: dict[str, list[Picture]]
-    held_out: bool  # whether the test pictures were taken out of the training ones
+    held_out: bool  # whether the test pictures were taken from the training ones
 
     def content(self) -> str:
-        """A hash of every picture's split, path, size and time of change."""
+        """Returns a hash of every picture's split, path, label, size and modification time."""
         digest = hashlib.sha256()
         for split, pictures in self.splits.items():
             for picture in pictures:
@@ -46,7 +46,7 @@ class Listing(NamedTuple):
 
 
 def check_root(root: str) -> Path:
-    """The root with `~` expanded. Raises UserError if it is no folder."""
+    """Returns the root with `~` expanded. Raises UserError if it is not a folder."""
     layout = "name one with a folder of pictures for each class, ROOT/CLASS/PICTURE.png"
     path = expanded(root)
     if not path.exists():
@@ -58,12 +58,12 @@ def check_root(root: str) -> Path:
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, by name. Raises UserError if it cannot be read."""
+    """Returns a folder's entries, sorted by name, without hidden ones. Raises UserError if it cannot be read."""
     try:
         with os.scandir(folder) as found:
             kept = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
         for entry in kept:
-            entry.is_dir()  # follows a link, once: it may lead in a circle
+            entry.is_dir()  # follows links, so that a circular one raises here
         return kept
     except OSError as error:
         where, fix = error.filename or folder, "mend its permissions, or remove it"
@@ -71,7 +71,10 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """{"train": root/train, "test": root/test} where a root is laid out so (`TEST_FOLDERS`), else {"train": root}."""
+    """Returns {"train": root/train, "test": root/test} if the root has such folders, else {"train": root}.
+
+    The test folder may have any name of `TEST_FOLDERS`; no other folders may lie beside these.
+    """
     folders = [entry.name for entry in entries(root) if entry.is_dir()]
     tests = [name for name in TEST_FOLDERS if name in folders]
     parted = "train" in folders and tests and not set(folders) - {"train", *TEST_FOLDERS}
@@ -81,9 +84,9 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The names of the class folders, sorted.
+    """Returns the names of the class folders, sorted.
 
-    Raises UserError: there are none, pictures lie beside them, or a name that cannot be kept.
+    Raises UserError if there are none, if pictures lie beside them, or if a name has unprintable characters.
     """
     found = entries(folder)
     loose = [entry.name for entry in found if is_picture(entry.name) and not entry.is_dir()]
@@ -100,15 +103,15 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def class_names(root: str) -> tuple[str, ...]:
-    """The classes of a root, by a look at its folders alone. Raises UserError as `scan`."""
+    """Returns the classes of a root from its folders alone. Raises UserError as `scan` does."""
     return tuple(class_folders(split_folders(check_root(root))["train"]))
 
 
 def scan(root: str) -> Listing:
-    """Every picture of a root.
+    """Lists every picture of a root.
 
-    Raises UserError, one line each: no folder, no class, an empty class, folders within one, links to nothing, a test
-    class that training has not.
+    Raises a one-line UserError if there is no folder or no class, if a class is empty or contains folders, for broken
+    links, and for a test class without training pictures.
     """
     path = check_root(root)
     parts = split_folders(path)
@@ -133,14 +136,14 @@ def scan(root: str) -> Listing:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file's name ends as a picture's."""
+    """Returns whether a file's name has the extension of a picture."""
     return os.path.splitext(name)[1].lower() in FORMATS
 
 
 def list_class(root: Path, folder: Path, label: int, left_out: list[str]) -> list[Picture]:
-    """The pictures of one class; other files are added to `left_out`.
+    """Returns the pictures of one class, and adds other files to `left_out`.
 
-    Raises UserError: there are no pictures, or folders among them.
+    Raises UserError if there are no pictures, or if there are folders or broken links among them.
     """
     pictures = []
     for entry in entries(folder):
@@ -162,7 +165,7 @@ def list_class(root: Path, folder: Path, label: int, left_out: list[str]) -> lis
 
 
 def hold_out(pictures: list[Picture]) -> dict[str, list[Picture]]:
-    """Parts each class by a hash of its pictures' paths, so that a new picture moves at most one other."""
+    """Splits each class by a hash of its pictures' paths, so that a new picture moves at most one other."""
     classes: dict[int, list[Picture]] = {}
     for picture in pictures:
         classes.setdefault(picture.label, []).append(picture)

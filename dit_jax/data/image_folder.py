@@ -1,7 +1,7 @@
-"""`image_folder`: a user's own pictures, root/CLASS/PICTURE, cropped, resized and kept by TFDS as PNG in array_record.
+"""Prepares `image_folder`: a user's pictures, root/CLASS/PICTURE, cropped, resized and stored by TFDS in array_record.
 
-The copy is made once, in DATA_DIR/image_folder/CONTENT/VERSION, where CONTENT names the size of its images and a hash
-of what was in the root. A root that changed gets another copy; one that is gone is not missed while its copy is there.
+The copy is made once, in DATA_DIR/image_folder/CONTENT/VERSION, where CONTENT is the image size and a hash of the
+root's content. A root that changed gets another copy; one that is gone is not needed while its copy exists.
 """
 
 import hashlib
@@ -24,15 +24,15 @@ from dit_jax.system.progress import Progress
 
 logger = logging.getLogger(__name__)
 NAME = "image_folder"
-VERSION = "1.0.0"  # of how pictures become images: another one makes other copies
-AT_ONCE = 256  # pictures that are decoded side by side before they are written
+VERSION = "1.0.0"  # of how pictures become images; a new version makes new copies
+AT_ONCE = 256  # pictures decoded in parallel before they are written
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A root and what is made of it: square images of `image_size` pixels of the classes `class_names`, in that order.
+    """A root and what it becomes: square images with sides of `image_size` pixels; labels index `class_names`.
 
-    `content` names the copy that a run has used; "" where none was yet.
+    `content` names the copy that a run has used, or is "" if it has used none yet.
     """
 
     root: str
@@ -43,14 +43,14 @@ class Folder:
 
 
 def directory_of(folder: Folder, data_dir: Path) -> Path:
-    """Where the copy lies."""
+    """Returns the directory of the copy."""
     return data_dir / NAME / folder.content / VERSION
 
 
 def look(folder: Folder) -> tuple[folders.Listing, Folder]:
-    """What is in the root now, and the folder with its present content.
+    """Returns the listing of the root as it is now, and `folder` with that content.
 
-    Raises UserError: the root cannot be used, or has other classes than the folder.
+    Raises UserError if the root cannot be used, or if its classes are not `folder.class_names`, in alphabetical order.
     """
     listing = folders.scan(folder.root)
     gone = sorted(set(folder.class_names) - set(listing.class_names))
@@ -59,7 +59,7 @@ def look(folder: Folder) -> tuple[folders.Listing, Folder]:
         changes = [f"{word} {', '.join(names[:5])}" for word, names in (("without", gone), ("with", new)) if names]
         fix = "restore the class folders, or use another workdir"
         raise UserError(f"data.root={folder.root} has other classes than the run: {' and '.join(changes)}; {fix}")
-    if folder.class_names != listing.class_names:  # a label is a folder's place among them
+    if folder.class_names != listing.class_names:  # their order matters: a label is an index into it
         place = next(i for i, name in enumerate(folder.class_names) if name not in listing.class_names[i : i + 1])
         fix = "use another workdir" if folder.content else "omit it"
         raise UserError(f"data.class_names has classes of {folder.root} twice, or not in alphabetical order: "
@@ -70,7 +70,10 @@ def look(folder: Folder) -> tuple[folders.Listing, Folder]:
 
 
 def refresh(folder: Folder, data_dir: Path) -> Folder:
-    """The folder with the content it has now; where the root is gone, as it was. Says so if it is not what it was."""
+    """Returns the folder with its present content, or unchanged if the root is gone but its copy exists.
+
+    It logs either that the root is gone or a warning that the content has changed.
+    """
     directory = directory_of(folder, data_dir)
     kept = folder.content and preparation.is_prepared(directory)
     if kept and not expanded(folder.root).is_dir():
@@ -83,9 +86,9 @@ def refresh(folder: Folder, data_dir: Path) -> Folder:
 
 
 def prepare(folder: Folder, data_dir: Path) -> Path:
-    """Makes the copy unless it is there, and returns its directory.
+    """Makes the copy unless it exists, and returns its directory.
 
-    Raises UserError: the root cannot be used, or a picture is broken.
+    Raises UserError if the root cannot be used, or if a picture is broken and `skip_broken` is false.
     """
     directory = directory_of(folder, data_dir)
     if folder.content and preparation.is_prepared(directory):
@@ -102,11 +105,11 @@ def prepare(folder: Folder, data_dir: Path) -> Path:
 
 
 def make(folder: Folder, listing: folders.Listing, data_dir: Path) -> None:
-    """Reads every picture and writes the copy, with a line of progress; whole or not at all."""
+    """Reads every picture, showing progress, and writes the whole copy or nothing."""
     listed = sum(map(len, listing.splits.values()))
     tfds.disable_progress_bar()
     with Progress(listed, "picture", start="reading") as progress, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")  # about oddities of single files
+        warnings.filterwarnings("ignore", module="PIL")  # they are about oddities in single files
         builder = ImageFolder(folder, listing, progress.update, data_dir=data_dir, file_format="array_record")
         preparation.prepare(builder)
     size, held = folder.image_size, " (held out of them)" if listing.held_out else ""
@@ -127,7 +130,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version(VERSION)
 
     def __init__(self, folder: Folder, listing: folders.Listing, told: Callable[[int], None], **kwargs):
-        """`told(done)` hears of progress."""
+        """Takes `told(done)`, which is called after each picture with the number done."""
         self._folder, self._listing, self._told = folder, listing, told
         self._done, self.enlarged, self.broken = 0, 0, []
         super().__init__(config=tfds.core.BuilderConfig(name=folder.content, version=VERSION), **kwargs)
@@ -170,15 +173,15 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             raise UserError(f"data.root: every {split} picture is broken; put others there")
 
     def _encode(self, picture: folders.Picture) -> tuple[bytes | None, bool]:
-        """(PNG, or None for a broken one that is left out; whether it was enlarged), in any thread.
+        """Returns (PNG, or None for a broken picture to skip; whether it was enlarged). It is thread-safe.
 
-        Raises UserError: it is broken, and such are not left out.
+        Raises UserError if the picture is broken and `skip_broken` is false.
         """
         path = expanded(self._folder.root) / picture.path
         try:
             image, enlarged = pictures.read_square(path, self._folder.image_size)
-        except Exception as error:  # a broken picture raises whatever the decoder that stumbles on it likes
-            if errno_of(error) in PASSING_ERRNO:  # the copy would lack it for ever
+        except Exception as error:  # a broken picture can raise anything, depending on its decoder
+            if errno_of(error) in PASSING_ERRNO:  # a passing failure must not leave the picture out for good
                 raise
             if self._folder.skip_broken:
                 return None, False

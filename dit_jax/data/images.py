@@ -1,4 +1,4 @@
-"""Images made elsewhere: a folder of pictures, one picture, or an NPZ file; checked before any is used."""
+"""Opens and checks images made elsewhere: a folder of pictures, a single picture, or an NPZ file."""
 
 import logging
 import zipfile
@@ -23,7 +23,7 @@ class BrokenPictureError(UserError):
 
 @dataclass(frozen=True)
 class Images:
-    """`count` images with labels int [count] or None; `chunks()` gives them in order, uint8 [any, H, W, C]."""
+    """`count` images with labels int [count] or None; `chunks()` yields them in order, uint8 [n, H, W, C], n varies."""
 
     count: int
     labels: np.ndarray | None
@@ -31,13 +31,13 @@ class Images:
 
     @classmethod
     def of(cls, images: np.ndarray, labels: np.ndarray | None) -> "Images":
-        """Of arrays, uint8 [n, H, W, C] and int [n]."""
+        """Wraps arrays, uint8 [n, H, W, C] and int [n]."""
         chunks = lambda: (images[first : first + CHUNK] for first in range(0, len(images), CHUNK))  # noqa: E731
         return cls(len(images), labels, chunks)
 
     @classmethod
     def stored(cls, records: Records) -> "Images":
-        """Of a data set's split, which is read as it is needed."""
+        """Wraps a data set's split: the labels are read now, the images when needed."""
         return cls(records.count, records.labels(), lambda: (part.images for part in records.chunks()))
 
 
@@ -49,16 +49,15 @@ def open_images(
     skip_broken: bool = False,
     fit: bool = False,
 ) -> Images:
-    """The images at `path`, which must have the shape (H, W, C); `what` is the flag or key that names them in errors.
+    """Opens the images at `path`, which must have the shape (H, W, C); errors name `what`, the flag or key at fault.
 
-    Pictures of a folder are in the order of their names.
-    An NPZ file has `images` (or `arr_0`) uint8 [n, H, W, C] and, perhaps, `labels` int [n] in 0..num_classes-1. A
-    folder's pictures are decoded when their turn comes, and then refused if they are broken; with `skip_broken` those
-    that cannot be read are named and left out. With `fit`, pictures of another size are cropped to the middle square
-    and resized, as those are that a run is trained on.
+    An NPZ file has `images` (or `arr_0`) uint8 [n, H, W, C] and, optionally, `labels` int [n] in 0..num_classes-1. The
+    pictures of a folder, in the order of their names, are decoded only when needed, and broken ones raise then; with
+    `skip_broken`, unreadable ones are logged and left out first. With `fit`, pictures of another size are cropped to
+    the middle square and resized, like the pictures of a training folder.
 
     Raises:
-      UserError: one line with what is wrong.
+      UserError: one line that says what is wrong.
     """
     if path.is_dir():
         return from_folder(path, shape, what, skip_broken, fit)
@@ -72,26 +71,26 @@ def open_images(
 
 
 def read_mask(path: Path, height: int, width: int, what: str) -> np.ndarray:
-    """Bool [H, W, 1]: where a picture is white (above half); one of another size is cropped and resized first."""
+    """Reads a picture as a mask: bool [H, W, 1], true where it is white (above 127), after a crop and resize to fit."""
     if path.suffix.lower() not in FORMATS or not path.is_file():
         raise UserError(f"{what}={path}: there is no such picture; name one that is white where to draw anew")
     return decode(path, (height, width, 1), what, fit=True) > 127
 
 
 def from_npz(path: Path, shape: tuple[int, int, int], num_classes: int, what: str) -> Images:
-    """Images and labels of an NPZ file."""
+    """Reads the images and labels of an NPZ file."""
     if not zipfile.is_zipfile(path):
         kinds = ", ".join(FORMATS)
         raise UserError(f"{what}={path} cannot be read: it is no whole NPZ file, and no picture by its name ({kinds})")
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            name = next((name for name in ("images", "arr_0") if name in file), "")  # arr_0: as ADM's code wants it
+            name = next((name for name in ("images", "arr_0") if name in file), "")  # arr_0: the name in ADM's files
             if not name:
                 raise ValueError(f"it has no array `images`, only {', '.join(file.files) or 'nothing'}")
             images, labels = file[name], file.get("labels")
         if not all(isinstance(array, np.ndarray | None) for array in (images, labels)):
-            raise ValueError("images or labels is no array")  # NumPy gives the bytes of a file that is none
-    except Exception as error:  # a damaged one raises whatever zlib, the zip's reader or the header's parser likes
+            raise ValueError("images or labels is no array")  # NumPy returns bytes for a member that is not an array
+    except Exception as error:  # a damaged file can raise anything in zlib, the zip reader or the header parser
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{what}={path} cannot be read ({reason}); give an NPZ file with `images` and, perhaps, `labels`"
@@ -110,13 +109,13 @@ def from_npz(path: Path, shape: tuple[int, int, int], num_classes: int, what: st
 def from_folder(
     path: Path, shape: tuple[int, int, int], what: str, skip_broken: bool = False, fit: bool = False
 ) -> Images:
-    """The pictures of a folder; folders in it are not searched."""
+    """Opens the pictures of a folder, without its subfolders."""
     seen = (file for file in path.iterdir() if not file.name.startswith("."))  # Macs leave ._1.png beside 1.png
     files = sorted(file for file in seen if file.suffix.lower() in FORMATS)
     if not files:
         raise UserError(f"{what}={path}: no picture in it ({', '.join(FORMATS)}); name another folder")
-    if skip_broken:  # decodes all of them twice, as their number has to be known before the first is used
-        files = [file for file in files if is_whole(file, shape, what)]
+    if skip_broken:  # decodes every picture twice, as their number must be known before the first is used
+        files = [file for file in files if is_whole(file, shape, what, fit)]
         if not files:
             raise UserError(f"{what}={path}: none of its pictures can be read; name another folder")
 
@@ -127,10 +126,10 @@ def from_folder(
     return Images(len(files), None, chunks)
 
 
-def is_whole(file: Path, shape: tuple[int, int, int], what: str) -> bool:
-    """Whether a picture can be decoded; names one that cannot. Raises UserError for one of another shape."""
+def is_whole(file: Path, shape: tuple[int, int, int], what: str, fit: bool) -> bool:
+    """Returns whether a picture can be decoded; logs one that cannot. Raises UserError for one of another shape."""
     try:
-        decode(file, shape, what)
+        decode(file, shape, what, fit)
     except BrokenPictureError as error:
         logger.warning("%s: %s is left out (%s)", what, file, error.__cause__)
         return False
@@ -138,22 +137,22 @@ def is_whole(file: Path, shape: tuple[int, int, int], what: str) -> bool:
 
 
 def decode(file: Path, shape: tuple[int, int, int], what: str, fit: bool = False) -> np.ndarray:
-    """One picture, uint8 [H, W, C]; with `fit` one of another size is made a square of H pixels.
+    """Decodes one picture to uint8 [H, W, C]; with `fit`, one of another size becomes a square of H x H pixels.
 
-    Raises UserError if it is broken (`BrokenPictureError`) or has another shape.
+    Raises UserError if it is broken (`BrokenPictureError`), is not a plain 8-bit picture, or has another shape.
     """
     try:
         if not file.is_file():
-            raise OSError("it is no file")  # Pillow would wait for what a pipe never says
+            raise OSError("it is no file")  # Pillow would wait forever on a pipe
         check_sums(file)
         with Image.open(file, formats=[FORMATS[file.suffix.lower()]]) as picture:
             refusal = not_plain(picture)
-            picture.load()  # here, as `turned` forgives what it meets
+            picture.load()  # here, because `turned` swallows errors
             upright = turned(picture).convert("RGB" if shape[2] == 3 else "L")
             if fit and upright.size != (shape[1], shape[0]):
                 upright = resize(center_crop(upright), shape[0])
             pixels = np.asarray(upright).reshape(*upright.size[::-1], shape[2])
-    except Exception as error:  # a broken picture raises whatever the decoder that stumbles on it likes
+    except Exception as error:  # a broken picture can raise anything, depending on its decoder
         if errno_of(error) in PASSING_ERRNO:
             raise
         raise BrokenPictureError(f"{what}: {file} cannot be read ({error}); remove it or mend it") from error
@@ -164,12 +163,12 @@ def decode(file: Path, shape: tuple[int, int, int], what: str, fit: bool = False
 
 
 def not_plain(picture: Image.Image) -> str:
-    """Why 8-bit pixels would not be all there is to a picture, with the fix; empty if they are."""
+    """Returns why a picture is more than one frame of opaque 8-bit pixels, with the fix; '' if it is not."""
     frames = getattr(picture, "n_frames", 1)
     if frames > 1:
         return f"has {frames} frames; give one still picture each"
-    raw_modes = [str(tile.args) for tile in getattr(picture, "tile", [])]  # colours of 16 bits are read as RGB
-    if picture.mode.startswith(("I", "F")) or any(";16" in raw for raw in raw_modes):  # Pillow would cut them
+    raw_modes = [str(tile.args) for tile in getattr(picture, "tile", [])]  # Pillow reads 16-bit colours as mode RGB
+    if picture.mode.startswith(("I", "F")) or any(";16" in raw for raw in raw_modes):  # Pillow would truncate them
         return f"has more than 8 bits a channel (mode {picture.mode}); convert it to 8 bits"
     if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
         return "is transparent in places; put it on a background"
@@ -177,13 +176,13 @@ def not_plain(picture: Image.Image) -> str:
 
 
 def check_shape(found: tuple[int, ...], shape: tuple[int, int, int], path: Path, what: str) -> None:
-    """Refuses images of another size than the data set's: what enlarged or shrank them would be judged too."""
+    """Refuses images whose shape is not the data set's: resizing them would affect their evaluation."""
     if tuple(found) != shape:
         raise UserError(f"{what}: {path} has images of {found}, the data set has {shape}; give images of that shape")
 
 
 def check_labels(labels: np.ndarray, count: int, num_classes: int, path: Path, what: str) -> None:
-    """Refuses labels that are not one class an image."""
+    """Refuses labels that are not one class index per image."""
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(f"{what}={path}: its labels are {labels.dtype} {labels.shape}; give integers, one an image")
     if count and not 0 <= labels.min() <= labels.max() < num_classes:

@@ -1,7 +1,7 @@
-"""Latents of a split: encoded once, kept on the disk in the order of the data, and read as images are.
+"""Stores the latents of a split: they are encoded once, kept on disk in the order of the data, and read like images.
 
-FOLDER has them in parts, PART.array_record of a label and latents a record. A part appears whole or not at all, so an
-encoding that was killed goes on with the first one that is missing.
+FOLDER holds them in parts, PART.array_record, whose records are a label and its latents. A part appears whole or not at
+all, so an encoding that was killed continues with the first missing part.
 """
 
 import math
@@ -18,15 +18,15 @@ from dit_jax.data.stream import Reader, threads_here
 from dit_jax.errors import UserError
 from dit_jax.system.files import replacing
 
-HALF_MADE = "*.tmp"  # what a killed encoding leaves in the folder
+HALF_MADE = "*.tmp"  # files that a killed encoding leaves in the folder
 PART_BYTES = 2**28
-WRITER = "group_size:1,uncompressed"  # records of their own, as they are read at random; floats hardly shrink
+WRITER = "group_size:1,uncompressed"  # ungrouped, for random access; uncompressed, as floats hardly shrink
 LABEL, LATENT = np.dtype("<i4"), np.dtype("<f4")
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """encode(images uint8 [n, H, W, C]) -> float32 [n, *shape] for n up to `batch_size`; shape as `Split` says."""
+    """encode(images uint8 [n, H, W, C]) -> float32 [n, *shape] for n up to `batch_size`; see `Split` for the shape."""
 
     encode: Callable[[np.ndarray], np.ndarray]
     shape: tuple[int, ...]
@@ -34,12 +34,12 @@ class Encoder:
 
 
 def nbytes(count: int, shape: tuple[int, ...]) -> int:
-    """Bytes of the latents of `count` images."""
+    """Returns the size of the latents of `count` images in bytes."""
     return count * math.prod(shape) * LATENT.itemsize
 
 
 def parts(folder: Path, count: int, shape: tuple[int, ...]) -> dict[Path, range]:
-    """The files that the latents of `count` images are in, and which examples each has."""
+    """Returns the files that hold the latents of `count` images, each with its range of examples."""
     size = max(1, PART_BYTES // nbytes(1, shape))
     starts = range(0, count, size)
     return {
@@ -49,7 +49,7 @@ def parts(folder: Path, count: int, shape: tuple[int, ...]) -> dict[Path, range]
 
 
 def missing(folder: Path, count: int, shape: tuple[int, ...]) -> int:
-    """How many examples are in no file yet."""
+    """Returns how many examples are in no file yet."""
     return sum(len(part) for path, part in parts(folder, count, shape).items() if not path.is_file())
 
 
@@ -58,10 +58,11 @@ def keep(
 ) -> None:
     """Encodes the parts that are missing in `folder`.
 
-    `told(n)` hears after each batch how many examples are there, `kept()` that another part is. Either may raise.
+    It calls `told(n)` after each batch with the number of examples encoded in all, and `kept()` after each part. Either
+    may raise.
 
     Raises:
-      UserError: there is no room, or the images are damaged.
+      UserError: the disk is full, or the images are damaged.
     """
     done = images.count - missing(folder, images.count, encoder.shape)
     for path, part in parts(folder, images.count, encoder.shape).items():
@@ -69,20 +70,20 @@ def keep(
             continue
         try:
             with replacing(path) as temporary:
-                temporary.touch()  # an OSError has a path, where array_record's errors are text
+                temporary.touch()  # fails with an OSError that has a path; array_record's errors are only text
                 for count in write(temporary, images, part, encoder):
                     done += count
                     told(done)
             kept()
         except RuntimeError as error:
-            if "write() failed" not in str(error):  # array_record's words of a full disk
+            if "write() failed" not in str(error):  # array_record's message for a full disk
                 raise
             fix = "make room, or name another data.data_dir"
             raise UserError(f"cannot write latents to {folder} ({error}): {fix}") from None
 
 
 def write(path: Path, images: Records, part: range, encoder: Encoder) -> Iterator[int]:
-    """Writes the latents of the examples in `part`, a batch at a time, of which it gives the sizes."""
+    """Writes the latents of the examples in `part` in batches, and yields the size of each."""
     threads = threads_here()
     batches = Batches(images, part, encoder.batch_size)
     reader, writer = Reader(batches, ahead=threads, threads=threads), ArrayRecordWriter(str(path), WRITER)
@@ -112,9 +113,9 @@ class Batches(Sequence[Split]):
 
 
 def open_kept(folder: Path, count: int, shape: tuple[int, ...]) -> Records:
-    """The latents that `keep` has made of `count` images.
+    """Opens the latents that `keep` has made of `count` images.
 
-    Raises UserError, here or when they are read: they are damaged; of which part, it says.
+    Raises UserError, here or on reading them, that names the part that is damaged.
     """
     files = parts(folder, count, shape)
     sources = [open_part(path, len(part)) for path, part in files.items()]
@@ -131,7 +132,7 @@ def open_kept(folder: Path, count: int, shape: tuple[int, ...]) -> Records:
 
 
 def open_part(path: Path, count: int) -> Callable[[list[int], tuple[int, ...]], tuple[np.ndarray, np.ndarray]]:
-    """read(records of a part, shape) -> (labels, latents)."""
+    """Opens a part of `count` records; returns read(record indices, shape) -> (labels, latents)."""
     again = "the same command again, which encodes those images again"
     with told_as_damage(path, again):
         source = ArrayRecordDataSource([str(path)])

@@ -1,4 +1,4 @@
-"""One picture of any size and mode as a square of RGB."""
+"""Reads a picture of any size and mode as a square of RGB pixels."""
 
 from pathlib import Path
 
@@ -10,9 +10,10 @@ READABLE = sorted(set(FORMATS.values()))
 
 
 def read_square(path: Path, size: int) -> tuple[np.ndarray, bool]:
-    """(uint8 [size, size, 3], whether it had to be enlarged). Raises whatever PIL raises for a broken picture.
+    """Returns (uint8 [size, size, 3], whether it was enlarged). Raises whatever PIL raises for a broken picture.
 
-    What the file holds decides how it is read, not its name. Turned as its EXIF says; of moving ones the first frame.
+    The format is detected from the content, not the name. EXIF orientation is applied; of animations, the first frame
+    is used.
     """
     check_sums(path)
     with Image.open(path, formats=READABLE) as picture:
@@ -22,22 +23,22 @@ def read_square(path: Path, size: int) -> tuple[np.ndarray, bool]:
 
 
 def check_sums(path: Path) -> None:
-    """Raises whatever PIL raises where a PNG's checksums are not those of its bytes, which decoding does not ask."""
+    """Raises whatever PIL raises if a PNG's checksums do not match its bytes, which decoding does not check."""
     with Image.open(path, formats=READABLE) as picture:
-        picture.verify()  # of other formats, nothing
+        picture.verify()  # checks nothing in other formats
 
 
 def turned(picture: Image.Image) -> Image.Image:
-    """Upright as EXIF's orientation says; as it is if that cannot be read."""
+    """Applies the EXIF orientation; returns the picture unchanged if that cannot be read."""
     try:
         return ImageOps.exif_transpose(picture)
-    except Exception:  # the picture itself is whole, and damaged EXIF raises many things
+    except Exception:  # damaged EXIF can raise anything, but the picture itself is intact
         return picture
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """Any mode as RGB: what is transparent is laid on white, 16 bits of grey become 8."""
-    if picture.mode.startswith("I"):  # PIL would cut off what is above 255
+    """Converts any mode to RGB: transparent pixels are composited on white, and 16-bit grey becomes 8-bit."""
+    if picture.mode.startswith("I"):  # PIL would clip values above 255
         grey = np.rint(np.asarray(picture, np.float64) / 257).clip(0, 255).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
     if picture.has_transparency_data:
@@ -47,7 +48,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def center_crop(picture: Image.Image) -> Image.Image:
-    """The largest square around the middle; of an odd remainder, the greater half is cut off right or below."""
+    """Crops to the largest central square; of an odd remainder, the larger half is cut off at the right or bottom."""
     width, height = picture.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
@@ -55,5 +56,5 @@ def center_crop(picture: Image.Image) -> Image.Image:
 
 
 def resize(picture: Image.Image, size: int) -> Image.Image:
-    """Bicubic (a = -1/2), its support widened where it shrinks, so that nothing aliases."""
+    """Resizes with a bicubic filter (a = -1/2), whose support widens when the picture shrinks, to avoid aliasing."""
     return picture.resize((size, size), Image.Resampling.BICUBIC)

@@ -1,8 +1,8 @@
-"""What every data set shares on its way to the disk: one whole folder, or none.
+"""Writes data sets to disk: the whole folder appears, or none.
 
-TFDS writes into a folder with a temporary name and renames it when everything is in it, so a killed run leaves nothing
-that is taken for a data set, and of two runs that prepare the same one at once, the slower finds the folder of the
-faster and takes that.
+TFDS writes into a folder with a temporary name and renames it when it is complete. So a killed run leaves nothing that
+could be taken for a data set, and of two runs that prepare the same one at once, the slower uses the folder of the
+faster.
 """
 
 import fcntl
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_data_dir(data_dir: str | Path) -> Path:
-    """`data_dir` with `~` expanded. Raises UserError if it, or a folder above it, is a file."""
+    """Returns `data_dir` with `~` expanded. Raises UserError if it, or a folder above it, is a file."""
     path = expanded(data_dir)
     for folder in (path, *path.parents):
         if folder.exists() and not folder.is_dir():
@@ -34,32 +34,35 @@ def check_data_dir(data_dir: str | Path) -> Path:
 
 
 def is_prepared(directory: Path) -> bool:
-    """Whether a whole data set lies in `directory` (NAME/VERSION); TFDS names it so only when everything is written."""
+    """Returns whether `directory` (NAME/VERSION) holds a whole data set; TFDS renames it so only when complete."""
     return (directory / "dataset_info.json").is_file()
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
-    """Writes the data set of `builder` (its `file_format` must be array_record) unless it is there.
+    """Writes the data set of `builder` (its `file_format` must be array_record) unless it exists.
 
-    Raises UserError if the folder is there without a data set in it or cannot be written; what the builder raises
-    passes through, and then nothing is left behind.
+    Raises UserError if the folder exists without a data set in it or cannot be written. What the builder raises passes
+    through, and then nothing is left behind.
     """
     directory = Path(builder.data_dir)
     if directory.exists() and not is_prepared(directory):
         raise UserError(f"{directory} holds no whole data set (no dataset_info.json): delete that folder and try again")
     try:
-        with no_empty_parent(directory), redirect_stdout(io.StringIO()):  # TFDS chats there, of unknown sizes
+        with no_empty_parent(directory), redirect_stdout(io.StringIO()):  # TFDS prints there, about unknown sizes
             builder.download_and_prepare()
     except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "writ" not in str(error):  # array_record's words of a full disk
+        if isinstance(error, RuntimeError) and "writ" not in str(error):  # array_record's message for a full disk
             raise
-        if not is_prepared(directory):  # else another run was faster, and the rename onto its folder failed
+        if not is_prepared(directory):  # else another run was faster, and only the rename onto its folder failed
             raise UserError(f"cannot write the data set to {directory} ({error}): name another data_dir") from error
 
 
 @contextmanager
 def only_one(parent: Path, half_made: str) -> Iterator[None]:
-    """Waits until no other process prepares anything in `parent`, and removes what killed ones left there, by a glob.
+    """Locks `parent` against other processes that prepare data there, and removes what killed ones left.
+
+    `half_made` is the glob of such leftovers. A folder that cannot be locked is used without a lock, with a warning and
+    without removing anything.
 
     Raises:
       UserError: nothing can be written there.
@@ -86,12 +89,12 @@ def only_one(parent: Path, half_made: str) -> Iterator[None]:
                 left.unlink(missing_ok=True)
         yield
     finally:
-        os.close(file)  # which unlocks it
+        os.close(file)  # this also releases the lock
 
 
 @contextmanager
 def no_empty_parent(directory: Path) -> Iterator[None]:
-    """Removes the folder of the data set's name again if nothing came to be in it."""
+    """Removes the parent of `directory` afterwards if it is empty."""
     try:
         yield
     finally:
@@ -101,7 +104,7 @@ def no_empty_parent(directory: Path) -> Iterator[None]:
 
 
 def png(image_HWC: np.ndarray) -> bytes:
-    """A uint8 image as PNG, lossless. TFDS would encode an array with TensorFlow, which may not be there."""
+    """Encodes a uint8 image as PNG, losslessly. TFDS would use TensorFlow for it, which may not be installed."""
     buffer = io.BytesIO()
     Image.fromarray(image_HWC).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -1,8 +1,8 @@
-"""`shapes`: ten classes of coloured figures, 32 x 32, for learning to draw in minutes without a download.
+"""Draws `shapes`: 32 x 32 images of ten classes of coloured figures, learnt in minutes without a download.
 
-Five figures in two colours. Place, size, angle, shade and background are drawn anew for every image; edges are
-antialiased. Image i of a split is a function of (split, i) alone, made with the operations that IEEE 754 rounds the
-same everywhere (+ - * / and sqrt; no sin, no cos, no sums of many), so the bytes are the same on every machine.
+The classes are five figures in two colours. Position, size, angle, shade and background are random for every image;
+edges are antialiased. Image i of a split is a function of (split, i) alone, and uses only operations that IEEE 754
+rounds the same everywhere (+ - * / and sqrt; no sin, cos or long sums), so its bytes are the same on every machine.
 
 Axis letters: H, W image; E edges of a figure; the last axis of a colour is RGB.
 """
@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from dit_jax.data import preparation
 
 FIGURES = ("circle", "square", "triangle", "star", "ring")
-COLORS = {  # the two corners of a box in RGB
+COLORS = {  # two opposite corners of a box in RGB
     "red": np.array([(175.0, 0.0, 0.0), (255.0, 60.0, 60.0)]),
     "blue": np.array([(0.0, 50.0, 170.0), (70.0, 120.0, 255.0)]),
 }
@@ -30,23 +30,23 @@ BACKGROUNDS = {
 
 SIZE = 32  # pixels, both ways
 RADIUS = (10.0, 14.0)  # pixels from the centre of a figure to its farthest point
-TILT = 1 / 6  # tangent of half the largest angle by which a figure leans
+TILT = 1 / 6  # tangent of half the largest angle of rotation
 RING_HOLE = 0.55  # radius of the hole, in radii of the ring
 NUM_EXAMPLES = {"train": 20_000, "test": 2_000}
 VERSION = "1.0.0"
 
 
 def _directions(count: int, start: float) -> np.ndarray:
-    """Unit vectors at equal angles from `start` turns on (0 right, 1/4 down), float64 [count, 2] (x, y).
+    """Returns unit vectors at equal angles from `start` turns on (0 right, 1/4 down), float64 [count, 2] (x, y).
 
-    Rounded: the last bit differs between C libraries.
+    They are rounded, because the last bit of sin and cos differs between C libraries.
     """
     angles = [2 * math.pi * (start + k / count) for k in range(count)]
     return np.array([(round(math.cos(a), 12), round(math.sin(a), 12)) for a in angles])
 
 
-# A figure with straight edges: the normals of its edges, how far they are from the centre (in radii), and behind how
-# many of them a point may lie and still be inside. A star is what lies within four of the five lines of a pentagram.
+# For each figure with straight edges: the normals of its edges, their distance from the centre (in radii), and how many
+# of them a point inside may be beyond. A star is the set of points within at least four of a pentagram's five lines.
 POLYGONS = {
     "square": (_directions(4, 0), math.sqrt(0.5), 0),
     "triangle": (_directions(3, 1 / 4), 0.5, 0),
@@ -55,7 +55,7 @@ POLYGONS = {
 
 
 def draw(rng: np.random.Generator, label: int) -> np.ndarray:
-    """One image of class `label` (an index into CLASS_NAMES), uint8 [H, W, 3]."""
+    """Draws one image of class `label` (an index into CLASS_NAMES), uint8 [H, W, 3]."""
     figure, color = FIGURES[label % len(FIGURES)], list(COLORS)[label // len(FIGURES)]
     background_RGB = _color(rng, BACKGROUNDS["light" if rng.random() < 0.5 else "dark"])
     fill_RGB = _color(rng, COLORS[color])
@@ -66,10 +66,10 @@ def draw(rng: np.random.Generator, label: int) -> np.ndarray:
 
 
 def coverage(figure: str, center: np.ndarray, radius: float, angle: tuple[float, float]) -> np.ndarray:
-    """How much of each pixel the figure covers, float64 [H, W] in [0, 1].
+    """Returns the share of each pixel that the figure covers, float64 [H, W] in [0, 1].
 
-    `center` (x, y) and `radius` in pixels; `angle` is (cos, sin) of the rotation. A pixel is covered by 1/2 less its
-    centre's signed distance to the outline, which is exact for an edge along the pixel grid.
+    `center` (x, y) and `radius` are in pixels; `angle` is (cos, sin) of the rotation. The share is 1/2 minus the signed
+    distance of the pixel's centre to the outline, clipped to [0, 1], which is exact for edges along the pixel grid.
     """
     x_1W = np.arange(0.5, SIZE)[None, :] - center[0]
     y_H1 = np.arange(0.5, SIZE)[:, None] - center[1]
@@ -86,7 +86,10 @@ def coverage(figure: str, center: np.ndarray, radius: float, angle: tuple[float,
 def _polygon_distance(
     x_1W: np.ndarray, y_H1: np.ndarray, figure: str, radius: float, angle: tuple[float, float]
 ) -> np.ndarray:
-    """Signed distance to the edge that decides whether a point is inside, float64 [H, W] in pixels; negative inside."""
+    """Returns the signed distance to the edge that decides whether a point is inside, float64 [H, W], negative inside.
+
+    Distances are in pixels.
+    """
     normals_E2, apothem, spare = POLYGONS[figure]
     cos, sin = angle
     x_E11 = (normals_E2[:, 0] * cos - normals_E2[:, 1] * sin)[:, None, None]
@@ -96,27 +99,28 @@ def _polygon_distance(
 
 
 def _angle(rng: np.random.Generator) -> tuple[float, float]:
-    """(cos, sin) of a tilt to either side, of up to 2 atan(TILT) = 19 degrees: the half-angle's tangent is uniform."""
+    """Draws (cos, sin) of a tilt of up to 2 atan(TILT) = 19 degrees either way; its half-angle's tangent is uniform."""
     half = TILT * (2 * rng.random() - 1)
     return (1 - half * half) / (1 + half * half), 2 * half / (1 + half * half)
 
 
 def _color(rng: np.random.Generator, box: np.ndarray) -> np.ndarray:
-    """A uniform colour of the box between two corners, float64 [2, 3] -> [3] in 0..255."""
+    """Draws a colour uniformly from the box between two corners, float64 [2, 3] -> [3] in 0..255."""
     return box[0] + (box[1] - box[0]) * rng.random(3)
 
 
 def example(split: str, index: int) -> tuple[np.ndarray, int]:
-    """Image `index` of a split, uint8 [H, W, 3], and its label. Classes take turns, so they are balanced."""
+    """Returns image `index` of a split, uint8 [H, W, 3], and its label. Classes alternate, so they are balanced."""
     label = index % len(CLASS_NAMES)
     rng = np.random.Generator(np.random.PCG64([list(NUM_EXAMPLES).index(split), index]))
     return draw(rng, label), label
 
 
 class Measures(NamedTuple):
-    """What varies in n images, read off their pixels.
+    """The factors of variation of n images, measured from their pixels.
 
-    Colours float64 [n, 3] in 0..255; area [n] in pixels; center [n, 2] (x, y) in pixels from the upper left corner.
+    Colours are float64 [n, 3] in 0..255; area [n] is in pixels; center [n, 2] (x, y) is in pixels from the upper left
+    corner.
     """
 
     background: np.ndarray
@@ -126,9 +130,9 @@ class Measures(NamedTuple):
 
 
 def measure(images: np.ndarray) -> Measures:
-    """Measures uint8 [n, H, W, 3], drawn here or sampled from a model, to compare their variety.
+    """Measures images uint8 [n, H, W, 3], drawn here or sampled from a model, to compare their variety.
 
-    Background is the median of the border; the figure is where the difference from it exceeds half of its maximum.
+    The background is the median of the border; the figure is where the difference from it is at least half its maximum.
     """
     pixels = images.astype(np.float64)
     border = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, 1:-1, 0], pixels[:, 1:-1, -1]], axis=1)
@@ -171,7 +175,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def prepare(data_dir: Path) -> Path:
-    """Draws the data set into data_dir/shapes/VERSION unless it is there, in seconds. Returns that folder."""
+    """Draws the data set into data_dir/shapes/VERSION unless it exists, in seconds, and returns that folder."""
     directory = data_dir / Shapes.name / VERSION
     if not preparation.is_prepared(directory):
         print(f"drawing the data set shapes into {directory} (once, some seconds)", file=sys.stderr)

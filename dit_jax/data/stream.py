@@ -1,7 +1,7 @@
-"""Data larger than memory: the same batches as pipeline.py's, read from the disk ahead of the step.
+"""Streams data that is too large for the devices: the same batches as pipeline.py's, read from disk ahead of the step.
 
-The batch of a step is a function of (seed, step) alone: it is read, decoded and handed over by threads of Grain, and no
-position is kept anywhere. So a resumed run reads on where it was, on any number of devices and processes.
+The batch of a step is a function of (seed, step) alone. Grain's threads read and decode it, and no position is stored
+anywhere, so a resumed run continues where it was on any number of devices and processes.
 """
 
 import threading
@@ -17,28 +17,28 @@ from dit_jax.data import pipeline
 from dit_jax.data.datasets import Records, Split
 from dit_jax.system import environment
 
-THREADS = 16  # at most; decoding of PNG is outside of Python's lock
+THREADS = 16  # at most; PNGs are decoded outside Python's global lock
 
 
 def threads_here() -> int:
-    """How many read at a time."""
+    """Returns the number of reading threads on this machine."""
     return min(environment.cores(), THREADS)
 
 
 def host_order(key: jax.Array, num_examples: int) -> Callable[[int], np.ndarray]:
-    """order(epoch) -> `pipeline.epoch_order` as int32 [num_examples] in the host's memory; the newest few are kept."""
+    """Returns order(epoch): `pipeline.epoch_order` in host memory, int32 [num_examples]; the latest four are cached."""
     draw, lock = jax.jit(partial(pipeline.epoch_order, num_examples=num_examples)), threading.Lock()
     kept = lru_cache(maxsize=4)(lambda epoch: np.asarray(draw(key, epoch)))
 
     def order(epoch: int) -> np.ndarray:
-        with lock:  # else every thread draws the same one
+        with lock:  # else every thread would compute the same order
             return kept(epoch)
 
     return order
 
 
 class Batches(Sequence[Split]):
-    """`batches[step]`: this process's share of a step's global batch, the examples at `positions` of it."""
+    """`batches[step]` is this process's share of a step's global batch: the examples at `positions` in it."""
 
     def __init__(self, records: Records, key: jax.Array, batch_size: int, positions: np.ndarray, steps: int):
         self._records, self._batch_size, self._positions, self._steps = records, batch_size, positions, steps
@@ -53,7 +53,7 @@ class Batches(Sequence[Split]):
 
 
 class Reader:
-    """Gives batches in turn, up to `ahead` of them read before they are asked for; `close` it."""
+    """Reads batches in order, up to `ahead` of them before they are asked for. Call `close` when done."""
 
     def __init__(self, batches: Sequence[Split], ahead: int, threads: int):
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
@@ -61,12 +61,12 @@ class Reader:
         self._next = 0
 
     def batch(self, step: int) -> Split:
-        """The batch of a step; any, but the one after the last is there already."""
+        """Returns the batch of any step; the one after the previous call's is prefetched."""
         if step != self._next:
             self._batches.set_state({"next_index": step})
         self._next = step + 1
         return next(self._batches)
 
     def close(self) -> None:
-        """Ends the threads; what they are at is finished and dropped."""
+        """Stops the threads; reads in progress finish and are dropped."""
         self._batches.close()

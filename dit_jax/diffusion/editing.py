@@ -1,6 +1,7 @@
-"""Beyond plain sampling: noise from an image, between two noises, from a partial noise level, and around a mask.
+"""Beyond plain sampling: DDIM inversion, interpolation between noises, image-to-image and inpainting.
 
-All are per image: keys, images [B, H, W, C] and masks can be split over devices along B. Plans are sampling.py's.
+Every function works per image, so keys, images [B, H, W, C] and masks can be split over devices along B. Plans are
+those of sampling.py.
 """
 
 import jax
@@ -13,10 +14,10 @@ from dit_jax.diffusion.schedule import Schedule
 
 
 def ddim_inverse(schedule: Schedule, timesteps: np.ndarray) -> Plan:
-    """`ddim` backwards: `sample(denoise, plan, images, keys)` is the noise at timesteps[0] that `ddim` draws them from.
+    """Returns the plan of `ddim` in reverse, with which `sample` maps images to the noise that `ddim` draws them from.
 
-    Each step is x_s = alpha_s x_0 + sigma_s eps to the next noisier level. No timestep is clean data: the first step
-    takes the image itself for x_0, and eps as the network sees it at the least noise visited.
+    The noise is at timesteps[0]. Each step is x_s = alpha_s x_0 + sigma_s eps to the next noisier level. As no timestep
+    is clean data, the first step takes the image itself as x_0, and eps as predicted at the least noisy timestep.
     Source: DDIM (Song et al. 2021), section 4.3 and equation 13, Euler's method run from data to noise.
     """
     rising = timesteps[::-1]
@@ -26,10 +27,10 @@ def ddim_inverse(schedule: Schedule, timesteps: np.ndarray) -> Plan:
 
 
 def slerp(a: jax.Array, b: jax.Array, weight: jax.Array | float) -> jax.Array:
-    """From noise a (weight 0) to noise b (weight 1) along the arc between them, which keeps their length.
+    """Interpolates from noise a (weight 0) to noise b (weight 1) along the arc between them, which keeps their norm.
 
-    a, b [B, H, W, C]; weight in [0, 1], one number or [B]. Noises that point the same way, or opposite ways, are mixed
-    linearly: between them is no arc, or no single one.
+    a, b [B, H, W, C]; weight in [0, 1], one number or [B]. Noises in the same or in opposite directions are mixed
+    linearly, as there is no arc between them, or no unique one.
     Source: Shoemake 1985; DDIM (Song et al. 2021), equation 67.
     """
     axes = (1, 2, 3)
@@ -45,14 +46,14 @@ def slerp(a: jax.Array, b: jax.Array, weight: jax.Array | float) -> jax.Array:
 
 
 def last_steps(timesteps: np.ndarray, strength: float) -> np.ndarray:
-    """The share `strength`, in (0, 1], of the timesteps that is left from a partial noise level: at least the last."""
+    """Returns the last timesteps: a share `strength`, in (0, 1], of all, but at least one."""
     return timesteps[-max(1, round(strength * len(timesteps))) :]
 
 
 def noised(schedule: Schedule, plan: Plan, images: jax.Array, keys_B: jax.Array) -> jax.Array:
-    """Images at the level where a plan starts, with the noise of `start`: alpha x_0 + sigma eps [B, H, W, C].
+    """Returns images noised to the level where a plan starts, with draw 0 of each key: alpha x_0 + sigma eps.
 
-    Image-to-image: `sample` from here, with the plan of `last_steps`; all of them and `start` instead at strength 1.
+    Image-to-image runs `sample` from here with the plan of `last_steps` (but see `image_to_image_start` on strength 1).
     Source: SDEdit (Meng et al. 2022), algorithm 1.
     """
     t = plan.t[0]
@@ -62,7 +63,7 @@ def noised(schedule: Schedule, plan: Plan, images: jax.Array, keys_B: jax.Array)
 def image_to_image_start(
     schedule: Schedule, plan: Plan, images: jax.Array, keys_B: jax.Array, strength: float
 ) -> jax.Array:
-    """Where image-to-image begins: the noised images, or at strength 1 plain sampling's noise, without any trace."""
+    """Returns x where image-to-image begins: noised images, or at strength 1 pure noise without a trace of them."""
     if strength == 1:
         return start(schedule, plan, keys_B, images.shape[1:])
     return noised(schedule, plan, images, keys_B)
@@ -71,16 +72,16 @@ def image_to_image_start(
 def inpaint(
     denoise: Denoiser, schedule: Schedule, plan: Plan, images: jax.Array, known: jax.Array, keys_B: jax.Array
 ) -> jax.Array:
-    """Draws the pixels that are not `known` (bool [B, H, W, 1]) to fit those of `images` [B, H, W, C] that are.
+    """Draws new pixels for `images` [B, H, W, C] wherever `known` (bool [B, H, W, 1]) is false.
 
-    Before every row the known pixels are replaced by themselves at that row's noise level, and at the end by
-    themselves. Their noise is the row's draw; for a plan without noise that of the start, so that they keep to one
-    trajectory.
+    After every row, the known pixels are reset to those of `images` at the noise level where the row ends; the last row
+    ends at clean data. Their noise is the row's draw; a plan without noise uses the noise of the start throughout, so
+    that known pixels follow one trajectory.
     Source: Song et al. 2021 (score SDE), appendix I.2; RePaint (Lugmayr et al. 2022), equation 8, not resampled.
     """
     shape = images.shape[1:]
     begin = jnp.where(known, noised(schedule, plan, images, keys_B), start(schedule, plan, keys_B, shape))
-    _, _, alpha, sigma = (jnp.asarray(table, jnp.float32) for table in levels(schedule, plan.t))  # where rows end
+    _, _, alpha, sigma = (jnp.asarray(table, jnp.float32) for table in levels(schedule, plan.t))  # at each row's end
 
     def amend(x: jax.Array, draw: jax.Array) -> jax.Array:
         noise = image_noise(keys_B, draw if is_stochastic(plan) else 0, shape)

@@ -1,4 +1,4 @@
-"""Denoisers: functions (x_t [B, H, W, C], t [B]) -> (x_0, eps), and guidance, which makes one from another."""
+"""Denoisers, which are functions (x_t [B, H, W, C], t [B]) -> (x_0, eps), and the guidance that steers them."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ Shift = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]  # (x_t, t
 
 
 def guidance_interval(num_steps: int, start: float, end: float) -> np.ndarray:
-    """Which timesteps are guided, those with start <= t / T <= end: bool [T].
+    """Returns which timesteps are guided, namely those with start <= t / T <= end: bool [T].
 
     Source: Kynkaanniemi et al. 2024, with the interval in timesteps instead of sigma.
     """
@@ -27,11 +27,11 @@ def guidance_interval(num_steps: int, start: float, end: float) -> np.ndarray:
 def guided(
     network: Network, labels_B: jax.Array, null_class: int, scale: float, interval: np.ndarray | None = None
 ) -> Callable[..., jax.Array]:
-    """The network steered towards its labels: uncond + scale (cond - uncond), all channels, in one doubled pass.
+    """Returns the network with classifier-free guidance, uncond + scale (cond - uncond), from one doubled batch.
 
-    Scale 1 is the plain conditional network and 0 the unconditional one, each in a single pass. So is, with an
-    `interval` (bool [T]; the whole range unless given), every timestep outside of it: the conditional network. All
-    images of a batch must then be at one timestep, as they are in sampling.
+    Scale 1 is the plain conditional network and 0 the unconditional one; both take a single batch. Timesteps outside of
+    `interval` (bool [T]; by default, all are inside) use the conditional network alone. With an interval, all images of
+    a batch must be at one timestep, as they are in sampling. Guidance applies to all channels.
     Source: classifier-free guidance, Ho & Salimans 2022, equation 6 with w = scale - 1.
     """
     null_B = jnp.full_like(labels_B, null_class)
@@ -57,11 +57,11 @@ def guided(
 def towards_labels(
     logits: Logits, labels_B: jax.Array, schedule: Schedule, scale: float, interval: np.ndarray | None = None
 ) -> Shift:
-    """Classifier guidance: eps goes down by scale sigma grad log p(label | x_t), and x_0 up so that they agree.
+    """Returns classifier guidance: it lowers eps by scale sigma grad log p(label | x_t), and raises x_0 to match.
 
-    Of an unconditional network, scale 1 makes the conditional one, if both are exact (Bayes). A label beyond the
-    classes is "no class" and moves nothing. Where no image is left in x_t (alpha 0), and outside of `interval` (bool
-    [T]), nothing moves either.
+    Scale 1 turns an unconditional network into the conditional one, if network and classifier are exact (Bayes).
+    Nothing is shifted for "no class" (a label beyond the classes), outside of `interval` (bool [T]), or where x_t is
+    pure noise (alpha 0).
     Source: Dhariwal & Nichol 2021, algorithm 2, which is linear in eps and so serves every sampler.
     """
 
@@ -86,9 +86,9 @@ def denoiser(
     clip_x_0: bool = False,
     shift: Shift | None = None,
 ) -> Denoiser:
-    """Reads any prediction as (x_0, eps), and adds to them what `shift` says.
+    """Returns a denoiser that converts any prediction to (x_0, eps) and adds the result of `shift`.
 
-    `clip_x_0` keeps x_0 in [-1, 1] and makes eps agree with it, as DDPM's sampler does (Ho et al. 2020, its code).
+    `clip_x_0` clips x_0 to [-1, 1] and recomputes eps from it, as DDPM's sampler does (Ho et al. 2020, its code).
     """
 
     def denoise(x_t: jax.Array, t_B: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,7 +1,7 @@
-"""What the network predicts, at which noise levels it is asked, and how wrong it was.
+"""The training objective: prediction targets, the sampling of timesteps, and the loss with its weightings.
 
-A prediction is a linear reading of the pair (x_0, eps): target = p x_0 + q eps. Together with x_t = alpha x_0 +
-sigma eps that is two equations for two unknowns, so one solve turns any prediction back into (x_0, eps).
+A prediction is linear in the pair (x_0, eps): target = p x_0 + q eps. Together with x_t = alpha x_0 + sigma eps, that
+is two equations for two unknowns, so one solve turns any prediction back into (x_0, eps).
 """
 
 from collections.abc import Callable
@@ -19,42 +19,44 @@ PREDICTIONS: dict[str, Callable[[Schedule], tuple[np.ndarray, np.ndarray]]] = {
     "v": lambda s: (-s.sigma, s.alpha),  # Salimans & Ho 2022, section 4
     "velocity": lambda s: (-1 + 0 * s.alpha, 1 + 0 * s.sigma),  # rectified flow: d x_t / d s = eps - x_0
 }
-# name -> the u-quantile of t / T, of (u in [0, 1), mean, std): float32
+# name -> function (u in [0, 1), mean, std) -> the u-quantile of t / T, float32
 TIMESTEP_SAMPLING: dict[str, Callable[[jax.Array, float, float], jax.Array]] = {
     "uniform": lambda u, mean, std: u,
-    # Esser et al. 2024, section 3.1: sigmoid(N(mean, std^2)); mean > 0 asks for more noise
+    # Esser et al. 2024, section 3.1: sigmoid(N(mean, std^2)); mean > 0 favours higher noise levels
     "logit_normal": lambda u, mean, std: jax.nn.sigmoid(mean + std * jax.scipy.special.ndtri(u)),
 }
-SMALLEST_SIGMA = 0.05  # below it the velocity weighting grows no more (Li & He 2025)
-# name -> factor of the squared error at each timestep, of (alpha, sigma, determinant, gamma): float64 [T]
+SMALLEST_SIGMA = 0.05  # below this sigma the velocity weighting stops growing (Li & He 2025)
+# name -> function (alpha, sigma, determinant, gamma) -> weight of the squared error at each timestep, float64 [T]
 LOSS_WEIGHTINGS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]] = {
     "uniform": lambda alpha, sigma, determinant, gamma: np.ones_like(alpha),
-    # Hang et al. 2023: an error of x_0 counts min(SNR, gamma), and is sigma / determinant of the output's
+    # Hang et al. 2023: the squared error of x_0 gets the weight min(SNR, gamma); the error of x_0 is the output's times
+    # sigma / determinant
     "min_snr": lambda alpha, sigma, determinant, gamma: np.minimum(alpha**2, gamma * sigma**2) / determinant**2,
-    # Li & He 2025: an error of x_0 counts 1 / max(sigma, 0.05)^2, so the velocity's (rectified) or v's (others)
+    # Li & He 2025: the squared error of x_0 gets the weight 1 / max(sigma, 0.05)^2, which makes it that of the velocity
+    # (rectified schedule) or of v (the others)
     "velocity": lambda alpha, sigma, determinant, gamma: np.square(
         sigma / np.maximum(sigma, SMALLEST_SIGMA) / determinant
     ),
 }
-QUARTERS = 4  # the loss is also logged by quarters of the noise levels
+QUARTERS = 4  # the loss is also logged for each quarter of the timesteps
 
 
 def target_of(schedule: Schedule, prediction: str, x_0: jax.Array, eps: jax.Array, t_B: jax.Array) -> jax.Array:
-    """What the network should say of x_t: [B, H, W, C]."""
+    """Returns the network's target, p x_0 + q eps: [B, H, W, C]."""
     p, q = PREDICTIONS[prediction](schedule)
     return gather(p, t_B) * x_0 + gather(q, t_B) * eps
 
 
 def determinant(schedule: Schedule, prediction: str) -> np.ndarray:
-    """alpha q - sigma p, of the two equations for (x_0, eps): float64 [T]."""
+    """Returns alpha q - sigma p, the determinant of the two equations for (x_0, eps): float64 [T]."""
     p, q = PREDICTIONS[prediction](schedule)
     return schedule.alpha * q - schedule.sigma * p
 
 
 def solvable(schedule: Schedule, prediction: str) -> bool:
-    """Whether (x_0, eps) can be recovered in float32 at every t; from noise they cannot where alpha is 0.
+    """Returns whether (x_0, eps) can be recovered in float32 at every t; from eps they cannot where alpha is 0.
 
-    Source: Lin et al. 2023, section 3.2. DDPM's own smallest determinant is 0.0064.
+    Source: Lin et al. 2023, section 3.2. The smallest determinant of DDPM itself is 0.0064.
     """
     return bool(np.all(np.abs(determinant(schedule, prediction)) > 1e-5))
 
@@ -71,21 +73,22 @@ def to_x_0_and_eps(
 
 
 def loss_weights(schedule: Schedule, prediction: str, weighting: str, gamma: float) -> np.ndarray:
-    """The factor of the squared error at each timestep, finite for every solvable prediction: float64 [T]."""
+    """Returns the weight of the squared error at each timestep, finite for every solvable prediction: float64 [T]."""
     return LOSS_WEIGHTINGS[weighting](*schedule, determinant(schedule, prediction), gamma)
 
 
 def stratify(u_B: jax.Array, position_B: jax.Array, batch_size: int) -> jax.Array:
-    """Draws of [0, 1) spread over it: that of the image at position i of the global batch goes to [i, i + 1) / batch.
+    """Stratifies draws u of [0, 1): the image at position i of the global batch gets one in [i, i + 1) / batch_size.
 
-    Over many batches each image still sees all of [0, 1), because its position is random. On any number of devices the
-    batch has the same draws. Source: low-discrepancy timesteps, Kingma et al. 2021, appendix I.1, with a draw an image.
+    Each image still sees all of [0, 1) over many batches, because its position is random. The draws of a batch do not
+    depend on the number of devices.
+    Source: low-discrepancy timesteps, Kingma et al. 2021, appendix I.1, but with an independent draw per image.
     """
     return (position_B + u_B) / batch_size
 
 
 def timestep_at(u_B: jax.Array, num_steps: int, sampling: str, mean: float, std: float) -> jax.Array:
-    """The timesteps, int32 in 0..T-1, at the u-quantiles of how they are sampled; u in [0, 1) is drawn evenly."""
+    """Maps uniform u in [0, 1) to timesteps, int32 in 0..T-1, by the quantile function of their distribution."""
     s = TIMESTEP_SAMPLING[sampling](u_B, mean, std)
     return jnp.minimum((s * num_steps).astype(jnp.int32), num_steps - 1)
 
@@ -98,9 +101,9 @@ def diffusion_loss(
     eps: jax.Array,
     t_B: jax.Array,
 ) -> jax.Array:
-    """Mean squared error of the prediction over an image's values, float32 [B]. DDPM, equation 14 for `eps`.
+    """Returns the mean squared error of the prediction over each image, float32 [B]. For `eps`: DDPM, equation 14.
 
-    `predict(x_t, t_B)` is the network with its class labels already in.
+    `predict(x_t, t_B)` is the network with the class labels already bound.
     """
     output = predict(q_sample(schedule, x_0, eps, t_B), t_B)
     error = output.astype(jnp.float32) - target_of(schedule, prediction, x_0, eps, t_B)
@@ -108,7 +111,7 @@ def diffusion_loss(
 
 
 def by_quarter(loss_B: jax.Array, t_B: jax.Array, num_steps: int) -> tuple[jax.Array, jax.Array]:
-    """Sums of the loss and counts of images in each quarter of the timesteps, least noise first: float32 [4] each."""
+    """Returns loss sums and image counts for each quarter of the timesteps, least noisy first: float32 [4] each."""
     member_BQ = jax.nn.one_hot(t_B * QUARTERS // num_steps, QUARTERS)
-    # Not a product: 0 times a loss that is not finite would spoil the quarters that it is not in.
+    # Not a product: 0 times a loss that is not finite would be NaN in the other quarters too.
     return jnp.where(member_BQ > 0, loss_B[:, None], 0).sum(0), member_BQ.sum(0)

@@ -1,12 +1,12 @@
-"""Samplers: from noise to images by a `lax.scan` over precomputed coefficients.
+"""Samplers, which go from noise to images by a `lax.scan` over precomputed coefficients.
 
-Every sampler here is linear in what it has seen, so it is a table with one row a network evaluation:
+Every sampler here is linear in the x, x_0 and eps it has seen, so it is a table with one row per network evaluation:
 
     (x_0, eps) = denoise(x, t)
     x_next     = a_x x + a_base base + a_x0 x_0 + a_x0_prev x_0_prev + a_eps eps + a_eps_prev eps_prev + a_noise z
 
-where `base` is the x that the last row marked `keep` started from, and `prev` is the row before. The tables are
-worked out in float64; one function runs them all. The last row leaves no noise.
+where `base` is the x at the start of the latest row marked `keep`, and `prev` is the row before. The tables are
+computed in float64, and one function runs them all. The last row leaves no noise.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ VARIANCES = ("small", "large")
 
 
 class Plan(NamedTuple):
-    """A sampler's table: t int [R], the coefficients float64 [R] each, R network evaluations."""
+    """A sampler's table for R network evaluations: t is int [R], each coefficient float64 [R]."""
 
     t: Any
     x: Any
@@ -37,26 +37,26 @@ class Plan(NamedTuple):
 
 
 def make_plan(t: np.ndarray, **coefficients: np.ndarray | float) -> Plan:
-    """A plan with the given coefficients and zeros for the others; `keep` is 1 unless given."""
+    """Returns a plan with the given coefficients and zeros for the others; `keep` is 1 unless given."""
     rows = {name: np.zeros(len(t)) for name in Plan._fields[1:]} | {"keep": np.ones(len(t))}
     rows |= {name: np.broadcast_to(np.asarray(value, np.float64), t.shape) for name, value in coefficients.items()}
     return Plan(t=t, **rows)
 
 
 def levels(schedule: Schedule, timesteps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(alpha, sigma) at each step's start, and at its end: the next visited timestep, and at last clean data (1, 0)."""
+    """Returns alpha, sigma at each step's start, then at its end: the next visited timestep, or finally clean data."""
     alpha, sigma = schedule.alpha[timesteps], schedule.sigma[timesteps]
     return alpha, sigma, np.append(alpha[1:], 1.0), np.append(sigma[1:], 0.0)
 
 
 def ddpm(schedule: Schedule, timesteps: np.ndarray, variance: str) -> Plan:
-    """Ancestral sampling: x_s ~ q(x_s | x_t, x_0) with the predicted x_0.
+    """Returns the plan of ancestral sampling, x_s ~ q(x_s | x_t, x_0) with the predicted x_0.
 
     With alpha_ts = alpha_t / alpha_s and beta = sigma_t^2 - alpha_ts^2 sigma_s^2, the mean is
     (alpha_ts sigma_s^2 x_t + alpha_s beta x_0) / sigma_t^2. The variance is beta sigma_s^2 / sigma_t^2 (`small`) or
-    beta (`large`); the last step adds none.
-    Source: DDPM (Ho et al. 2020), equations 6-7 and section 3.2, for any two levels as in Kingma et al. 2021,
-    appendix A.2.
+    beta (`large`); the last step adds no noise.
+    Source: DDPM (Ho et al. 2020), equations 6-7 and section 3.2, generalised to any two levels as in Kingma et al.
+    2021, appendix A.2.
     """
     alpha, sigma, alpha_s, sigma_s = levels(schedule, timesteps)
     alpha_ts = alpha / alpha_s
@@ -66,24 +66,25 @@ def ddpm(schedule: Schedule, timesteps: np.ndarray, variance: str) -> Plan:
 
 
 def ddim(schedule: Schedule, timesteps: np.ndarray, eta: float = 0.0) -> Plan:
-    """x_s = alpha_s x_0 + sqrt(sigma_s^2 - n^2) eps + n z, n = eta times the deviation of `ddpm` with `small` variance.
+    """Returns the plan of x_s = alpha_s x_0 + sqrt(sigma_s^2 - n^2) eps + n z, where z is new noise.
 
-    With eta = 0, no noise: on the rectified tables that is Euler's method on the flow. eta = 1 is ancestral sampling.
-    Source: DDIM (Song et al. 2021), equations 12 and 16; for any two levels, as in `ddpm`.
+    n is eta times the standard deviation of `ddpm` with `small` variance. eta = 0 adds no noise, which on the rectified
+    schedule is Euler's method on the flow; eta = 1 is ancestral sampling.
+    Source: DDIM (Song et al. 2021), equations 12 and 16, generalised to any two levels as in `ddpm`.
     """
     alpha, sigma, alpha_s, sigma_s = levels(schedule, timesteps)
-    fresh = 1 - (alpha / alpha_s * sigma_s / sigma) ** 2  # share of the variance at s that x_t says nothing of
+    fresh = 1 - (alpha / alpha_s * sigma_s / sigma) ** 2  # share of the noise variance at s that x_t does not determine
     return make_plan(
         timesteps, x_0=alpha_s, eps=sigma_s * np.sqrt(1 - eta**2 * fresh), noise=eta * sigma_s * np.sqrt(fresh)
     )
 
 
 def dpmpp_2m(schedule: Schedule, timesteps: np.ndarray) -> Plan:
-    """Second order from one evaluation a step: x_s = sigma_s / sigma_t x + (alpha_s - alpha_t sigma_s / sigma_t) D.
+    """Returns a second-order plan of one evaluation per step, which extrapolates the predicted x_0.
 
-    D = x_0 + (x_0 - x_0_prev) / (2 r) carries the predicted x_0 on by a straight line in log-SNR; r is the last step's
-    length there over this one's. The first step has no x_0 behind it and the last one, to clean data, is infinitely
-    long: both take D = x_0, as does a step whose last one came from pure noise (r is infinite).
+    x_s = sigma_s / sigma_t x_t + (alpha_s - alpha_t sigma_s / sigma_t) D. D = x_0 + (x_0 - x_0_prev) / (2 r) is linear
+    extrapolation in log-SNR, with r the previous step's length there over this one's. D = x_0 in the first step, which
+    has no x_0_prev, in the last, which is infinitely long, and after a step from pure noise (r is infinite).
     Source: DPM-Solver++ (Lu et al. 2022), algorithm 2, with exp(-h) = alpha_t sigma_s / (alpha_s sigma_t).
     """
     alpha, sigma, alpha_s, sigma_s = levels(schedule, timesteps)
@@ -97,12 +98,12 @@ def dpmpp_2m(schedule: Schedule, timesteps: np.ndarray) -> Plan:
 
 
 def heun(schedule: Schedule, timesteps: np.ndarray) -> Plan:
-    """Second order: a DDIM step to s, then again from t with the mean of (x_0, eps) at both ends.
+    """Returns a second-order plan: a DDIM step to s, then again from t with the mean of (x_0, eps) at both ends.
 
-    dx = x_0 dalpha + eps dsigma along the trajectory, integrated by the trapezoidal rule; the last step, to clean data,
-    is plain DDIM. N steps are 2 N - 1 evaluations.
-    Source: Karras et al. 2022, algorithm 1, with alpha and sigma themselves for its time: on the rectified tables both
-    are the same.
+    It integrates dx = x_0 dalpha + eps dsigma along the trajectory by the trapezoidal rule; the last step, to clean
+    data, is plain DDIM. N steps take 2 N - 1 evaluations.
+    Source: Karras et al. 2022, algorithm 1, but integrated over alpha and sigma instead of time; on the rectified
+    schedule both are the same.
     """
     alpha, sigma, alpha_s, sigma_s = levels(schedule, timesteps)
     d_alpha, d_sigma = alpha_s - alpha, sigma_s - sigma
@@ -121,7 +122,7 @@ def heun(schedule: Schedule, timesteps: np.ndarray) -> Plan:
     )
 
 
-# name -> plan of (schedule, timesteps, variance, eta); only `ddpm` reads the variance, and only `ddim` eta
+# name -> function (schedule, timesteps, variance, eta) -> plan; only `ddpm` reads the variance, and only `ddim` eta
 SAMPLERS: dict[str, Callable[[Schedule, np.ndarray, str, float], Plan]] = {
     "ddpm": lambda schedule, timesteps, variance, _: ddpm(schedule, timesteps, variance),
     "ddim": lambda schedule, timesteps, _, eta: ddim(schedule, timesteps, eta),
@@ -131,25 +132,26 @@ SAMPLERS: dict[str, Callable[[Schedule, np.ndarray, str, float], Plan]] = {
 
 
 def image_keys(key: jax.Array, index_B: jax.Array) -> jax.Array:
-    """One key an image, fold_in(key, i): image i is the same in any batch and on any number of devices."""
+    """Returns a key per image, fold_in(key, i), so that image i is the same in any batch, on any number of devices."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index_B)
 
 
 def image_noise(keys_B: jax.Array, draw: int | jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Draw number `draw` of each image: standard normal float32 [B, *shape]. Draw 0 is the pure noise to start from."""
+    """Returns draw number `draw` of each image's noise: N(0, 1), float32 [B, *shape]. Draw 0 is the starting noise."""
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, draw), shape))(keys_B)
 
 
 def start(schedule: Schedule, plan: Plan, keys_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Pure noise, draw 0 of each key, as loud as data of unit variance is at the plan's first level: [B, *shape].
+    """Returns pure noise, draw 0 of each key, scaled to the deviation of x_t at the plan's first level: [B, *shape].
 
-    It is N(0, 1) for every variance-preserving schedule, and for every plan that starts at t = T-1.
+    The scale assumes data of unit variance. It is 1 for every variance-preserving schedule, and for every plan that
+    starts at t = T-1.
     """
     return float(np.hypot(schedule.alpha[plan.t[0]], schedule.sigma[plan.t[0]])) * image_noise(keys_B, 0, shape)
 
 
 def is_stochastic(plan: Plan) -> bool:
-    """Whether any row adds noise."""
+    """Returns whether any row of the plan adds noise."""
     return bool(np.any(plan.noise))
 
 
@@ -157,9 +159,9 @@ Amend = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def sample(denoise: Denoiser, plan: Plan, x_T: jax.Array, keys_B: jax.Array, amend: Amend | None = None) -> jax.Array:
-    """Runs a plan from noise x_T [B, H, W, C] to images, float32 and not clipped; row r adds draw r + 1 of each key.
+    """Runs a plan from noise x_T [B, H, W, C] to images, float32 and not clipped.
 
-    `amend(x, draw)`, if given, changes x after each row, which was number draw = r + 1.
+    Row r adds draw r + 1 of each key; then `amend(x, draw)`, if given, replaces x, with draw = r + 1.
     """
     return _run(denoise, plan, x_T, keys_B, np.zeros(0, int), amend)[0]
 
@@ -167,9 +169,9 @@ def sample(denoise: Denoiser, plan: Plan, x_T: jax.Array, keys_B: jax.Array, ame
 def trajectory(
     denoise: Denoiser, plan: Plan, x_T: jax.Array, keys_B: jax.Array, watched: np.ndarray
 ) -> tuple[jax.Array, jax.Array]:
-    """(x_t, predicted x_0) at the rows `watched` of a plan, and the images that it ends with: [B, rows + 1, H, W, C].
+    """Returns x_t and the predicted x_0 at the rows `watched` of a plan: [B, rows + 1, H, W, C] each.
 
-    The memory is that of the rows watched, however many the plan has.
+    Both end with the final images. Only the watched rows take memory, however many the plan has.
     """
     x, seen = _run(denoise, plan, x_T, keys_B, watched, None)
     x_t, x_0 = jnp.concatenate([seen, jnp.stack([x, x])[None]]).transpose(1, 2, 0, *range(3, seen.ndim))
@@ -177,10 +179,10 @@ def trajectory(
 
 
 def in_passes(draw: Callable[..., jax.Array], size: int, *arrays: Any) -> jax.Array:
-    """draw(*arrays) of images [B, ...], `size` of them at a time, one pass after another; B is a multiple of `size`.
+    """Returns draw(*arrays) for arrays [B, ...], computed in passes of `size` images; B is a multiple of `size`.
 
-    Matrix products of different shapes add up in different orders. In passes of one shape an image's bits do not
-    depend on how many others are drawn.
+    Matrix products of different shapes sum in different orders. With passes of one shape, an image's bits do not depend
+    on how many others are drawn.
     """
     split = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), arrays)
     drawn = jax.lax.map(lambda part: draw(*part), split)
@@ -190,10 +192,10 @@ def in_passes(draw: Callable[..., jax.Array], size: int, *arrays: Any) -> jax.Ar
 def _run(
     denoise: Denoiser, plan: Plan, x_T: jax.Array, keys_B: jax.Array, watched: np.ndarray, amend: Amend | None
 ) -> tuple[jax.Array, jax.Array]:
-    """The images, and (x_t, x_0) at the rows `watched`: [rows, 2, B, H, W, C]."""
+    """Returns the images, and (x_t, x_0) at the rows `watched`: [rows, 2, B, H, W, C]."""
     stochastic = is_stochastic(plan)
     rows = Plan(jnp.asarray(plan.t, jnp.int32), *(jnp.asarray(c, jnp.float32) for c in plan[1:]))
-    slots = np.full(len(plan.t), len(watched))  # where a row's picture is kept; beyond the end it is not
+    slots = np.full(len(plan.t), len(watched))  # where each row is stored; beyond the end, it is not
     slots[watched] = np.arange(len(watched))
 
     def step(carry: Any, scanned: tuple[jax.Array, jax.Array, Plan]) -> tuple[Any, None]:

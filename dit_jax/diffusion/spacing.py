@@ -1,6 +1,6 @@
-"""Which timesteps a sampler visits: int [steps], falling, none twice; ValueError for more steps than there are.
+"""Spacings, which choose the timesteps a sampler visits: int [steps], strictly decreasing.
 
-Papers count timesteps 1 .. T and we 0 .. T-1, so each is theirs minus one.
+All raise ValueError unless 1 <= steps <= T. Papers count timesteps 1 .. T; here they are 0 .. T-1, one less.
 """
 
 from collections.abc import Callable
@@ -18,10 +18,10 @@ def _check(num_steps: int, steps: int) -> None:
 
 
 def linspace(num_steps: int, steps: int) -> np.ndarray:
-    """Evenly from T-1 to 0, both ends visited; one step is T-1.
+    """Spaces timesteps evenly from T-1 to 0, both included; a single step is at T-1.
 
-    Halves are rounded as diffusers does, which counts upwards; improved DDPM's code, which adds strides up, may differ
-    by one there. Source: Nichol & Dhariwal 2021, section 4; "linspace" of Lin et al. 2023, table 2.
+    Values ascend before rounding, as in diffusers; at a half, improved DDPM's code, which sums strides, may differ by
+    one. Source: Nichol & Dhariwal 2021, section 4; "linspace" of Lin et al. 2023, table 2.
     """
     _check(num_steps, steps)
     upwards = np.linspace(0, num_steps - 1, steps) if steps > 1 else np.array([num_steps - 1])
@@ -29,7 +29,7 @@ def linspace(num_steps: int, steps: int) -> np.ndarray:
 
 
 def leading(num_steps: int, steps: int) -> np.ndarray:
-    """(steps - 1) k, ..., k, 0 with k = floor(T / steps): ends at 0 and starts short of T-1, where signal is left.
+    """Returns (steps - 1) k, ..., k, 0 with k = floor(T / steps): ends at 0, but starts below T-1, with signal left.
 
     Source: DDIM's code (Song et al. 2021); "leading" of Lin et al. 2023, table 2, cut to `steps`.
     """
@@ -38,7 +38,7 @@ def leading(num_steps: int, steps: int) -> np.ndarray:
 
 
 def trailing(num_steps: int, steps: int) -> np.ndarray:
-    """round(T - i T / steps) - 1 for i = 0, 1, ...: starts at T-1 and ends a stride above clean data.
+    """Returns round(T - i T / steps) - 1 for i = 0, 1, ...: starts at T-1 and ends one stride before clean data.
 
     Source: Lin et al. 2023, table 2 and section 3.3.
     """
@@ -47,9 +47,9 @@ def trailing(num_steps: int, steps: int) -> np.ndarray:
 
 
 def log_noise(schedule: Schedule) -> np.ndarray:
-    """log(sigma / alpha), half the negative log-SNR: float64 [T], never falling and finite.
+    """Returns log(sigma / alpha), half the negative log-SNR: float64 [T], non-decreasing and finite.
 
-    sigma / alpha above 80 counts as 80: the rest of the way to pure noise, where it is infinite, is worth no step.
+    sigma / alpha is capped at 80: beyond it, on the way to pure noise, where it is infinite, steps would be wasted.
     Source: sigma_max of Karras et al. 2022, table 1.
     """
     with np.errstate(divide="ignore"):
@@ -57,9 +57,9 @@ def log_noise(schedule: Schedule) -> np.ndarray:
 
 
 def even_in(level: np.ndarray, steps: int) -> np.ndarray:
-    """The timesteps nearest to `steps` even values of a level[T] that never falls, from T-1 to 0.
+    """Returns the timesteps nearest to `steps` evenly spaced values of a non-decreasing level[T], from T-1 to 0.
 
-    Where two values share a timestep, the later one moves down, and all keep room for those that follow.
+    Where two values share a timestep, the later one moves down; all stay high enough to leave room for the rest.
     """
     _check(len(level), steps)
     targets = np.linspace(level[-1], level[0], steps)
@@ -69,12 +69,12 @@ def even_in(level: np.ndarray, steps: int) -> np.ndarray:
 
 
 def karras(schedule: Schedule, steps: int) -> np.ndarray:
-    """Evenly in (sigma / alpha)^(1 / 7): most steps at little noise. Source: Karras et al. 2022, equation 5."""
+    """Spaces steps evenly in (sigma / alpha)^(1 / 7), most at low noise. Source: Karras et al. 2022, equation 5."""
     return even_in(np.exp(log_noise(schedule) / RHO), steps)
 
 
 def log_snr(schedule: Schedule, steps: int) -> np.ndarray:
-    """Evenly in log(alpha^2 / sigma^2). Source: DPM-Solver (Lu et al. 2022)."""
+    """Spaces steps evenly in log(alpha^2 / sigma^2). Source: DPM-Solver (Lu et al. 2022)."""
     return even_in(log_noise(schedule), steps)
 
 

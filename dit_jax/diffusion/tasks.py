@@ -1,6 +1,6 @@
-"""What can be drawn, each as one function of a batch: draw(denoise, schedule, plan, keys_B, shape, *inputs).
+"""The sampling tasks, each a function of one batch: draw(denoise, schedule, plan, keys_B, shape, *inputs).
 
-Inputs are arrays with one entry an image, so that a batch of any of them can be split over devices.
+Inputs are arrays with one entry per image, so that any batch can be split over devices.
 """
 
 from collections.abc import Callable
@@ -19,20 +19,20 @@ Shape = tuple[int, ...]  # of one image
 
 
 def generate(denoise: Denoiser, schedule: Schedule, plan: Plan, keys_B: jax.Array, shape: Shape) -> jax.Array:
-    """Images from noise: [B, H, W, C]."""
+    """Draws images from noise: [B, H, W, C]."""
     return sampling.sample(denoise, plan, sampling.start(schedule, plan, keys_B, shape), keys_B)
 
 
 def from_noise(
     denoise: Denoiser, schedule: Schedule, plan: Plan, keys_B: jax.Array, shape: Shape, x_T: jax.Array
 ) -> jax.Array:
-    """Runs a plan from x_T [B, H, W, C], noise that is given; with `editing.ddim_inverse`, from images to noise."""
+    """Runs a plan from the given noise x_T [B, H, W, C]; with `editing.ddim_inverse`, from images to noise."""
     del schedule, shape
     return sampling.sample(denoise, plan, x_T, keys_B)
 
 
 def image_to_image(strength: float) -> Draw:
-    """Images that keep to given ones [B, H, W, C], the less the greater `strength`; the plan is of `last_steps`."""
+    """Returns the task that varies images [B, H, W, C], more with greater `strength`; its plan is of `last_steps`."""
 
     def draw(
         denoise: Denoiser, schedule: Schedule, plan: Plan, keys_B: jax.Array, shape: Shape, images: jax.Array
@@ -53,13 +53,13 @@ def inpaint(
     images: jax.Array,
     known: jax.Array,
 ) -> jax.Array:
-    """Images [B, H, W, C] whose pixels are drawn anew but where `known` (bool [B, H, W, 1])."""
+    """Redraws the pixels of images [B, H, W, C] that are not `known` (bool [B, H, W, 1])."""
     del shape
     return editing.inpaint(denoise, schedule, plan, images, known, keys_B)
 
 
 def denoising(watched: np.ndarray) -> Draw:
-    """How images come about: x_t and the predicted x_0 at rows of the plan, and last the image: [B, 2, F, H, W, C]."""
+    """Returns the task that records x_t and predicted x_0 at `watched` rows, then the image: [B, 2, F, H, W, C]."""
 
     def draw(denoise: Denoiser, schedule: Schedule, plan: Plan, keys_B: jax.Array, shape: Shape) -> jax.Array:
         begin = sampling.start(schedule, plan, keys_B, shape)

@@ -1,7 +1,6 @@
 """The mode evaluate: images of a run, or made elsewhere, against the real ones."""
 
 import hashlib
-import io
 import json
 import logging
 import math
@@ -38,7 +37,7 @@ from dit_jax.jobs.judging import floor_warning, load_features, sampling_settings
 from dit_jax.jobs.references import reference_of
 from dit_jax.reporting.images import count_diverged, to_uint8
 from dit_jax.settings.checks import require
-from dit_jax.system.files import replacing
+from dit_jax.system.files import write_json, write_npz
 from dit_jax.system.progress import Progress
 from dit_jax.system.streams import tell
 from dit_jax.system.together import all_true, first_before_others, is_first, whole
@@ -204,10 +203,7 @@ def drawn(run: loading.Run, labels: np.ndarray, n: int, batch_size: int, folder:
             firsts = range(first, first + count, batch_size)
             images = np.concatenate([draw(run, labels[i : i + batch_size], i) for i in firsts])
             if is_first():
-                buffer = io.BytesIO()  # NumPy's own writing tells no reason where the disk is full
-                np.savez(buffer, images=images)
-                with replacing(path) as temporary:
-                    temporary.write_bytes(buffer.getbuffer())
+                write_npz(path, {"images": images})
         assert images is not None
         yield images[:count]
 
@@ -239,8 +235,7 @@ def read_chunk(path: Path, count: int, shape: tuple[int, int, int]) -> np.ndarra
 
 def keep(result: dict[str, Any], workdir: Path, name: str) -> None:
     """Writes WORKDIR/name and appends the same as a line to WORKDIR/evaluations.jsonl."""
-    with replacing(workdir / name) as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(workdir / name, result)
     evaluations.append(workdir, result)
 
 

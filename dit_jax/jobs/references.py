@@ -1,7 +1,6 @@
 """The sums of training images that evaluations compare with, kept from one evaluation, and one run, to the next."""
 
 import hashlib
-import io
 import json
 import logging
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from dit_jax.errors import UserError
 from dit_jax.evaluation.distances import Moments
 from dit_jax.evaluation.evaluate import KEPT, Reference
 from dit_jax.evaluation.features import Extractor
-from dit_jax.system.files import replacing
+from dit_jax.system.files import write_npz
 from dit_jax.system.together import all_true, first_before_others, is_first
 
 logger = logging.getLogger(__name__)
@@ -53,12 +52,10 @@ def place(config: ConfigDict, extractor: Extractor, train: Records) -> Path:
 
 def keep(path: Path, reference: Reference) -> None:
     """Writes the file; where that cannot be, only says so."""
-    moments, buffer = reference.moments, io.BytesIO()  # NumPy's own writing tells no reason where the disk is full
+    moments = reference.moments
     arrays = {"mean": moments.mean_D, "scatter": moments.scatter_DD, "features": reference.features_ND}
-    np.savez(buffer, allow_pickle=False, count=moments.count, labels=np.asarray(reference.labels_N), **arrays)
     try:
-        with replacing(path) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
+        write_npz(path, arrays | {"count": moments.count, "labels": np.asarray(reference.labels_N)})
     except (OSError, UserError) as error:
         logger.warning("%s cannot be written (%s): the next evaluation sums up the training images again", path, error)
 

@@ -1,6 +1,7 @@
 """The job `sample`: draws images, or changes some, and pictures how they come about."""
 
 import hashlib
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,14 +13,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dit_jax import loading
-from dit_jax.data.images import open_images, read_mask
+from dit_jax.data.images import CHUNK, open_images, read_mask
 from dit_jax.diffusion import editing, sampling, tasks
 from dit_jax.experiment import Experiment, Sample, make_sample
 from dit_jax.reporting.denoising import animation, frames_of, save_gif, strip
 from dit_jax.reporting.images import count_diverged, label_grid, save_png, to_uint8
 from dit_jax.settings.checks import require
 from dit_jax.settings.labels import parse_labels
-from dit_jax.system.files import expanded, replacing
+from dit_jax.system.files import expanded, write_npz
 from dit_jax.system.progress import Progress
 from dit_jax.system.together import is_first, whole
 from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir, make_folder
@@ -66,8 +67,7 @@ def sample(config: ConfigDict, workdir: Path, out: Path | None) -> None:
         for stale in ("grid.png", "denoising.png", "denoising.gif"):  # none may be found beside samples of another time
             if (out / stale).is_file():
                 (out / stale).unlink()
-        with replacing(out / "samples.npz") as temporary, temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, images=images, labels=task.labels, **arrays)
+        write_npz(out / "samples.npz", arrays | {"images": images, "labels": task.labels})
         save_png(out / "grid.png", grid(images, task, run.experiment.info.class_names), about)
     if config.sample.task == "invert":
         logger.info("inverted and drawn again: PSNR %.1f dB over %d images", psnr(images, given[0]), len(images))
@@ -85,7 +85,8 @@ def read_given(config: ConfigDict, experiment: Experiment) -> tuple[np.ndarray, 
     if c.task in ("generate", "interpolate"):
         return ()
     found = open_images(expanded(c.images), shape, len(experiment.info.class_names), "sample.images", fit=True)
-    images, labels = np.concatenate(list(found.chunks()))[: c.n], found.labels
+    parts = itertools.islice(found.chunks(), -(-c.n // CHUNK))  # of a large folder only what is needed is decoded
+    images, labels = np.concatenate(list(parts))[: c.n], found.labels
     if labels is None and not c.labels and len(experiment.info.class_names) > 1:
         logger.warning("sample.images=%s has no labels, so all classes are taken in turn; name those of the images by "
                        "sample.labels", c.images)  # fmt: skip
@@ -121,7 +122,7 @@ def interpolate(run: loading.Run) -> Task:
     columns = max(2, -(-c.n // len(chosen)))
     row, column = np.divmod(np.arange(min(c.n, columns * len(chosen))), columns)
     labels = np.asarray(chosen, np.int32)[row]
-    plan, shape = run.experiment.plan(run.experiment.timesteps()), run.experiment.x_shape
+    plan, shape = run.experiment.plan(), run.experiment.x_shape
 
     def between(index_B: jax.Array, weight_B: jax.Array) -> jax.Array:
         ends = [sampling.image_keys(jax.random.key(c.seed), 2 * index_B + i) for i in (0, 1)]
@@ -177,7 +178,7 @@ def settings_of(run: loading.Run) -> dict[str, Any]:
 def picture_denoising(run: loading.Run, labels: np.ndarray, out: Path, about: dict[str, Any]) -> None:
     """`denoising.png` and `denoising.gif`: how the first images came about, as many as classes, ten at most."""
     count = min(PICTURED, len(np.unique(labels)))
-    plan = run.experiment.plan(run.experiment.timesteps())
+    plan = run.experiment.plan()
     watched = frames_of(np.flatnonzero(plan.keep))
     c = run.experiment.config.sample
     watch = run.task(tasks.denoising(watched))

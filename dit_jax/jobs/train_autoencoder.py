@@ -1,6 +1,5 @@
 """The mode train_autoencoder: trains the autoencoder of a workdir, and measures what it makes of images."""
 
-import json
 import logging
 import math
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ from dit_jax.models.autoencoder import Codec
 from dit_jax.reporting.images import COLUMNS, label_grid, save_png, to_uint8
 from dit_jax.settings import configs
 from dit_jax.settings.checks import check_downsample, require
-from dit_jax.system.files import expanded, replacing
+from dit_jax.system.files import expanded, write_json
 from dit_jax.system.lock import only_trainer
 from dit_jax.system.progress import Progress
 from dit_jax.system.together import first_before_others, is_first, whole
@@ -143,8 +142,7 @@ def measure(workdir: Path, experiment: AutoencoderExperiment) -> None:
     except UserError as error:  # pictures of one's own, one a class
         logger.warning("the autoencoder is trained, but how good it is cannot be said: %s", error)
     if is_first():
-        with replacing(folder / LATENTS_JSON) as temporary:
-            temporary.write_text(json.dumps(about, indent=2) + "\n")
+        write_json(folder / LATENTS_JSON, about)
 
 
 def statistics(codec: Codec, train: Records) -> dict[str, Any]:

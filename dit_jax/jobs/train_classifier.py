@@ -1,6 +1,5 @@
 """The mode train_classifier: trains the classifier of a workdir and says how good it is."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from dit_jax.errors import UserError
 from dit_jax.evaluation.evaluate import accuracy, summarize
 from dit_jax.jobs.train import run_training
 from dit_jax.settings.checks import require
-from dit_jax.system.files import replacing
+from dit_jax.system.files import write_json
 from dit_jax.system.together import is_first
 from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir
 
@@ -57,6 +56,5 @@ def report_accuracy(experiment: ClassifierExperiment, workdir: Path) -> None:
     result = {"accuracy": accuracy(summary), "n": summary.count, "data": config.data.name, "split": "test"}
     result |= {"step": step, "features_sha256": extractor.sha256}
     if is_first():
-        with replacing(workdir / "classifier" / "accuracy.json") as temporary:
-            temporary.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(workdir / "classifier" / "accuracy.json", result)
     logger.info("classifier: %.2f%% of %d clean test images are right", 100 * result["accuracy"], summary.count)

@@ -1,1 +1,1 @@
-"""Networks. Flax lives here and nowhere else."""
+"""The networks. This is the only package that uses Flax."""

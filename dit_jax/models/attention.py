@@ -1,4 +1,4 @@
-"""Grouped-query attention (Ainslie et al. 2023): G query heads share each of K key/value heads."""
+"""Grouped-query attention (Ainslie et al. 2023): each of K key/value heads is shared by G query heads."""
 
 from typing import Any
 
@@ -12,9 +12,10 @@ from dit_jax.models.layers import Dense, multiply
 def grouped_query_attention(
     q_BNKGE: jax.Array, k_BMKE: jax.Array, v_BMKE: jax.Array, dtype: jnp.dtype = jnp.float32
 ) -> jax.Array:
-    """softmax(q k / sqrt(E)) v, every group of G query heads on its own key/value head: [B, N, K, G, E] in `dtype`.
+    """Returns softmax(q k / sqrt(E)) v, each group of G query heads on its own key/value head: [B, N, K, G, E].
 
-    Keys and values are never repeated in memory; the softmax is in float32, the products are taken in `dtype`.
+    Keys and values are never repeated in memory. The softmax is computed in float32; the matrix products take operands
+    in `dtype`, which is also the dtype of the result.
     """
     q_BKGNE = q_BNKGE.transpose(0, 2, 3, 1, 4) * q_BNKGE.shape[-1] ** -0.5
     k_BKME, v_BKME = k_BMKE.transpose(0, 2, 1, 3), v_BMKE.transpose(0, 2, 1, 3)
@@ -24,9 +25,10 @@ def grouped_query_attention(
 
 @jax.custom_vjp
 def attend(q_BKGNE: jax.Array, k_BKME: jax.Array, v_BKME: jax.Array) -> jax.Array:
-    """softmax(q k) v, in the dtype of its inputs. For the backward pass it keeps the softmax, in that dtype too.
+    """Returns softmax(q k) v in the dtype of its inputs; the softmax saved for the backward pass has that dtype too.
 
-    With weights P and out O = P V, a gradient dO is at the scores P (dO V^T - rowsum(dO O)) (Dao et al. 2022, B.2).
+    With weights P and output O = P V, an output gradient dO gives the scores the gradient P (dO V^T - rowsum(dO O))
+    (Dao et al. 2022, B.2).
     """
     return _attend_forward(q_BKGNE, k_BKME, v_BKME)[0]
 
@@ -55,8 +57,9 @@ attend.defvjp(_attend_forward, _attend_backward)
 class Attention(nn.Module):
     """Self-attention over all tokens: [B, N, D] -> [B, N, D]. Query head h uses key/value head h // G.
 
-    `qk_norm`: each query and key is divided by its root mean square, times scales [E] that all heads share and that
-    start at 1. Then these alone, not the lengths of queries and keys, can make scores large (Esser et al. 2024, 5.3.2).
+    With `qk_norm`, each query and key is divided by its root mean square and multiplied by a learned scale [E], which
+    all heads share and which starts at 1. Only these scales, not the norms of queries and keys, can then make the
+    scores large (Esser et al. 2024, 5.3.2).
     """
 
     num_heads: int

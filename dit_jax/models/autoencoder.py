@@ -1,7 +1,7 @@
-"""The autoencoder of latent diffusion: images to a smaller grid of latents, and back.
+"""The autoencoder of latent diffusion, which maps images to a smaller grid of latents and back.
 
-The network is the AutoencoderKL of Stable Diffusion and diffusers; at `downsample` 8, 4 channels, width 128 and depth 2
-it has their very sizes. Source: Rombach et al. 2022, section 3.1 and its code.
+The network is the AutoencoderKL of Stable Diffusion and diffusers; with `downsample` 8, 4 channels, width 128 and depth
+2 it has exactly their sizes. Source: Rombach et al. 2022, section 3.1 and its code.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,14 @@ import numpy as np
 from dit_jax.models.layers import Conv3x3, Dense
 
 DOWNSAMPLES = (2, 4, 8)
-WIDEST = 4  # times the first stage's width: stages double it up to here
-GROUPS = 32  # of channels that share a mean and a variance, at most; of 4 channels or more each
+WIDEST = 4  # stages double their width up to this multiple of the first stage's
+GROUPS = 32  # most groups in a group norm, each of at least 4 channels
 FLOAT32 = jnp.dtype("float32")
-LOG_VARIANCE = (-30.0, 20.0)  # of a latent, clipped to these
+LOG_VARIANCE = (-30.0, 20.0)  # a latent's log variance is clipped to this range
 
 
 class Codec(NamedTuple):
-    """From images to what is diffused, and back; `weights` are arrays that both take.
+    """Maps images to the arrays that are diffused, and back; both functions take the arrays `weights`.
 
     encode(weights, images [B, H, W, C] in [-1, 1]) -> [B, h, w, c]; decode(weights, [..., h, w, c]) -> images.
     """
@@ -32,28 +32,28 @@ class Codec(NamedTuple):
     weights: Any = ()
 
 
-PIXELS = Codec(lambda _, x: x, lambda _, x: x)  # diffusion of the images themselves
+PIXELS = Codec(lambda _, x: x, lambda _, x: x)  # the identity, to diffuse the images themselves
 
 
 class AutoencoderOutput(NamedTuple):
-    """images [B, H, W, C], decoded from noisy latents; kl_B [B], nats of each image's latents from N(0, I)."""
+    """images [B, H, W, C], decoded from noisy latents; kl_B [B], the KL of each image's latents from N(0, I), nats."""
 
     images: jax.Array
     kl_B: jax.Array
 
 
 def stage_widths(width: int, downsample: int) -> tuple[int, ...]:
-    """Channels of each stage, finest first; from one to the next the size halves: `downsample` is 2^(stages - 1)."""
+    """Returns the channels of each stage, finest first; the size halves between stages: downsample = 2^(stages - 1)."""
     return tuple(width * min(2**stage, WIDEST) for stage in range(downsample.bit_length()))
 
 
 def activate(x_BHWC: jax.Array, groups: int, name: str) -> jax.Array:
-    """Group norm, then SiLU. Called within a module, whose child of that name the norm becomes."""
+    """Applies group norm, then SiLU. Call it within a module: the norm becomes that module's child `name`."""
     return nn.silu(nn.GroupNorm(num_groups=groups, epsilon=1e-6, name=name)(x_BHWC))
 
 
 class Block(nn.Module):
-    """x + two 3x3 convolutions of it, norm and SiLU before each: [B, H, W, C] -> [B, H, W, features]."""
+    """A residual block: two 3x3 convolutions, each after norm and SiLU: [B, H, W, C] -> [B, H, W, features]."""
 
     features: int
     groups: int
@@ -68,7 +68,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """x + one head of attention between all places of an image: [B, H, W, C] -> the same."""
+    """Residual single-head self-attention over all positions of an image: [B, H, W, C] -> [B, H, W, C]."""
 
     groups: int
 
@@ -83,7 +83,7 @@ class Attention(nn.Module):
 
 
 def middle(x_BHWC: jax.Array, groups: int) -> jax.Array:
-    """A block, attention, a block. Called within a module, whose children they become."""
+    """Applies a block, attention and another block. Call it within a module: they become that module's children."""
     features = x_BHWC.shape[-1]
     x_BHWC = Attention(groups, name="attention")(Block(features, groups, name="mid_0")(x_BHWC))
     return Block(features, groups, name="mid_1")(x_BHWC)
@@ -129,10 +129,10 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """(x [B, H, W, C] in [-1, 1], eps [B, h, w, c] of N(0, I)) -> x again, from latents mean + std eps, and their KL.
+    """Maps (x [B, H, W, C] in [-1, 1], eps [B, h, w, c] ~ N(0, I)) to x decoded from mean + std eps, and to the KL.
 
-    `width` is that of the first stage, a multiple of 4 up to 128 and of 32 above; `depth` counts the blocks of each
-    stage, of which the decoder has one more.
+    `width` is the number of channels of the first stage: a multiple of 4 up to 128, and of 32 above. `depth` is the
+    number of blocks in each stage of the encoder; the decoder has one more.
     """
 
     image_channels: int
@@ -149,12 +149,12 @@ class Autoencoder(nn.Module):
         self.post_quant_conv = Dense(self.channels, FLOAT32)
 
     def moments(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Mean and log variance of each latent, [B, h, w, c] each."""
+        """Returns the mean and the log variance of each latent, [B, h, w, c] each."""
         mean, log_variance = jnp.split(self.quant_conv(self.encoder(x)), 2, axis=-1)
         return mean, jnp.clip(log_variance, *LOG_VARIANCE)
 
     def decode(self, z: jax.Array) -> jax.Array:
-        """Latents [B, h, w, c] -> images [B, H, W, C], in about [-1, 1]."""
+        """Decodes latents [B, h, w, c] to images [B, H, W, C] in about [-1, 1]."""
         return self.decoder(self.post_quant_conv(z))
 
     def __call__(self, x: jax.Array, eps: jax.Array) -> AutoencoderOutput:

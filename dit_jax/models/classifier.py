@@ -1,7 +1,7 @@
-"""The project's own classifier: a small residual network that knows how noisy its image is.
+"""The project's own classifier: a small residual network that is conditioned on the timestep of its noisy input.
 
-Its features stand in for Inception's where those weights are not at hand; as it was trained at every noise level, its
-gradients also guide samplers (`sample.classifier_scale`).
+Its features replace Inception's where those weights are not available. Because it is trained at every noise level, its
+gradients can also guide samplers (`sample.classifier_scale`).
 """
 
 from typing import NamedTuple
@@ -14,21 +14,21 @@ from dit_jax.models.embeddings import TimeEmbedding
 from dit_jax.models.layers import ACTIVATIONS, Conv3x3, Dense
 
 STAGES = 3  # each has half the resolution and twice the width of the one before
-GROUP_WIDTH = 8  # channels that share a mean and a variance (Wu & He 2018 have 16, of wider layers)
+GROUP_WIDTH = 8  # channels per group of the group norm (Wu & He 2018 have 16, in wider layers)
 
 
 class ClassifierOutput(NamedTuple):
-    """features [B, 4 width], the last layer's average over the image; logits [B, classes]. Both float32."""
+    """features [B, 4 width], the last layer averaged over the image; logits [B, classes]. Both are float32."""
 
     features: jax.Array
     logits: jax.Array
 
 
 class ResidualBlock(nn.Module):
-    """x + two 3x3 convolutions of it, the time [B, D] added between: [B, H, W, C] -> [B, H, W, features].
+    """A residual block of two 3x3 convolutions: [B, H, W, C] -> [B, H / stride, W / stride, features].
 
-    Norm and activation come before each convolution (He et al. 2016b). Where the width or, by `stride`,
-    the size changes, the shortcut is a 1x1 convolution.
+    The time embedding [B, D] is projected and added between them. Norm and activation come before each convolution
+    (He et al. 2016b). Where the width or, with `stride`, the size changes, the shortcut is a 1x1 convolution.
     """
 
     features: int
@@ -49,15 +49,16 @@ class ResidualBlock(nn.Module):
 
 
 def activate(x_BHWC: jax.Array) -> jax.Array:
-    """Group norm, then SiLU. Called within a module, whose child the norm becomes."""
+    """Applies group norm, then SiLU. Call it within a module: the norm becomes that module's child."""
     return nn.silu(nn.GroupNorm(num_groups=None, group_size=GROUP_WIDTH)(x_BHWC))
 
 
 class Classifier(nn.Module):
-    """(x_t [B, H, W, C] in about [-1, 1], t [B]) -> features and logits; t are the DiT's timestep indices 0..T-1.
+    """Maps (x_t [B, H, W, C] in about [-1, 1], t [B]) to features and logits; t is the DiT's timestep index, 0..T-1.
 
-    A clean image has t = 0, whose noise no eye sees. Of any batch each image is seen alone: the norms are of groups of
-    channels. `width` is that of the first stage, a multiple of 8; `depth` counts the blocks of each stage.
+    Clean images take t = 0, whose noise is too weak to see. Images of a batch do not affect one another, as the norms
+    are over groups of channels. `width` is the number of channels of the first stage, a multiple of 8; `depth` is the
+    number of blocks in each stage.
     """
 
     num_classes: int

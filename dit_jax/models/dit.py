@@ -1,8 +1,8 @@
-"""The Diffusion Transformer (Peebles & Xie 2023), with the class and time as a token or as adaptive layer norm.
+"""The Diffusion Transformer (Peebles & Xie 2023), conditioned on class and time by a token or by adaptive layer norm.
 
 `conditioning='token'` (the report): one token MLP(sinusoid(t)) + MLP(class table) joins the patches and is dropped
-before the output. `conditioning='adaln_zero'` (DiT): the same vector gives each block its shifts, scales and gates,
-which start at zero.
+before the output. `conditioning='adaln_zero'` (DiT): a sum of time and class embeddings gives each block its shifts,
+scales and gates, which start at zero.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from dit_jax.models.attention import Attention
 from dit_jax.models.embeddings import ClassEmbedding, TimeEmbedding, patchify, position_table, unpatchify
 from dit_jax.models.layers import ACTIVATIONS, Dense, layer_norm
 
-# Sizes by name. DiT's are of its paper, table 1, and take a patch size: `DiT-XL/2`.
+# Sizes from table 1 of the DiT paper; a preset adds the patch size, as in `DiT-XL/2`.
 DIT_SIZES = {
     "S": dict(depth=12, width=384, num_heads=6),
     "B": dict(depth=12, width=768, num_heads=12),
@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "report": dict(
         patch_size=4, width=384, depth=12, num_heads=8, num_kv_heads=2, conditioning="token", positions="mae"
     ),
-    # The demo's: 1.25 M parameters.
+    # The demo's model: 1.25 M parameters.
     "demo": dict(
         patch_size=8, width=128, depth=4, num_heads=4, num_kv_heads=2, conditioning="adaln_zero", positions="grid"
     ),
@@ -46,7 +46,7 @@ POSITIONS = ("mae", "grid")
 
 
 def modulate(x_BND: jax.Array, shift_BD: jax.Array, scale_BD: jax.Array) -> jax.Array:
-    """x (1 + scale) + shift, the same for every token."""
+    """Returns x (1 + scale) + shift, with the same scale and shift for every token."""
     return x_BND * (1 + scale_BD[:, None]) + shift_BD[:, None]
 
 
@@ -64,7 +64,7 @@ class Modulation(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two layers with a tanh GELU between: [B, N, D] -> [B, N, D]."""
+    """Two linear layers with a tanh GELU between them: [B, N, D] -> [B, N, D]."""
 
     ratio: int
     dtype: jnp.dtype
@@ -77,9 +77,10 @@ class Mlp(nn.Module):
 
 
 def dropout(x_BND: jax.Array, place: int, rate: float, keys_B: jax.Array | None) -> jax.Array:
-    """Every number is 0 with probability `rate`, else divided by 1 - rate (Srivastava et al. 2014); no keys, no change.
+    """Zeroes each value with probability `rate` and divides the others by 1 - rate (Srivastava et al. 2014).
 
-    An image draws from its own key, whatever the batch it is in, and anew at each `place` of a block.
+    Without keys it changes nothing. Each image draws from its own key, whatever its batch, and independently at each
+    `place` in a block.
     """
     if keys_B is None or rate == 0:
         return x_BND
@@ -88,15 +89,16 @@ def dropout(x_BND: jax.Array, place: int, rate: float, keys_B: jax.Array | None)
 
 
 def block_keys(keys_B: jax.Array | None, i: int | jax.Array) -> jax.Array | None:
-    """The keys of block i, if there are any."""
+    """Returns the keys of block i, or None if there are no keys."""
     return None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, i)
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP, each added to the stream; `adaptive`: shifted, scaled and gated by the condition.
+    """A transformer block: pre-norm attention and MLP, each added to the residual stream.
 
-    `skip_BND`: an earlier block's stream, which a linear layer joins to this one's before all else (Bao et al. 2023).
-    `keys_B`: a key an image, for `dropout` of what attention and MLP add (Vaswani et al. 2017).
+    With `adaptive`, the condition shifts and scales the input of both, and gates their output. `skip_BND` is an earlier
+    block's output, which a linear layer first merges into the stream (Bao et al. 2023). `keys_B` has one key per image,
+    for `dropout` on the outputs of attention and MLP (Vaswani et al. 2017).
     """
 
     num_heads: int
@@ -129,16 +131,16 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """(x_t [B, H, W, C], t [B], labels [B]) -> prediction float32 [B, H, W, C], zero at initialisation.
+    """Maps (x_t [B, H, W, C], t [B], labels [B]) to a prediction, float32 [B, H, W, C], zero at initialisation.
 
-    t are timestep indices 0..T-1; labels are 0..num_classes-1, and num_classes for "no class". `keys_B`: a key an
-    image, for `dropout` in training; without them nothing is dropped. Label dropout belongs to the loss. Parameters are
-    float32, products are taken in `dtype`.
+    t are timestep indices 0..T-1; labels are 0..num_classes-1, and num_classes for "no class". `keys_B` has one key per
+    image, for `dropout` in training; without keys nothing is dropped. Label dropout is applied by the loss. Parameters
+    are float32; matrix products are taken in `dtype`.
 
-    `long_skips`: each block of the second half also takes what its mirror in the first has given (U-ViT, Bao et al.
-    2023): block i that of block depth - 1 - i, but for the one or two blocks in the middle.
-    `gather`: the blocks' parameters are shares of them; gather(a block's name, its share) makes one whole
-    (`apply_shares`).
+    With `long_skips`, block i of the second half also takes the output of its mirror, block depth - 1 - i (U-ViT, Bao
+    et al. 2023); the one or two blocks in the middle neither give nor take one.
+    With `gather`, this device holds only a share of each block's parameters, and gather(block name, share) returns the
+    whole (see `apply_shares`).
     """
 
     num_classes: int
@@ -180,11 +182,11 @@ class DiT(nn.Module):
 
     @property
     def skips(self) -> int:
-        """Blocks that give a long skip; as many take one."""
+        """The number of blocks that give a long skip; as many take one."""
         return (self.depth - 1) // 2 if self.long_skips else 0
 
     def _blocks(self, x_BND: jax.Array, condition_BD: jax.Array, keys_B: jax.Array | None) -> jax.Array:
-        """The stream after all blocks."""
+        """Returns the residual stream after all blocks."""
         settings: dict[str, Any] = dict(
             num_heads=self.num_heads,
             num_kv_heads=self.num_kv_heads,
@@ -207,10 +209,10 @@ class DiT(nn.Module):
     def _scan_blocks(
         self, block: Block, x_BND: jax.Array, condition_BD: jax.Array, keys_B: jax.Array | None
     ) -> jax.Array:
-        """The same from shares of the blocks' parameters, in scans: no more than one block is whole at a time.
+        """Does the same from shares of the blocks' parameters, in scans that gather one block at a time.
 
-        The backward pass makes each block whole again and recomputes it, as `remat` does. Blocks that take a skip have
-        one layer more, and those that give one hand out their stream: so givers, the middle and takers are a scan each.
+        The backward pass gathers each block again and recomputes it, as `remat` does. Blocks that take a skip have one
+        more layer, and blocks that give one also return their output, so givers, the middle and takers are three scans.
         """
         gather, skips = self.gather, self.skips
         assert gather is not None
@@ -236,7 +238,7 @@ class DiT(nn.Module):
         return scan(x_BND, self.depth - skips, self.depth, kept_LBND[::-1])[0]
 
     def _condition(self, t_B: jax.Array, labels_B: jax.Array) -> jax.Array:
-        """Time and class as one vector [B, D]."""
+        """Returns the sum of the time and class embeddings, [B, D]."""
         if self.conditioning == "adaln_zero":
             time = TimeEmbedding(self.width, "silu", nn.initializers.normal(0.02), self.dtype, name="time")
             label = ClassEmbedding(self.num_classes, self.width, 0, self.dtype, name="label")
@@ -246,7 +248,7 @@ class DiT(nn.Module):
         return time(t_B) + label(labels_B)
 
     def _embed_patches(self, x_BHWC: jax.Array) -> jax.Array:
-        """One linear embedding of the raw pixels (never normalised: brightness is information) plus its position."""
+        """Embeds the raw pixels linearly (without a norm: brightness is information) and adds the positions."""
         _, H, W, _ = x_BHWC.shape
         x_BND = Dense(self.width, dtype=self.dtype, name="patch")(patchify(x_BHWC, self.patch_size))
         positions = position_table(H // self.patch_size, W // self.patch_size, self.width, self.positions)
@@ -256,9 +258,9 @@ class DiT(nn.Module):
 def apply_shares(
     model: DiT, gather: Callable[[Any, Any], Any], axes: Any, shares: Any, *inputs: jax.Array
 ) -> jax.Array:
-    """`model.apply` of a device's shares of the parameters: `gather(shares, axes)` makes a part of the tree whole.
+    """Runs `model.apply` from one device's shares of the parameters; `gather(shares, axes)` returns whole parameters.
 
-    `axes` is a tree like the parameters. The blocks are made whole one by one, all else at once.
+    `axes` is a tree like the parameters. The blocks are gathered one by one, everything else at once.
     """
     shares, axes = shares["params"], axes["params"]
     is_block = lambda name: name.startswith("block_")  # noqa: E731

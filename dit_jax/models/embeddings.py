@@ -1,4 +1,4 @@
-"""What enters the network besides pixels: where a patch lies, how noisy the image is, and its class."""
+"""Patches, and the embeddings of what enters the network besides pixels: patch position, timestep and class."""
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ TIME_FREQUENCIES = 256  # width of sinusoid(t), as in the DiT code
 
 
 def patchify(x_BHWC: jax.Array, patch_size: int) -> jax.Array:
-    """Cuts images [B, H, W, C] into rows of patches [B, N, P * P * C], pixels in (row, column, channel) order.
+    """Cuts images [B, H, W, C] into patches [B, N, P * P * C], each with its pixels in (row, column, channel) order.
 
     Raises ValueError if the patch size does not divide H and W.
     """
@@ -22,7 +22,7 @@ def patchify(x_BHWC: jax.Array, patch_size: int) -> jax.Array:
 
 
 def unpatchify(patches: jax.Array, patch_size: int, image_shape: tuple[int, int, int]) -> jax.Array:
-    """The inverse of `patchify` for images of `image_shape` (H, W, C)."""
+    """Inverts `patchify` for images of `image_shape` (H, W, C)."""
     height = image_shape[0] // patch_size
     return rearrange(patches, "b (h w) (p q c) -> b (h p) (w q) c", h=height, p=patch_size, q=patch_size)
 
@@ -31,7 +31,7 @@ def sinusoid(t_B: jax.Array, width: int = TIME_FREQUENCIES, max_period: float = 
     """Embeds timesteps [B] as [cos(t w_i), sin(t w_i)], w_i = max_period^(-2i / width): float32 [B, width].
 
     Raises ValueError for an odd width.
-    Source: DDPM (Ho et al. 2020), appendix B, in the order of the DiT code.
+    Source: DDPM (Ho et al. 2020), appendix B, with cosines first, as in the DiT code.
     """
     if width % 2:
         raise ValueError(f"an embedding of width {width}; use an even one")
@@ -42,10 +42,10 @@ def sinusoid(t_B: jax.Array, width: int = TIME_FREQUENCIES, max_period: float = 
 
 
 def axis_frequencies(kind: str, count: int, cells: int) -> np.ndarray:
-    """Angular frequencies [count] along an axis of `cells` patches, in radians a patch.
+    """Returns angular frequencies [count] along an axis of `cells` patches, in radians per patch.
 
-    `mae`: 10,000^(-i / count), as MAE and DiT have it. `grid`: wavelengths spread geometrically from twice the axis
-    down to two patches, of which the sine is 0 throughout.
+    `mae`: 10,000^(-i / count), as in MAE and DiT. `grid`: wavelengths spaced geometrically from twice the axis down to
+    two patches, where the sine is 0 at every patch. An axis of one patch counts as two.
     """
     if kind == "mae":
         return 10_000.0 ** (-np.arange(count) / count)
@@ -55,9 +55,9 @@ def axis_frequencies(kind: str, count: int, cells: int) -> np.ndarray:
 
 
 def position_table(height: int, width: int, features: int, kind: str = "mae") -> np.ndarray:
-    """Fixed 2-D sin-cos positions: float32 [height * width, features], rows of patches in reading order.
+    """Returns fixed 2-D sin-cos position embeddings: float32 [height * width, features], patches in row-major order.
 
-    The first half of the features tells the column, the second half the row, each as [sin, cos].
+    The first half of the features encodes the column, the second half the row, each as [sin, cos].
     Source: MAE (He et al. 2022), `get_2d_sincos_pos_embed`, which DiT uses.
     """
     count = features // 4
@@ -86,9 +86,9 @@ class TimeEmbedding(nn.Module):
 
 @jax.custom_vjp
 def rows_of(table_ND: jax.Array, index_B: jax.Array) -> jax.Array:
-    """table[index], whose gradient is a product: GPUs add up a scatter's rows in the order in which they come.
+    """Returns table[index], whose gradient is a matrix product, as a GPU's scatter-add is not deterministic.
 
-    Not for forward-mode derivatives by the table, nor within `shard_map(check_vma=True)`.
+    It supports neither forward-mode derivatives with respect to the table nor `shard_map(check_vma=True)`.
     """
     return jnp.take(table_ND, index_B, axis=0)
 
@@ -107,17 +107,17 @@ rows_of.defvjp(_rows_forward, _rows_backward)
 
 
 class Embed(nn.Embed):
-    """Flax's, looking rows up by `rows_of`: int [B] -> float32 [B, D]."""
+    """Flax's embedding with `rows_of` as its lookup: int [B] -> float32 [B, D]."""
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         return rows_of(self.embedding, inputs)
 
 
 class ClassEmbedding(nn.Module):
-    """A table with one row a class and a last one for "no class" (index num_classes): labels [B] -> [B, D].
+    """A table with one row per class and a last one for "no class" (index num_classes): labels [B] -> [B, D].
 
-    With `table_width` the rows have that width and pass through an MLP with GELU (the report); with 0 they are the
-    embedding itself (DiT).
+    With a nonzero `table_width`, rows have that width and pass through an MLP with GELU (the report); with 0 they are
+    the embedding itself (DiT).
     """
 
     num_classes: int

@@ -1,8 +1,8 @@
-"""The Inception-v3 of FID: the network of TensorFlow's 2015 graph, as features for distances between images.
+"""The Inception-v3 of FID: the network of TensorFlow's 2015 graph, whose features give distances between images.
 
-It is not the published Inception-v3: average pools divide by the number of real pixels and not of padded ones, the last
-block pools by the maximum, and there are 1008 logits. Inference only: each batch norm is folded into its convolution.
-Blocks and convolutions are named as in the PyTorch ports, whose weights it takes.
+It differs from the published Inception-v3: average pools leave padding out of the count they divide by, the last block
+uses max pooling, and there are 1008 logits. It is for inference only: each batch norm is folded into its convolution.
+Blocks and convolutions have the names of the PyTorch ports, whose weights it takes.
 
 Source: Szegedy et al. 2016, Rethinking the Inception Architecture, table 1; the graph inception-2015-12-05.
 """
@@ -16,12 +16,12 @@ import numpy as np
 
 SIZE = 299  # pixels
 LOGITS = 1008
-# Ampere and newer GPUs would round factors to ten bits of mantissa, which is above the 1e-3 that features must keep.
+# Ampere and newer GPUs would round factors to 10-bit mantissas (TF32), an error above the 1e-3 that features must keep.
 PRECISION = jax.lax.Precision.HIGHEST
 
 
 class Conv(NamedTuple):
-    """A convolution with bias, then ReLU. With stride 2 it takes no padding, as in all Inception blocks."""
+    """A convolution with bias, then ReLU. With stride 2 it is not padded, as in all Inception blocks."""
 
     name: str
     features: int
@@ -29,13 +29,13 @@ class Conv(NamedTuple):
     stride: int = 1
 
 
-# A branch is a list of steps: a convolution, a pool by its name, or a fork, whose convolutions see the same input.
+# A branch is a list of steps: a convolution, the name of a pool, or a fork, whose convolutions share one input.
 Step = Conv | str | tuple[Conv, ...]
 Branches = list[list[Step]]
 
 
 def block_a(pooled: int) -> Branches:
-    """35 x 35: 1x1, 5x5, two 3x3, and an average pool that keeps `pooled` channels."""
+    """Returns a 35 x 35 block: 1x1, 5x5, double 3x3, and an average pool projected to `pooled` channels."""
     return [
         [Conv("branch1x1", 64)],
         [Conv("branch5x5_1", 48), Conv("branch5x5_2", 64, (5, 5))],
@@ -45,7 +45,7 @@ def block_a(pooled: int) -> Branches:
 
 
 def block_c(width: int) -> Branches:
-    """17 x 17: 7x7 taken as 1x7 and 7x1, `width` channels inside."""
+    """Returns a 17 x 17 block: each 7x7 is factored into 1x7 and 7x1, with `width` channels between."""
     return [
         [Conv("branch1x1", 192)],
         [Conv("branch7x7_1", width), Conv("branch7x7_2", width, (1, 7)), Conv("branch7x7_3", 192, (7, 1))],
@@ -61,7 +61,7 @@ def block_c(width: int) -> Branches:
 
 
 def block_e(pool: str) -> Branches:
-    """8 x 8: 3x3 forked into 1x3 and 3x1; `pool` differs between the two blocks."""
+    """Returns an 8 x 8 block: 3x3 is forked into 1x3 and 3x1; `pool` differs between the two such blocks."""
     return [
         [Conv("branch1x1", 320)],
         [Conv("branch3x3_1", 384), (Conv("branch3x3_2a", 384, (1, 3)), Conv("branch3x3_2b", 384, (3, 1)))],
@@ -78,7 +78,7 @@ BLOCKS: dict[str, Branches] = {
     "Mixed_5b": block_a(32),
     "Mixed_5c": block_a(64),
     "Mixed_5d": block_a(64),
-    "Mixed_6a": [  # 35 to 17
+    "Mixed_6a": [  # from 35 x 35 to 17 x 17
         [Conv("branch3x3", 384, (3, 3), 2)],
         [Conv("branch3x3dbl_1", 64), Conv("branch3x3dbl_2", 96, (3, 3)), Conv("branch3x3dbl_3", 96, (3, 3), 2)],
         ["halve"],
@@ -87,7 +87,7 @@ BLOCKS: dict[str, Branches] = {
     "Mixed_6c": block_c(160),
     "Mixed_6d": block_c(160),
     "Mixed_6e": block_c(192),
-    "Mixed_7a": [  # 17 to 8
+    "Mixed_7a": [  # from 17 x 17 to 8 x 8
         [Conv("branch3x3_1", 192), Conv("branch3x3_2", 320, (3, 3), 2)],
         [
             Conv("branch7x7x3_1", 192),
@@ -103,17 +103,17 @@ BLOCKS: dict[str, Branches] = {
 
 
 def average_pool(x_BHWC: jax.Array) -> jax.Array:
-    """Mean of the 3 x 3 neighbourhood that lies within the image."""
+    """Returns the mean over the part of each 3 x 3 neighbourhood that lies within the image."""
     return nn.avg_pool(x_BHWC, (3, 3), (1, 1), "SAME", count_include_pad=False)
 
 
 def max_pool(x_BHWC: jax.Array) -> jax.Array:
-    """Maximum of the 3 x 3 neighbourhood."""
+    """Returns the maximum of each 3 x 3 neighbourhood."""
     return nn.max_pool(x_BHWC, (3, 3), (1, 1), "SAME")
 
 
 def halve(x_BHWC: jax.Array) -> jax.Array:
-    """Maximum of every other 3 x 3 window, without padding."""
+    """Returns the maximum of 3 x 3 windows with stride 2, without padding."""
     return nn.max_pool(x_BHWC, (3, 3), (2, 2), "VALID")
 
 
@@ -121,7 +121,7 @@ POOLS = {"average": average_pool, "max": max_pool, "halve": halve}
 
 
 def convolve(conv: Conv, x_BHWC: jax.Array, padded: bool = True) -> jax.Array:
-    """The convolution as a child of the module that calls, then ReLU."""
+    """Applies the convolution, as a child of the calling module, then ReLU."""
     padding = "SAME" if padded and conv.stride == 1 else "VALID"
     strides = (conv.stride, conv.stride)
     layer = nn.Conv(conv.features, conv.kernel, strides, padding, precision=PRECISION, name=conv.name)
@@ -129,7 +129,7 @@ def convolve(conv: Conv, x_BHWC: jax.Array, padded: bool = True) -> jax.Array:
 
 
 class Mixed(nn.Module):
-    """A block: its branches side by side, joined along the channels."""
+    """A block: applies its branches to the same input and concatenates their channels."""
 
     branches: Branches
 
@@ -149,10 +149,10 @@ class Mixed(nn.Module):
 
 
 def stretch(images: jax.Array, size: int, axis: int) -> jax.Array:
-    """Linear interpolation along an axis to `size` pixels, as TensorFlow 1 does it: pixel i comes from i * in / size.
+    """Interpolates linearly along an axis to `size` pixels, as TensorFlow 1 does: pixel i samples i * length / size.
 
-    So positions count from the first pixel's centre, not from its edge, and the last pixel is repeated. Nothing is
-    smoothed first when the image shrinks.
+    Positions thus count from the first pixel's centre, not from its edge, and the last pixel is repeated. An image that
+    shrinks is not antialiased.
     """
     length = images.shape[axis]
     position = np.arange(size, dtype=np.float32) * np.float32(length / size)
@@ -165,14 +165,14 @@ def stretch(images: jax.Array, size: int, axis: int) -> jax.Array:
 
 
 def resize(images_BHWC: jax.Array, size: int = SIZE) -> jax.Array:
-    """float32 [B, size, size, C], bilinear as in TensorFlow 1 with align_corners=False: columns first, then rows."""
+    """Resizes to float32 [B, size, size, C], bilinear as in TensorFlow 1 with align_corners=False: width first."""
     return stretch(stretch(images_BHWC.astype(jnp.float32), size, 2), size, 1)
 
 
 class InceptionOutput(NamedTuple):
-    """features [B, 2048], the last average pool; logits [B, 1008]; and logits without the bias, for Inception Scores.
+    """features [B, 2048], the last average pool; logits [B, 1008]; and the logits without their bias. All float32.
 
-    All float32. The published Inception Scores come from the logits without bias (Salimans et al. 2016, its code).
+    The published Inception Scores are computed from the logits without bias (Salimans et al. 2016, its code).
     """
 
     features: jax.Array
@@ -181,7 +181,7 @@ class InceptionOutput(NamedTuple):
 
 
 class Inception(nn.Module):
-    """Images [B, H, W, 3] in 0..255, uint8 or float, of any size, to features and logits."""
+    """Maps images [B, H, W, 3] in 0..255, uint8 or float and of any size, to features and logits."""
 
     @nn.compact
     def __call__(self, images_BHWC: jax.Array) -> InceptionOutput:

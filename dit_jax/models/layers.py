@@ -1,6 +1,6 @@
-"""The layers everything else is made of, with the precision the whole network keeps.
+"""The basic layers that the networks are built from, which also set the precision of their arithmetic.
 
-Their derivatives are written out where JAX's own would keep more than they need: a step waits for memory, not for sums.
+Derivatives are written by hand where JAX's own would store more than they need: memory bounds a step, not arithmetic.
 """
 
 from functools import partial
@@ -14,9 +14,10 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 
 def multiply(spec: str, a: jax.Array, b: jax.Array, result: jnp.dtype = jnp.float32) -> jax.Array:
-    """Einsum of two arrays of one dtype, summed in float32 and given in `result`. No derivative of its own: below.
+    """Returns the einsum of two arrays of one dtype, accumulated in float32, in the dtype `result`.
 
-    XLA's fast bfloat16 path on CPUs needs a float32 result, so there it is rounded afterwards.
+    Its callers define their own derivatives. XLA's fast bfloat16 path on CPUs needs a float32 result, so there the
+    result is rounded afterwards.
     """
     direct = partial(jnp.einsum, spec, preferred_element_type=result)
     if result == jnp.float32:
@@ -27,10 +28,10 @@ def multiply(spec: str, a: jax.Array, b: jax.Array, result: jnp.dtype = jnp.floa
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def matmul(x_RD: jax.Array, kernel: jax.Array, result: jnp.dtype = jnp.float32) -> jax.Array:
-    """x @ kernel, the float32 kernel [D, F] rounded to the dtype of x: [R, F] in `result`.
+    """Returns x @ kernel, [R, F] in `result`, with the float32 kernel [D, F] rounded to the dtype of x.
 
-    So are the products of the backward pass, which JAX would take in float32. The gradient by x is in the
-    dtype of x, that by the kernel in float32.
+    The backward pass also multiplies in the dtype of x, where JAX would use float32. The gradient with respect to x is
+    in the dtype of x, the one with respect to the kernel in float32.
     """
     return _matmul_forward(x_RD, kernel, result)[0]
 
@@ -54,10 +55,10 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def _kernel_gradient_on_cpu(x_RD: jax.Array, gradient_RF: jax.Array) -> jax.Array:
-    """x^T g of bfloat16 operands, float32 [D, F].
+    """Returns x^T g of bfloat16 operands, float32 [D, F].
 
-    Where the left operand is summed over its first axis, XLA multiplies in float32, seven times as slowly on AMX. So
-    the narrower operand is transposed in memory. The barrier keeps XLA from undoing it, to end in an error.
+    If the product sums over the left operand's first axis, XLA multiplies in float32, seven times slower on AMX. So the
+    narrower operand is transposed in memory. The barrier keeps XLA from undoing that, which would end in an error.
     """
     multiply = partial(jnp.einsum, "ij,jk->ik", preferred_element_type=jnp.float32)
     transposed = lambda array: with_layout_constraint(array.T, Layout(major_to_minor=(0, 1)))  # noqa: E731
@@ -68,10 +69,11 @@ def _kernel_gradient_on_cpu(x_RD: jax.Array, gradient_RF: jax.Array) -> jax.Arra
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def biased(rows_RF: jax.Array, bias_F: jax.Array, result: jnp.dtype, with_gelu: bool) -> jax.Array:
-    """rows + bias in float32, or gelu(rows + bias) in `result`, which is the dtype of the rows.
+    """Returns rows + bias in float32, or gelu(rows + bias) in `result`, which is the dtype of the rows.
 
-    GELU is x Phi(x), Phi in its tanh form (Hendrycks & Gimpel 2016). For the backward pass it keeps the rows alone, and
-    takes the tanh again. The gradient by the rows is rounded to `result`, and so is what the bias's is the sum of.
+    GELU is x Phi(x), with Phi in its tanh form (Hendrycks & Gimpel 2016). Its backward pass needs only the rows and the
+    bias, and recomputes the tanh. The gradient of the rows is rounded to `result`; the gradient of the bias sums the
+    rounded values in float32.
     """
     return _biased_forward(rows_RF, bias_F, result, with_gelu)[0]
 
@@ -86,12 +88,12 @@ def _biased_backward(
 ) -> tuple[jax.Array, jax.Array]:
     gradient_RF = gradient_RF.astype(jnp.float32)
     if with_gelu:
-        rows_RF, bias_F = jax.lax.optimization_barrier(kept)  # or XLA keeps the forward pass's tanh, in float32
+        rows_RF, bias_F = jax.lax.optimization_barrier(kept)  # otherwise XLA keeps the forward pass's tanh, in float32
         x, slope = rows_RF.astype(jnp.float32) + bias_F[None], np.float32(np.sqrt(2 / np.pi))
         tanh = jnp.tanh(slope * (x + 0.044715 * x**3))
         inner = slope * (1 + 3 * 0.044715 * x**2)
         gradient_RF = gradient_RF * 0.5 * (1 + tanh + x * (1 - tanh**2) * inner)
-    gradient_RF = jax.lax.optimization_barrier(gradient_RF.astype(result))  # one array for all that follows
+    gradient_RF = jax.lax.optimization_barrier(gradient_RF.astype(result))  # one array for both uses below
     return gradient_RF, gradient_RF.astype(jnp.float32).sum(0)
 
 
@@ -99,9 +101,9 @@ biased.defvjp(_biased_forward, _biased_backward)
 
 
 class Dense(nn.Module):
-    """x @ kernel + bias: [..., D_in] -> float32 [..., features], the product taken in `dtype`.
+    """x @ kernel + bias: [..., D_in] -> float32 [..., features], with the product taken in `dtype`.
 
-    `result`: what the product is rounded to, and so the memory that it takes. `with_gelu`: gelu of all, in `result`.
+    The product is rounded to `result`, which saves memory. `with_gelu` returns gelu(x @ kernel + bias) in `result`.
     """
 
     features: int
@@ -112,23 +114,23 @@ class Dense(nn.Module):
 
     @nn.compact
     def weights(self, inputs: int) -> tuple[jax.Array, jax.Array]:
-        """The kernel [inputs, features] and the bias, float32."""
+        """Returns the kernel [inputs, features] and the bias [features], float32."""
         kernel = self.param("kernel", self.kernel_init, (inputs, self.features), jnp.float32)
         return kernel, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel, bias = self.weights(x.shape[-1])
-        # Rows of one matrix: with two row axes XLA's backward pass on CPUs makes transposed copies, at half the speed.
+        # One row axis: with two, XLA's backward pass on CPUs makes transposed copies, which halves the speed.
         rows = jnp.asarray(matmul(x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel, self.result))
         return jnp.asarray(biased(rows, bias, self.result, self.with_gelu)).reshape(*x.shape[:-1], self.features)
 
 
 class Conv3x3(nn.Module):
-    """A 3x3 convolution in float32, zeros outside: [B, H, W, C] -> [B, H / stride, W / stride, features].
+    """A zero-padded 3x3 convolution in float32: [B, H, W, C] -> [B, H / stride, W / stride, features].
 
-    `before` of the two rows and columns of zeros that it needs come first. On CPUs it is one product, as XLA's own
-    convolutions are several times slower within a loop, where the train steps are; that takes nine times the memory of
-    its input, so elsewhere it is XLA's.
+    Padding adds two rows and two columns of zeros, `before` of each at the top and left. On CPUs the convolution is one
+    matrix product, as XLA's own convolutions are several times slower inside a loop, where the train steps run. That
+    takes nine times the memory of its input, so other devices use XLA's convolution.
     """
 
     features: int
@@ -147,7 +149,10 @@ class Conv3x3(nn.Module):
 
 
 def convolve_as_product(x_BHWC: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """The 3 x 3 pixels from each on, or from every `stride`-th, times the kernel [9 C, F]: [B, H - 2, W - 2, F]."""
+    """Convolves without padding, as a product of 3 x 3 windows and the kernel [9 C, F].
+
+    Returns [B, H - 2, W - 2, F], of which `stride` keeps every stride-th row and column.
+    """
     H, W = (size - 2 for size in x_BHWC.shape[1:3])
     shifted = [x_BHWC[:, i : i + H : stride, j : j + W : stride] for i in range(3) for j in range(3)]
     near = jnp.concatenate(shifted, axis=-1)
@@ -156,7 +161,7 @@ def convolve_as_product(x_BHWC: jax.Array, kernel: jax.Array, stride: int) -> ja
 
 
 def convolve(x_BHWC: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """`convolve_as_product` by XLA's own convolution."""
+    """Computes `convolve_as_product` with XLA's own convolution."""
     return jax.lax.conv_general_dilated(
         x_BHWC,
         kernel.reshape(3, 3, x_BHWC.shape[-1], -1),
@@ -167,7 +172,7 @@ def convolve(x_BHWC: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def layer_norm(x: jax.Array) -> jax.Array:
-    """(x - mean) / sqrt(variance + 1e-6) over the last axis, in float32, without learned scale or shift."""
+    """Returns (x - mean) / sqrt(variance + 1e-6) over the last axis, in float32, without a learned scale or shift."""
     return _layer_norm(x.astype(jnp.float32))
 
 

@@ -1,8 +1,8 @@
-"""What people look at: the scalars and pictures of a run, grids, plots and reports.
+"""Shows runs to people: scalars and pictures, grids, plots and reports.
 
 `clu.metric_writers` (and with it `clu.periodic_actions`) imports TensorFlow for one class. Importing this package puts
-a stand-in in that class's place when TensorFlow is absent, so that clu runs unmodified either way. It has to happen
-before those two modules of clu are imported, which is why it happens here: no module below can be too late.
+a stand-in in that class's place when TensorFlow is absent, so that clu runs unmodified either way. This must happen
+before those two modules of clu are imported, so it happens here: no module below can be too late.
 """
 
 from dit_jax.reporting import summary_writer

@@ -1,4 +1,4 @@
-"""Curves as inline SVG, whose colours are the page's, so that they follow it from light to dark."""
+"""Draws curves as inline SVG in the page's colours, so that they follow its light or dark theme."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,19 +10,19 @@ import numpy as np
 from dit_jax.reporting.markup import Html, element, joined
 from dit_jax.reporting.smoothing import is_wide, thinned
 
-WIDE, HALF, NARROW = (960, 380), (470, 300), (360, 270)  # pixels; the page shows the one that fits
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 34, 58  # margins, of which the names of the axes are a part
+WIDE, HALF, NARROW = (960, 380), (470, 300), (360, 270)  # width, height in pixels; the page shows what fits
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 34, 58  # margins, which include the axis names
 MOST_POINTS = 400
-DOTS_UP_TO = 40  # points of a curve; with more they would hide it
-FROM_ZERO = 0.35  # a linear axis begins at 0 if the smallest value is less of the largest
-PAD = 0.06  # of an axis, left free above its values, and below where they do not reach 0
+DOTS_UP_TO = 40  # points of a curve; more dots would hide it
+FROM_ZERO = 0.35  # a linear axis begins at 0 if the smallest value is below this share of the largest
+PAD = 0.06  # share of an axis left free above its values, and below them unless it begins at 0
 
 
 @dataclass(frozen=True)
 class Curve:
-    """x and y of a curve, NaN at a gap; `style` is its colour's class, `look` bold, plain, faint or dashed.
+    """x and y of a curve, NaN at a gap; `style` is the class of its colour, `look` bold, plain, faint or dashed.
 
-    `dots`: whether points may be told apart from the line.
+    `dots`: whether its points may be marked with dots.
     """
 
     name: str
@@ -34,12 +34,12 @@ class Curve:
 
     @property
     def dotted(self) -> bool:
-        """Whether each point gets a dot: a line through one point is invisible."""
+        """Whether each point gets a dot: the line of a single point would be invisible."""
         return self.dots and self.look in ("bold", "plain") and len(self.x) <= DOTS_UP_TO
 
 
 class Axes(NamedTuple):
-    """Names; how much of x is an epoch, which is then written below; a level to be drawn across, such as a floor."""
+    """Axis names; x per epoch, to write epochs below the axis; a level to draw as a line across, such as a floor."""
 
     y_name: str
     x_name: str
@@ -48,21 +48,21 @@ class Axes(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """From values to pixels, with ticks at values."""
+    """Maps values to pixels; `ticks` are values."""
 
     place: Callable[[float], float]
     ticks: list[float]
 
 
 def chart(curves: Sequence[Curve], axes: Axes, alt: str) -> Html:
-    """The curves over one another, with a legend; drawn twice, as text in a picture that shrinks would shrink too."""
+    """Returns a chart of all curves, with a legend, in two sizes: the text of a scaled-down one would shrink too."""
     named = [curve for curve in curves if curve.name]
     legend = legend_of(named) if len(named) > 1 else None
     return joined([_in_both(curves, axes, alt, WIDE), legend])
 
 
 def small_chart(curves: Sequence[Curve], axes: Axes, alt: str) -> Html:
-    """One of two side by side, without a legend."""
+    """Returns one of two charts side by side, without a legend."""
     return _in_both(curves, axes, alt, HALF)
 
 
@@ -73,7 +73,7 @@ def _in_both(curves: Sequence[Curve], axes: Axes, alt: str, wide: tuple[int, int
 
 
 def legend_of(curves: Sequence[Curve]) -> Html:
-    """The legend alone, for several charts of the same curves."""
+    """Returns only the legend, for several charts of the same curves."""
     return element("ul", *map(_legend_item, curves), class_="legend")
 
 
@@ -107,7 +107,7 @@ def _finite(columns: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _linear(low: float, high: float, start: float, end: float, count: int, pad: float = PAD) -> Scale:
-    """From 0 where the values are not far above it; a single value lies in the middle."""
+    """Returns a scale that begins at 0 if the values are not far above it; a single value lies in the middle."""
     if 0 < low < FROM_ZERO * high:
         low = 0.0
     if high == low:
@@ -125,7 +125,7 @@ def _logarithmic(low: float, high: float, start: float, end: float, count: int) 
 
 
 def nice_ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` multiples of 1, 2 or 5 times a power of ten in [low, high]."""
+    """Returns about `count` multiples of 1, 2 or 5 times a power of ten in [low, high]."""
     rough = (high - low) / max(count, 1)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
@@ -133,7 +133,7 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def log_ticks(low: float, high: float, count: int) -> list[float]:
-    """1, 2 and 5 times powers of ten in [low, high]; only powers, or every few of them, where that is too many."""
+    """Returns 1, 2 and 5 times powers of ten in [low, high]; fewer if those are too many, `nice_ticks` if too few."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     every = max(1, len(decades) // (2 * count))
     for factors in ((1, 2, 5), (1, 3), (1,)):
@@ -187,7 +187,7 @@ def _text(x: float, y: float, text: str, anchor: str = "start", kind: str | None
 
 
 def plain(value: float) -> str:
-    """0.00001 as 1e-5 and 12500 as 12,500: what fits beside an axis."""
+    """Formats 0.00001 as 1e-5 and 12500 as 12,500, to fit beside an axis."""
     if 0 < abs(value) < 1e-3 or abs(value) >= 1e6:
         mantissa, _, power = f"{value:.3g}".partition("e")
         return f"{mantissa}e{int(power)}" if power else mantissa
@@ -195,7 +195,7 @@ def plain(value: float) -> str:
 
 
 def short(value: float) -> str:
-    """12000 as 12k, 2500000 as 2.5M."""
+    """Formats 12000 as 12k and 2500000 as 2.5M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{unit}"

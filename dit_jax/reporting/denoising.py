@@ -1,4 +1,4 @@
-"""Pictures of the denoising: a strip of moments, and an animation."""
+"""Draws the denoising: a strip of moments, and an animation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,23 +20,23 @@ from dit_jax.reporting.images import (
 from dit_jax.system.files import replacing
 
 MOMENTS = 48  # of an animation, at most
-COLUMNS = 8  # moments in a line of the strip
+COLUMNS = 8  # moments on each side of a row of the strip
 FRAME_MS, LAST_MS = 80, 1500
 
 
 def spread(count: int, most: int) -> np.ndarray:
-    """At most `most` whole numbers evenly from 0 to count - 1, rising."""
+    """Returns at most `most` rising integers, evenly spaced from 0 to count - 1."""
     return np.unique(np.round(np.linspace(0, count - 1, min(most, count))).astype(int))
 
 
 def spread_log(t: np.ndarray, most: int) -> np.ndarray:
-    """Positions in falling timesteps t, nearest to `most` values evenly in log(t + 1), both ends among them."""
+    """Returns positions in the falling timesteps t, at most `most` and evenly spaced in log(t + 1), with both ends."""
     targets = np.linspace(np.log(t[0] + 1), np.log(t[-1] + 1), min(most, len(t)))
     return np.unique(np.abs(np.log(t + 1)[:, None] - targets[None]).argmin(0))
 
 
 def frames_of(rows: np.ndarray) -> np.ndarray:
-    """The rows of a sampler to watch: all, or MOMENTS of them evenly and as many closer and closer to the end."""
+    """Returns the rows of a sampler to show: all, or at most MOMENTS evenly spaced and MOMENTS denser at the end."""
     if len(rows) <= 2 * MOMENTS:
         return rows
     late = len(rows) - np.unique(np.round(np.geomspace(1, len(rows), MOMENTS)).astype(int))
@@ -44,14 +44,14 @@ def frames_of(rows: np.ndarray) -> np.ndarray:
 
 
 def strip(x_t: np.ndarray, x_0: np.ndarray, t: Sequence[int], names: Sequence[str], scale: int = 2) -> np.ndarray:
-    """One row an image, x_t at the left and the predicted x_0 at the right; evenly in t above, evenly in log(t) below.
+    """Draws a row per image, x_t left and the predicted x_0 right; evenly in t above, evenly in log(t + 1) below.
 
     Args:
-        x_t: uint8 [B, F, H, W, C], the last moment being the image.
+        x_t: uint8 [B, F, H, W, C]; the last moment is the image.
         x_0: The same.
-        t: The timestep of each moment, falling; the last one's is not used.
-        names: What stands beside each row.
-        scale: Whole factor by which images are enlarged, less where the picture would be too large.
+        t: The timestep of each moment, falling; the last one is not used.
+        names: The name beside each row.
+        scale: Integer factor by which images are enlarged; less if the picture would be too large.
 
     Returns:
         uint8 [height, width, 3].
@@ -74,7 +74,7 @@ def _block(
     names: Sequence[str],
     scale: int,
 ) -> np.ndarray:
-    """One table of the strip, always as wide as COLUMNS moments."""
+    """Draws one table of the strip; each side is always as wide as COLUMNS moments."""
     height, width = x_t.shape[2] * scale + 2 * PADDING, x_t.shape[3] * scale + 2 * PADDING
     font = font_of(to_font_size(height))
     line = round(1.5 * to_font_size(height))
@@ -98,9 +98,9 @@ def _block(
 
 
 def animation(x_t: np.ndarray, x_0: np.ndarray, scale: int = 2) -> list[np.ndarray]:
-    """Frames uint8 [height, width, 3]: x_t in the upper row and the predicted x_0 in the lower one.
+    """Returns frames, uint8 [height, width, 3]: x_t in the upper row, the predicted x_0 in the lower one.
 
-    Enlarged by `scale`, less, or of fewer moments, where the frames together would be too large.
+    Images are enlarged by `scale`. If the frames together would be too large, they are fewer or enlarged less.
     """
     frame = 2 * len(x_t) * x_t.shape[2] * x_t.shape[3]
     chosen = spread(x_t.shape[1], min(MOMENTS, max(2, MOST_PIXELS // frame)))
@@ -113,7 +113,7 @@ def _side_by_side(images: np.ndarray, scale: int) -> np.ndarray:
 
 
 def save_gif(path: Path, frames: Sequence[np.ndarray]) -> None:
-    """Writes an animation that repeats and rests on its last frame."""
+    """Writes an animation that loops and pauses on its last frame."""
     first, *rest = (Image.fromarray(frame) for frame in frames)
     durations = [FRAME_MS] * len(rest) + [LAST_MS]
     with replacing(path) as temporary:

@@ -1,4 +1,4 @@
-"""Pictures for people: model output to bytes, labelled grids, PNG files."""
+"""Makes pictures for people: model output as bytes, labelled grids, PNG files."""
 
 import importlib.util
 import json
@@ -12,22 +12,22 @@ from PIL.PngImagePlugin import PngInfo
 
 from dit_jax.system.files import replacing
 
-COLUMNS = 10  # images of a class, unless the caller says
-ROWS = 25  # classes below one another; more continue at the right, so a thousand classes stay a picture and no ribbon
+COLUMNS = 10  # images of a class, unless the caller sets it
+ROWS = 25  # classes below one another; more continue to the right, or a thousand classes would be a long ribbon
 PADDING = 2  # pixels on each side of an image
 MARGIN = 6  # pixels around the grid and between a name and its images
-MIN_FONT, MAX_FONT = 12, 28  # pixels; smaller is not legible, larger is shouting
-MAX_NAME_EMS = 9  # width of the longest name in font sizes; longer ones end in an ellipsis
+MIN_FONT, MAX_FONT = 12, 28  # pixels; smaller is illegible, larger too loud
+MAX_NAME_EMS = 9  # greatest width of a name; longer ones end in an ellipsis
 BACKGROUND, INK = (255, 255, 255), (40, 40, 40)
-DIVERGED = 100.0  # times the range of images, [-1, 1], beyond which a sampler has lost its way
-ABOUT = "dit-jax"  # the text of a PNG that says how it was made
-MOST_PIXELS = 80_000_000  # of an enlarged picture; Pillow warns of more than 89 million, and opens none of 179 million
-# What Pillow raises for files that are broken, or too large to be opened, and JSON for texts in them.
+DIVERGED = 100.0  # a value beyond it means that sampling has diverged; images are in [-1, 1]
+ABOUT = "dit-jax"  # key of the text in a PNG that says how it was made
+MOST_PIXELS = 80_000_000  # of an enlarged picture; Pillow warns above 89 million and opens nothing above 179 million
+# What Pillow raises for files that are broken or too large to open, and JSON for the texts in them.
 BROKEN_PNG = (OSError, ValueError, TypeError, SyntaxError, RecursionError, Image.DecompressionBombError)
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:
-    """Maps [-1, 1] to 0..255, rounding to the nearest; what is outside is clipped, NaN becomes 0 (black).
+    """Maps [-1, 1] to 0..255, rounding to nearest; values outside are clipped, NaN becomes 0 (black).
 
     Args:
         x: Floats of any shape.
@@ -40,7 +40,7 @@ def to_uint8(x: np.ndarray) -> np.ndarray:
 
 
 def count_diverged(x: np.ndarray) -> int:
-    """How many of images [n, ...] have a value beyond `DIVERGED`, or that is no number."""
+    """Returns how many of the images [n, ...] have a value beyond `DIVERGED` or a NaN."""
     within = np.abs(x) <= DIVERGED
     return int(np.count_nonzero(~within.all(axis=tuple(range(1, x.ndim)))))
 
@@ -54,14 +54,14 @@ def label_grid(
         images: uint8 [n, H, W, C], C = 1 or 3, n >= 1.
         labels: int [n] in [0, len(class_names)).
         class_names: The name of each class.
-        columns: Most images of one class, the first ones; 10 if None.
-        scale: Whole factor by which images are enlarged, less where the picture would be too large.
+        columns: At most this many images of a class are drawn, the first ones; 10 if None.
+        scale: Integer factor by which images are enlarged; less if the picture would be too large.
 
     Returns:
         uint8 [height, width, 3].
 
     Raises:
-        ValueError: images or labels are none of the above.
+        ValueError: images or labels are not as above.
     """
     _check(images, labels, class_names)
     classes, counts = np.unique(labels, return_counts=True)
@@ -88,9 +88,9 @@ def label_grid(
 
 
 def save_png(path: Path, array: np.ndarray, about: Mapping[str, Any] | None = None) -> None:
-    """Writes uint8 [H, W, 3], [H, W, 1] or [H, W] as a PNG, which appears whole or not at all; folders are made.
+    """Writes uint8 [H, W, 3], [H, W, 1] or [H, W] as a PNG, atomically; creates missing folders.
 
-    `about` is kept in the file, as JSON in the text `dit-jax`, and read by `about_png`.
+    `about` is stored in the file, as JSON in the text `dit-jax`, and read by `about_png`.
     """
     text = PngInfo()
     if about is not None:
@@ -101,7 +101,7 @@ def save_png(path: Path, array: np.ndarray, about: Mapping[str, Any] | None = No
 
 
 def about_png(path: Path) -> dict[str, Any]:
-    """What `save_png` was told about the picture; nothing if that cannot be read."""
+    """Returns what `save_png` stored about the picture; {} if that cannot be read."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             about = json.loads(image.info.get(ABOUT, "{}"))
@@ -120,18 +120,18 @@ def _check(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -
 
 
 def fitting(cells: int, shape: tuple[int, int], scale: int) -> int:
-    """The greatest factor, `scale` at most and 1 at least, by which `cells` images of (H, W) keep to MOST_PIXELS."""
+    """Returns the greatest factor up to `scale` that keeps `cells` images of (H, W) within MOST_PIXELS, at least 1."""
     each = lambda factor: (shape[0] * factor + 2 * PADDING) * (shape[1] * factor + 2 * PADDING)  # noqa: E731
     return next((factor for factor in range(scale, 1, -1) if cells * each(factor) <= MOST_PIXELS), 1)
 
 
 def to_font_size(row_height: int) -> int:
-    """The size of the words beside a row of images, in pixels."""
+    """Returns the font size, in pixels, of the words beside a row of images."""
     return min(max(row_height // 4, MIN_FONT), MAX_FONT)
 
 
 def font_of(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """DejaVu Sans, which comes with matplotlib and knows accents, Greek and Cyrillic; Pillow's own has ASCII alone."""
+    """Returns matplotlib's DejaVu Sans, with accents, Greek and Cyrillic; else Pillow's own font, with ASCII only."""
     found = importlib.util.find_spec("matplotlib")
     try:
         folder = Path(found.origin).parent if found and found.origin else Path()
@@ -151,7 +151,7 @@ def _fit(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
 
 
 def tile(image: np.ndarray, scale: int) -> Image.Image:
-    """Returns one image [H, W, C] in RGB, each pixel a square of `scale`: enlarging must not invent smoothness."""
+    """Returns one image [H, W, C] in RGB, each pixel a square of side `scale`: enlarging must not smooth it."""
     height, width, _ = image.shape
     picture = Image.fromarray(np.broadcast_to(image, (height, width, 3)).copy())
     return picture.resize((width * scale, height * scale), Image.Resampling.NEAREST)

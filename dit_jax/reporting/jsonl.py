@@ -1,4 +1,4 @@
-"""metrics.jsonl: the scalars of a run as lines of JSON, for people and scripts that have no TensorBoard."""
+"""metrics.jsonl: the scalars of a run as lines of JSON, for people and scripts without TensorBoard."""
 
 import json
 import math
@@ -11,27 +11,27 @@ from clu.metric_writers import MetricWriter
 
 from dit_jax.system.jsonl import opened
 
-MOST = 1e100  # a larger figure cannot be drawn and counts as none; one below its inverse counts as 0
+MOST = 1e100  # a larger number cannot be drawn and counts as missing; one below its inverse counts as 0
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or None for whatever else a file may hold."""
+    """Returns a number of at most MOST in size as a float, or None for anything else that a file may hold."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= MOST:
         return None
     return float(value) if abs(value) >= 1 / MOST else 0.0
 
 
 def column(rows: Iterable[Mapping[str, Any]], name: str) -> np.ndarray:
-    """float64 [rows], NaN where there is no number."""
+    """Returns the values of `name`, float64 [rows], NaN where there is no number."""
     found = (number(row.get(name)) for row in rows)
     return np.array([np.nan if value is None else value for value in found], np.float64)
 
 
 class JsonlWriter(MetricWriter):
-    """Appends a line for each `write_scalars`; on return the line is with the operating system, so a kill keeps it.
+    """Appends a line for each `write_scalars` and passes it to the operating system at once, so a kill loses none.
 
-    Scalars without a `loss` are an evaluation's, which has a file of its own: no row is without one. Pictures, texts
-    and the rest have no place in the file and are ignored.
+    Scalars without a `loss` are skipped: they are an evaluation's, which has a file of its own. Pictures, texts and all
+    else are ignored too.
     """
 
     def __init__(self, path: Path):
@@ -68,7 +68,7 @@ class JsonlWriter(MetricWriter):
         """Ignored: the run's config.json holds them."""
 
     def flush(self) -> None:
-        """Lines are flushed one by one already; this is for the interface."""
+        """Flushes the file, for the interface: each line has been flushed already."""
         self._file.flush()
 
     def close(self) -> None:
@@ -77,6 +77,6 @@ class JsonlWriter(MetricWriter):
 
 
 def to_json(value: Any) -> int | float | None:
-    """A scalar array as JSON can hold it: null where it is not finite."""
+    """Returns a scalar array as a number for JSON; None (null) if it is not finite."""
     scalar = np.asarray(value).item()
     return scalar if math.isfinite(scalar) else None

@@ -1,4 +1,4 @@
-"""HTML without a template engine: what is not markup already is escaped where it enters an element."""
+"""Builds HTML without a template engine: text that is not markup yet is escaped as it enters an element."""
 
 import base64
 import html
@@ -8,17 +8,17 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image
 
-SHARP = 64  # pixels: images up to here stay as they are, larger ones become thumbnails of THUMBNAIL
+SHARP = 64  # pixels: images up to this size keep their pixels, larger ones become thumbnails of THUMBNAIL
 THUMBNAIL = 128
-VOID = {"img", "meta", "link", "br", "hr"}  # elements that have no end
+VOID = {"img", "meta", "link", "br", "hr"}  # elements without an end tag
 
 
 class Html(str):
-    """Text that is markup already. Every other string is text, from whatever file it came."""
+    """A string that is already markup. Every other string is text, whatever file it comes from."""
 
 
 def element(tag: str, *children: str | None, **attributes: str | int | None) -> Html:
-    """One element. None is left out, among children and attributes; `class_` is class and `aria_label` aria-label."""
+    """Returns one element. A child or attribute of None is left out; `class_` is class and `aria_label` aria-label."""
     named = (
         f' {name.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
         for name, value in attributes.items()
@@ -29,17 +29,17 @@ def element(tag: str, *children: str | None, **attributes: str | int | None) -> 
 
 
 def joined(children: Iterable[str | None]) -> Html:
-    """Children side by side, escaped where they are no markup."""
+    """Returns the children side by side, escaped unless they are markup."""
     return Html("".join(escaped(child) for child in children if child is not None))
 
 
 def escaped(text: str) -> Html:
-    """`text` as markup; lone surrogates, which a file name may hold, become question marks."""
+    """Returns `text` as markup; lone surrogates, which a file name may contain, become question marks."""
     return text if isinstance(text, Html) else Html(html.escape(text.encode("utf-8", "replace").decode()))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str | None = None, words: int = 1) -> Html:
-    """A table whose first `words` columns are words and whose others are numbers; a wide one scrolls by itself."""
+    """Returns a table whose first `words` columns are words and the others numbers; a wide one scrolls by itself."""
 
     def row(tag: str, cells: Sequence[str]) -> Html:
         kinds = ("word" if i < words else "number" for i in range(len(cells)))
@@ -51,17 +51,17 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str | Non
 
 
 def command(text: str) -> Html:
-    """A command line to copy."""
+    """Returns a command line to copy."""
     return element("pre", element("code", text), tabindex=0)
 
 
 def missing(why: str, how: str | None = None) -> Html:
-    """A plain sentence in place of what is not there, with the command that makes it."""
+    """Returns a sentence in place of missing content, with the command that makes it."""
     return element("div", element("p", why), command(how) if how else None, class_="missing")
 
 
 def picture(image: np.ndarray, alt: str) -> Html:
-    """An image uint8 [H, W, C] of the data's size, shown at twice its pixels or as a thumbnail."""
+    """Returns an image, uint8 [H, W, C], enlarged by an integer factor to at most SHARP pixels, or as a thumbnail."""
     height, width = image.shape[:2]
     drawn = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     if max(height, width) > SHARP:
@@ -74,7 +74,7 @@ def picture(image: np.ndarray, alt: str) -> Html:
 
 
 def encoded(image: Image.Image, kind: str) -> bytes:
-    """The bytes of a PNG or JPEG file."""
+    """Returns the image as the bytes of a PNG or JPEG file."""
     stream = io.BytesIO()
     options = {"optimize": True} if kind == "PNG" else {"quality": 85}
     image.save(stream, kind, **options)
@@ -82,7 +82,7 @@ def encoded(image: Image.Image, kind: str) -> bytes:
 
 
 def fitted(image: Image.Image, most: int) -> tuple[bytes, str]:
-    """(bytes, kind) of a picture in at most about `most` bytes: a PNG, else a JPEG, smaller and smaller."""
+    """Returns (bytes, kind) of a picture in at most `most` bytes: a PNG, or else a JPEG, shrunk until it fits."""
     image = image.convert("RGB")
     data, kind = encoded(image, "PNG"), "PNG"
     while len(data) > most:
@@ -92,5 +92,5 @@ def fitted(image: Image.Image, most: int) -> tuple[bytes, str]:
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """The bytes as an address of their own, so that the page needs no other file."""
+    """Returns the bytes as a data URI, so that the page needs no other file."""
     return f"data:image/{kind.lower()};base64,{base64.b64encode(data).decode()}"

@@ -1,4 +1,4 @@
-"""The loss curve of a run, drawn from its metrics.jsonl."""
+"""Draws the loss curve of a run from its metrics.jsonl."""
 
 from pathlib import Path
 
@@ -14,14 +14,14 @@ from dit_jax.system.files import replacing
 from dit_jax.system.jsonl import read_rows
 
 QUARTILES = ("loss_q1", "loss_q2", "loss_q3", "loss_q4")  # by noise level, q1 the least noise
-QUARTILE_COLORS = ("#9ecae1", "#a1d99b", "#fdc98e", "#bcbddc")  # lighter than the loss, which is the subject
+QUARTILE_COLORS = ("#9ecae1", "#a1d99b", "#fdc98e", "#bcbddc")  # lighter than the main curve, the loss
 QUARTILE_LABELS = ("the quarter with least noise", "second quarter", "third quarter", "the quarter with most noise")
 LOSS_COLOR, GRAD_COLOR = "#1f3b70", "#8c4b3c"
-DOTS_UP_TO = 20  # points of a curve: a line through one alone is invisible
+DOTS_UP_TO = 20  # points of a curve: the line of a single point is invisible
 
 
 def plot_loss(metrics_jsonl: Path, out: Path) -> bool:
-    """Draws the training loss against the images seen, and the gradient norm below where there is one, as a PNG.
+    """Draws the training loss against the images seen, and the gradient norm below it if there is one, as a PNG.
 
     The losses by noise quartile are drawn lighter if the rows have them. Values that were not finite leave a gap.
 
@@ -83,5 +83,5 @@ def _style(axes: Axes, label: str, values: np.ndarray) -> None:
 
 
 def _marker(values: np.ndarray) -> str:
-    """Returns a dot for short runs."""
+    """Returns a dot for short runs, else no marker."""
     return "." if len(values) <= DOTS_UP_TO else ""

@@ -1,4 +1,4 @@
-"""report.html: one page that says what a run is, how good it is and how to make it again, without any other file."""
+"""report.html: one self-contained page that says what a run is, how good it is and how to reproduce it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,17 +21,17 @@ from dit_jax.reporting.style import STYLE
 Row = Mapping[str, Any]
 # No script, no request: the page may load nothing but what is in it.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-FEATURED = 2  # figures of the newest evaluation at the head of the page
+FEATURED = 2  # metrics of the newest evaluation at the top of the page
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a page is drawn from.
+    """The data that a page is drawn from.
 
-    rows: of metrics.jsonl; evaluations: of evaluations.jsonl; samples, denoising, neighbours: ready sections; settings:
-    (key, value) of the config; sessions: of sessions.jsonl; here: `environment.facts` where the page is drawn;
-    commands: by mode, what goes on in this workdir ("resume"), and what makes the run once more ("again"); notes: of
-    what could not be read; drawn: date and time.
+    rows: of metrics.jsonl; evaluations: of evaluations.jsonl; samples, denoising, neighbours: finished sections;
+    settings: (key, value) pairs of the config; sessions: rows of sessions.jsonl; here: `environment.facts` of the
+    process that draws the page; commands: by mode, and those that continue the run ("resume") or make it again
+    elsewhere ("again"); notes: on what could not be read; drawn: date and time (UTC).
     """
 
     name: str
@@ -53,22 +53,22 @@ class Report:
 
     @property
     def step(self) -> int:
-        """Steps done, as far as the log says."""
+        """Steps done, according to the log."""
         return self.rows[-1]["step"]
 
     @property
     def logged(self) -> list[Row]:
-        """The rows of training itself: those of evaluations have no loss."""
+        """The rows of training itself; those of evaluations have no loss."""
         return [row for row in self.rows if "loss" in row]
 
     def newest(self, key: str, *kinds: type) -> Row | None:
-        """The last evaluation of the run itself whose `key` is of one of the kinds."""
+        """Returns the last evaluation of the run itself whose `key` is of one of `kinds`, or None."""
         own = (row for row in reversed(self.evaluations) if number(row.get("step")) is not None)
         return next((row for row in own if isinstance(row.get(key), kinds)), None)
 
 
 def draw_page(report: Report) -> str:
-    """The whole page."""
+    """Returns the whole page as HTML."""
     sections = {
         "Training loss": loss_section(report.logged, report.clock),
         "Progress": progress_section(report.evaluations, report.clock, report.commands["evaluate"]),
@@ -95,17 +95,17 @@ def draw_page(report: Report) -> str:
 
 
 def section(title: str, content: Html) -> Html:
-    """A section that the list of contents leads to."""
+    """Returns a section that the table of contents links to."""
     return element("section", element("h2", title), content, id=anchor(title))
 
 
 def anchor(title: str) -> str:
-    """The name of a section within the page."""
+    """Returns the id of a section, for links to it."""
     return title.lower().replace(" ", "-")
 
 
 def header(report: Report, titles: Sequence[str]) -> Html:
-    """What the run is, in a sentence; its figures; the contents."""
+    """Returns a sentence on what the run is, its key figures, and the table of contents."""
     clock, step = report.clock, report.step
     epochs = f", {step / clock.steps_per_epoch:,.2f} epochs" if clock.steps_per_epoch else ""
     said = (
@@ -134,7 +134,7 @@ def header(report: Report, titles: Sequence[str]) -> Html:
 
 
 def tiles(report: Report) -> Html:
-    """The few figures that a reader looks for first."""
+    """Returns the few figures that a reader looks for first."""
     speed = column(report.rows, "images_per_s")
     cells = [
         ("training loss, last row", shown("loss", row["loss"]), f"at step {row['step']:,}")
@@ -159,7 +159,7 @@ def tiles(report: Report) -> Html:
 
 
 def config_section(report: Report) -> Html:
-    """Every key and value, by section."""
+    """Returns every key and value, by section."""
     groups: dict[str, list[tuple[str, str]]] = {"run": []}
     for key, value in report.settings:
         first, _, rest = key.rpartition(".")
@@ -173,13 +173,13 @@ def config_section(report: Report) -> Html:
 
 
 def plain_table(rows: Sequence[tuple[str, str]]) -> Html:
-    """Names and what they stand for, as words."""
+    """Returns a table of names and values, both as text."""
     made = (element("tr", element("td", name, class_="word"), element("td", value)) for name, value in rows)
     return element("div", element("table", element("tbody", *made), class_="plain"), class_="scroll", tabindex=0)
 
 
 def origin_section(report: Report) -> Html:
-    """The commands, and the machines and versions."""
+    """Returns the commands that make the run again, and the machines and versions."""
     again = [element("p", "These commands make the run again, in another workdir:"),
              command(report.commands["again"])]  # fmt: skip
     if report.sessions:
@@ -211,5 +211,5 @@ def origin_section(report: Report) -> Html:
 
 
 def footer(report: Report) -> Html:
-    """When the page was drawn, and by what."""
+    """Returns when the page was drawn, and by which command."""
     return element("footer", f"Drawn {report.drawn} UTC by: {report.commands['report']}")

@@ -15,7 +15,7 @@ from dit_jax.reporting.smoothing import running_mean, window
 Row = Mapping[str, Any]
 MOST_ROWS = 200  # of a table
 MOST_CURVES = 6  # of a chart: more cannot be told apart
-PERCENT = "accuracy"  # names of figures that are shares begin so
+PERCENT = "accuracy"  # prefix of metrics that are shown in percent
 SETTINGS = (
     "n",
     "reference_n",
@@ -35,13 +35,13 @@ SETTINGS = (
     "features_sha256",
     "during",
 )
-# Beginnings of the names of figures; a feature's name follows.
+# Prefixes of the metrics' names; some are followed by the name of a feature network.
 FIGURES = ("fid", "inception_score", "fd_", "kid", "precision", "recall", "density", "coverage", PERCENT)
 HEADS = {"fid": "FID", "inception_score": "IS"}
 
 
 class Clock(NamedTuple):
-    """From steps to images seen and epochs; None where that is not known."""
+    """Converts steps to images seen and epochs; `steps_per_epoch` is None if it is not known."""
 
     images_per_step: float
     steps_per_epoch: float | None
@@ -52,7 +52,7 @@ class Clock(NamedTuple):
 
 
 def shown(name: str, value: Any) -> str:
-    """A figure as people read it: shares of accuracy in percent, counts with commas, a dash for none."""
+    """Formats a figure for people: accuracies in percent, counts with commas, a dash for none."""
     found = number(value)
     if found is None:
         return value if isinstance(value, str) and value else "-"
@@ -62,7 +62,7 @@ def shown(name: str, value: Any) -> str:
 
 
 def loss_section(rows: Sequence[Row], clock: Clock) -> Html:
-    """The loss against images seen, and by quarter of the noise levels where the rows have it."""
+    """Returns the loss against images seen, and by quarter of the noise levels if the rows have it."""
     images, loss = column(rows, "step") * clock.images_per_step, column(rows, "loss")
     if not np.isfinite(loss).any():
         return missing("No row of metrics.jsonl has a loss that is a number, so there is no curve to draw.")
@@ -86,19 +86,19 @@ def loss_section(rows: Sequence[Row], clock: Clock) -> Html:
 
 
 def figure(content: Html, caption: str) -> Html:
-    """A picture with what it shows below it."""
+    """Returns a picture with a caption below it."""
     return element("figure", content, element("figcaption", caption))
 
 
 def figure_names(rows: Sequence[Row]) -> list[str]:
-    """The figures that say how good a run is, of those that the rows have: the report's two first."""
+    """Returns the names of the metrics in the rows that say how good a run is: FID and IS first, as in the report."""
     names = dict.fromkeys(name for row in rows for name in row if number(row[name]) is not None)
     others = [name for name in names if name.startswith(("fd_", PERCENT))]
     return [name for name in HEADS if name in names] + others
 
 
 def progress_section(evaluations: Sequence[Row], clock: Clock, how: str) -> Html:
-    """The report's Table 1 and its figures as curves, from rows of evaluations.jsonl; `how` is the command for more."""
+    """Returns the report's Table 1 and its metrics as curves, from evaluations.jsonl; `how` is the command for more."""
     own = sorted((row for row in evaluations if number(row.get("step")) is not None), key=lambda row: row["step"])
     elsewhere = [row for row in evaluations if number(row.get("step")) is None]
     parts = [progress_table(own, clock), progress_charts(own, clock)] if own else []
@@ -115,7 +115,7 @@ def progress_section(evaluations: Sequence[Row], clock: Clock, how: str) -> Html
 
 
 def progress_table(rows: Sequence[Row], clock: Clock) -> Html:
-    """Epoch, images, step, the figures and what they depend on, one line an evaluation; real images last."""
+    """Returns a line per evaluation: epoch, images, step, the metrics and what they depend on; real images last."""
     names = figure_names(rows)
     head = ["epoch", "images", "step", *(HEADS.get(k, k) for k in names), "n", "sampler", "steps", "guidance"]
     lines = [progress_line(row, names, clock) for row in rows[-MOST_ROWS:]]
@@ -134,7 +134,7 @@ def progress_table(rows: Sequence[Row], clock: Clock) -> Html:
 
 
 def progress_line(row: Row, names: Sequence[str], clock: Clock) -> list[str]:
-    """The cells of one evaluation."""
+    """Returns the cells of one evaluation."""
     step = row["step"]
     epoch = f"{step / clock.steps_per_epoch:,.2f}" if clock.steps_per_epoch else "-"
     figures = [shown(k, row.get(k)) for k in names]
@@ -143,7 +143,7 @@ def progress_line(row: Row, names: Sequence[str], clock: Clock) -> list[str]:
 
 
 def progress_charts(rows: Sequence[Row], clock: Clock) -> Html:
-    """Each figure against images seen, a curve for each way of sampling and counting, as only like compares to like."""
+    """Returns a chart per metric against images seen; only comparable evaluations, of equal SETTINGS, share a curve."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(json.dumps([row.get(key) for key in SETTINGS], default=str), []).append(row)
@@ -163,18 +163,18 @@ def progress_charts(rows: Sequence[Row], clock: Clock) -> Html:
 
 
 def floor_of(rows: Sequence[Row], name: str) -> float | None:
-    """The figure of real images in the newest row that has it, as it is drawn."""
+    """Returns the metric of real images in the newest row that has it, scaled as it is drawn; None if none has."""
     found = (number(row["floor"].get(name)) for row in reversed(rows) if isinstance(row.get("floor"), dict))
     return next((value * scale_of(name) for value in found if value is not None), None)
 
 
 def scale_of(name: str) -> float:
-    """What a figure is multiplied by to be drawn."""
+    """Returns the factor by which a metric is multiplied when it is drawn."""
     return 100.0 if name.startswith(PERCENT) else 1.0
 
 
 def curves_of(groups: Sequence[Sequence[Row]], name: str, clock: Clock) -> list[Curve]:
-    """One curve a group that has the figure."""
+    """Returns a curve for each group that has the metric."""
     found = []
     for i, group in enumerate(groups):
         values = column(group, name) * scale_of(name)
@@ -184,7 +184,7 @@ def curves_of(groups: Sequence[Sequence[Row]], name: str, clock: Clock) -> list[
 
 
 def name_of(row: Row) -> str:
-    """What tells one way of evaluating from another."""
+    """Returns a name that tells one way of evaluating from another."""
     words = [f"n {shown('n', row.get('n'))}"]
     if isinstance(row.get("sampler"), str):
         words.append(f"{row['sampler']}, {shown('steps', row.get('steps'))} steps")
@@ -196,12 +196,12 @@ def name_of(row: Row) -> str:
 
 
 def draw_of(row: Row, name: str) -> str:
-    """A name with what tells draws of one sampler apart."""
+    """Returns a name with what tells draws of one sampler apart: seed, eta and variance."""
     return ", ".join([name, *(f"{key} {row[key]}" for key in ("seed", "eta", "variance") if key in row)])
 
 
 def evaluation_section(row: Row | None) -> Html:
-    """Every figure of the newest evaluation beside the same one of real images."""
+    """Returns every metric of an evaluation beside that of real images."""
     if row is None or not isinstance(row.get("floor"), dict):
         return missing("There is no evaluation with real images beside it yet.")
     floor = row["floor"]
@@ -228,7 +228,7 @@ def evaluation_section(row: Row | None) -> Html:
 
 
 def noise_section(row: Row | None, how: str) -> Html:
-    """The loss by noise level on held-out images, in bins of timesteps, and the bits per dimension where they exist."""
+    """Returns the held-out loss by noise level, in bins of timesteps, and the bits per dimension if there are any."""
     about = row.get("loss_by_noise") if row else None
     bins = noise_bins(about) if isinstance(about, dict) else []
     if row is None or not isinstance(about, dict) or not bins:
@@ -250,21 +250,21 @@ def noise_section(row: Row | None, how: str) -> Html:
 
 
 def of_what(about: Row) -> str:
-    """What the network predicts, if the row says so."""
+    """Returns words on what the network predicts; "" if the row does not say."""
     return f" of the predicted {about['prediction']}" if isinstance(about.get("prediction"), str) else ""
 
 
 def bits_line(row: Row) -> str:
-    """The variational bound and, where the row has them, its parts and standard error."""
+    """Returns a sentence with the variational bound and, if the row has them, its parts and standard error."""
     parts = row["bits_per_dim_parts"] if isinstance(row.get("bits_per_dim_parts"), dict) else {}
-    error = f", standard error {shown('', parts['standard_error'])}" if number(parts.get("standard_error")) else ""
+    error = f", standard error {shown('', parts['standard_error'])}" if number(parts.get("standard_error")) is not None else ""
     named = [f"{name} {shown('', parts[name])}" for name in ("prior", "vlb", "decoder") if name in parts]
     told = f": {' + '.join(named)}" if named else ""
     return f"Variational bound: {shown('', row['bits_per_dim'])} bits per dimension on the same images{told}{error}."
 
 
 def noise_bins(found: Row) -> list[tuple[float, float, float]]:
-    """(t_from, t_to, loss) of each bin that has a loss, from lists under these names."""
+    """Returns (t_from, t_to, loss) of each bin that has all three, from the lists of these names."""
     columns = [found.get(key) for key in ("t_from", "t_to", "loss")]
     if not all(isinstance(column, list) for column in columns):
         return []

@@ -12,12 +12,12 @@ from dit_jax.reporting.markup import Html, data_uri, element, fitted, joined, pi
 from dit_jax.reporting.report_figures import figure, shown
 
 PER_CLASS, CLASSES = 10, 20  # samples shown
-STRIP_BYTES = 1_400_000  # of the pictured denoising, at most
+STRIP_BYTES = 1_400_000  # of the picture of the denoising, at most
 LARGE = 700  # pixels; a wider one scrolls on a narrow screen, as its words would be too small
 
 
 def settings_line(about: Mapping[str, Any]) -> str:
-    """How images were drawn, in a line; `about` is what their picture's file says of it, {} if that is unknown."""
+    """Returns how images were drawn, in a line; `about` is what their picture's file says, {} if that is unknown."""
     if not about:
         return "How they were drawn is not recorded beside them"
     words = [f"Drawn at step {shown('', about.get('step'))}", f"n {shown('', about.get('n'))}"]
@@ -34,7 +34,7 @@ def settings_line(about: Mapping[str, Any]) -> str:
 def samples_section(
     images: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str], about: Mapping[str, Any]
 ) -> Html:
-    """The first images uint8 [n, H, W, C] of each class, in rows; all in one where labels are not known."""
+    """Returns the first images, uint8 [n, H, W, C], of each class in rows; in a single row if labels are unknown."""
     names = ["samples"] if labels is None else class_names
     labels = np.zeros(len(images), int) if labels is None else labels
     classes = np.unique(labels)
@@ -57,7 +57,7 @@ def samples_section(
 
 
 def denoising_section(strip: Image.Image, about: Mapping[str, Any]) -> Html:
-    """The picture of the denoising, as `sample` drew it."""
+    """Returns the picture of the denoising, as the mode `sample` drew it."""
     data, kind = fitted(strip, STRIP_BYTES)
     alt = "Rows of images from noise to sample: x_t at the left and the predicted x_0 at the right"
     look = "strip large" if strip.width > LARGE else "strip"
@@ -80,7 +80,7 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Suspect:
-    """A sample with its nearest training images by each distance (by its name), and its ratio by pixels."""
+    """A sample with its nearest training images by the name of each distance, and its ratio by pixels."""
 
     index: int
     image: np.ndarray
@@ -100,9 +100,9 @@ class Memorisation:
 
 
 def neighbours_section(found: Memorisation, note: Html | None) -> Html:
-    """Scores of samples beside those of unseen real images, and the samples most like one training image.
+    """Returns the scores of samples beside those of unseen real images, and the samples most like a training image.
 
-    `note` stands in place of a distance that could not be had.
+    `note` takes the place of a distance that is not available.
     """
     lines = [
         [
@@ -134,7 +134,7 @@ def neighbours_section(found: Memorisation, note: Html | None) -> Html:
 
 
 def suspect_row(suspect: Suspect) -> Html:
-    """A sample, and its neighbours by each distance."""
+    """Returns a sample and its neighbours by each distance."""
     alt = f"sample {suspect.index}, {suspect.label}"
     groups = [neighbour_group(f"sample {suspect.index}", [tile(suspect.image, alt, f"ratio {suspect.ratio:.3f}")])]
     for distance, nearest in suspect.nearest.items():
@@ -147,10 +147,10 @@ def suspect_row(suspect: Suspect) -> Html:
 
 
 def neighbour_group(name: str, tiles: Sequence[Html]) -> Html:
-    """Images side by side below their name."""
+    """Returns images side by side below their name."""
     return element("div", element("p", name, class_="name"), element("div", *tiles, class_="row"))
 
 
 def tile(image: np.ndarray, alt: str, below: str) -> Html:
-    """An image with a short word below it."""
+    """Returns an image with a short text below it."""
     return element("div", picture(image, alt), element("span", below) if below else None, class_="tile")

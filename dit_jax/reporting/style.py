@@ -1,4 +1,4 @@
-"""The look of a report: one style sheet, nothing from elsewhere, light or dark as the reader's screen is."""
+"""The look of a report: one self-contained style sheet, light or dark as the reader's screen is."""
 
 STYLE = """
 :root {

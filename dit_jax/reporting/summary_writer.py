@@ -2,11 +2,11 @@
 
 clu's own class writes through `tf.summary`, which costs a 1.4 GB installation and seconds of import for a few protocol
 buffers. This one writes the same buffers through tensorboard's own `EventFileWriter`, and TensorBoard shows them in the
-same tabs. It is no subclass of clu's `MetricWriter`: importing that interface imports the module that is replaced here.
+same tabs. It does not subclass clu's `MetricWriter`: importing that would import the module that is replaced here.
 """
 
 # pyright: reportAttributeAccessIssue=false
-# (protocol buffers make their classes at run time, where a type checker does not see them)
+# (protocol buffers make their classes at run time, where a type checker cannot see them)
 
 import importlib.util
 import io
@@ -27,7 +27,7 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util import tensor_util
 
-FLUSH_SECONDS = 10  # what a killed process may lose of its curves; tensorboard's default is 120
+FLUSH_SECONDS = 10  # a killed process loses up to this much of its curves; tensorboard's default is 120
 DEFAULT_BUCKETS = 30  # as in tf.summary.histogram
 
 
@@ -91,11 +91,11 @@ class SummaryWriter:
         self._add(0, hparams_summary.hparams_pb(dict(_flatten(hparams))))
 
     def write_videos(self, step: int, videos: Mapping[str, Any]) -> None:
-        """Writes nothing but a warning, once, as clu's own class does."""
+        """Only logs a warning, once, as clu's own class does."""
         logging.log_first_n(logging.WARNING, "SummaryWriter does not support writing videos.", 1)
 
     def write_audios(self, step: int, audios: Mapping[str, Any], *, sample_rate: int) -> None:
-        """Writes nothing but a warning, once: encoding audio needs TensorFlow."""
+        """Only logs a warning, once: encoding audio needs TensorFlow."""
         logging.log_first_n(logging.WARNING, "SummaryWriter does not support writing audio without TensorFlow.", 1)
 
     def flush(self) -> None:
@@ -113,7 +113,7 @@ def _tensor_summary(name: str, value: np.ndarray, metadata: Any) -> summary_pb2.
 
 
 def _encode_png(image: np.ndarray) -> bytes:
-    """Returns the PNG of one image [H, W, C]; floats in [0, 1] are scaled like `tf.image.convert_image_dtype`."""
+    """Returns the PNG of one image [H, W, C]; floats in [0, 1] are scaled as by `tf.image.convert_image_dtype`."""
     if image.dtype != np.uint8:
         image = np.clip(image.astype(np.float32) * 255.5, 0, 255).astype(np.uint8)
     stream = io.BytesIO()

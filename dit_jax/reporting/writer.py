@@ -1,7 +1,7 @@
 """One writer for a run's metrics: TensorBoard events in the background, metrics.jsonl at once."""
 
 # pyright: reportAttributeAccessIssue=false
-# (protocol buffers make their classes at run time, where a type checker does not see them)
+# (protocol buffers make their classes at run time, where a type checker cannot see them)
 
 import time
 from pathlib import Path
@@ -17,15 +17,15 @@ from dit_jax.system.together import is_first
 
 
 def create_writer(workdir: Path, resume_step: int = 0) -> MetricWriter:
-    """Returns the writer of a run that continues after `resume_step` (0: starts), making `workdir` if need be.
+    """Returns the writer of a run that continues after `resume_step` (0: starts); creates `workdir` if it is missing.
 
     What a killed run wrote beyond `resume_step` is dropped from metrics.jsonl and hidden in TensorBoard. Scalars are in
-    metrics.jsonl when `write_scalars` returns. TensorBoard's file is written by a thread; what goes wrong there is
-    raised by the next write, `flush` or `close` as `clu.asynclib.AsyncError`. Close the writer when done, for instance
-    by `with contextlib.closing(create_writer(workdir)) as writer`. Of several processes, only the first one's writes.
+    metrics.jsonl when `write_scalars` returns. A thread writes TensorBoard's file; its errors are raised by the next
+    write, `flush` or `close` as `clu.asynclib.AsyncError`. Close the writer when done, for instance with
+    `with contextlib.closing(create_writer(workdir)) as writer`. Of several processes, only the first one's writes.
 
     Raises:
-        UserError: `workdir` cannot be a folder, because a file has that name or is on the way to it.
+        UserError: `workdir` cannot be a folder, because it or one of its parents is a file.
     """
     if not is_first():
         return MultiWriter([])
@@ -36,12 +36,12 @@ def create_writer(workdir: Path, resume_step: int = 0) -> MetricWriter:
     metrics = workdir / "metrics.jsonl"
     drop_rows_after(metrics, resume_step)
     _start_session(workdir, resume_step)
-    # clu closes them in this order and stops at the first error: the one that may raise comes last.
+    # clu closes these in order and stops at the first error, so the one that may raise comes last.
     return MultiWriter([JsonlWriter(metrics), AsyncWriter(SummaryWriter(str(workdir)))])
 
 
 def _start_session(workdir: Path, resume_step: int) -> None:
-    """Writes the event that begins a session; from the second on, TensorBoard then forgets all beyond `resume_step`."""
+    """Writes the event that begins a session, at which TensorBoard drops what earlier ones wrote past `resume_step`."""
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     events = EventFileWriter(str(workdir))
     # TensorBoard purges the event's own step too, hence the 1.

@@ -1,1 +1,1 @@
-"""A run's settings: configs as files and flags, the rules that they keep, what is filled in and warned of."""
+"""A run's settings: configs as files and flags, the rules they must keep, values that are filled in, and warnings."""

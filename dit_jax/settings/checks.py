@@ -1,4 +1,4 @@
-"""Every rule a config must keep, each with the line that a user reads when it does not."""
+"""Every rule that a config must keep, each with the error line that the user reads when it does not."""
 
 import math
 from collections.abc import Collection
@@ -25,21 +25,21 @@ from dit_jax.training.optimizer import SCHEDULES as RATES
 TASKS_WITH_IMAGES = ("invert", "image_to_image", "inpaint")
 TASKS = ("generate", "interpolate", *TASKS_WITH_IMAGES)
 TINY, HUGE = (float(limit) for limit in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
-LARGEST = {"width": 2**16, "depth": 2**10, "mlp_ratio": 2**6, "class_table_width": 2**16}  # of a model; above is a slip
-LARGEST_WEIGHTS = 2**36  # depth x width^2, a tenth of the parameters or so: 2,000 times DiT-XL
-LARGEST_CALL = 10_000  # steps in one dispatch, whose epochs' orders are made at its start
-LARGEST_EVALUATION = 10_000_000  # images; above is a slip
-LARGEST_SAMPLES = 2**36  # bytes of uint8 pixels, which are kept until the file is written
+LARGEST = {"width": 2**16, "depth": 2**10, "mlp_ratio": 2**6, "class_table_width": 2**16}  # of a model; more is a typo
+LARGEST_WEIGHTS = 2**36  # depth x width^2; 2,000 times that of DiT-XL, where it is 1/18 of the parameters
+LARGEST_CALL = 10_000  # steps in one dispatch, which begins by drawing the order of all its epochs
+LARGEST_EVALUATION = 10_000_000  # images; more is a typo
+LARGEST_SAMPLES = 2**36  # bytes of uint8 pixels, which stay in memory until the file is written
 
 
 def choice(key: str, value: str, known: Collection[str]) -> None:
-    """Refuses a value that is none of `known`."""
+    """Refuses a value that is not in `known`."""
     if value not in known:
         raise UserError(f"{key}={value} is not known; choose one of {', '.join(known)}")
 
 
 def require(holds: bool, key: str, value: object, fix: str) -> None:
-    """Refuses `key=value` unless `holds`; `fix` says what would do."""
+    """Refuses `key=value` unless `holds`; `fix` says what to do instead."""
     if not holds:
         raise UserError(f"{key}={value}: {fix}")
 
@@ -61,7 +61,7 @@ def check(config: ConfigDict, info: DatasetInfo) -> None:
 
 
 def check_numbers(config: ConfigDict) -> None:
-    """Refuses what is no number (NaN), infinite, or, seeds aside, beyond what a device counts with."""
+    """Refuses NaN, infinity, floats out of float32's range and, except for seeds, integers of 2^31 or more in size."""
     for key, value in leaves(config):
         if isinstance(value, float):
             held = value == 0 or TINY <= abs(value) <= HUGE
@@ -71,7 +71,7 @@ def check_numbers(config: ConfigDict) -> None:
 
 
 def check_data(c: ConfigDict, info: DatasetInfo) -> None:
-    """Checks how the data are read, and that no key is given to a data set that has no use for it."""
+    """Checks how the data are read, and that no key is set that the data set does not use."""
     choice("data.resident", c.resident, ("auto", "true", "false"))
     if c.name != image_folder.NAME:
         require(not c.root, "data.root", c.root, f"data.name={c.name} reads no folder; use data.name=image_folder")
@@ -83,7 +83,7 @@ def check_data(c: ConfigDict, info: DatasetInfo) -> None:
 
 
 def check_folder(c: ConfigDict) -> None:
-    """Checks what is to be known before a folder of pictures is looked at."""
+    """Checks the settings of a folder of pictures, before the folder is scanned."""
     fix = "name the folder of pictures by --config.data.root=DIR, with a folder for each class in it"
     require(bool(c.root), "data.root", "''", fix)
     root, data_dir = (real(path) for path in (c.root, c.data_dir))
@@ -95,25 +95,25 @@ def check_folder(c: ConfigDict) -> None:
 
 
 def diffused_shape(config: ConfigDict, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """What the network sees of an image (H, W, C): all of it, or with `model.latents` its latents."""
+    """Returns the shape that the network sees of an image (H, W, C): the same, or with `model.latents` its latents'."""
     return latent_shape(config.autoencoder, image_shape) if config.model.latents else image_shape
 
 
 def latent_shape(c: ConfigDict, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The latents (h, w, c) of an image (H, W, C)."""
+    """Returns the shape (h, w, c) of the latents of an image (H, W, C)."""
     H, W, _ = image_shape
     return H // c.downsample, W // c.downsample, c.channels
 
 
 def check_downsample(downsample: int, image_shape: tuple[int, int, int]) -> None:
-    """Refuses images that have no whole number of latents."""
+    """Refuses images whose height or width is not a multiple of `downsample`."""
     H, W, _ = image_shape
     fix = f"it must divide the images, {H} x {W} pixels"
     require(H % downsample == 0 and W % downsample == 0, "autoencoder.downsample", downsample, fix)
 
 
 def check_autoencoder(config: ConfigDict, info: DatasetInfo) -> None:
-    """Checks the autoencoder and its training, and what latents cannot do."""
+    """Checks the autoencoder and its training, and refuses settings that latents do not support."""
     c = config.autoencoder
     require(c.downsample in DOWNSAMPLES, "autoencoder.downsample", c.downsample, f"use one of {DOWNSAMPLES}")
     groups = c.width >= 4 and c.width % (4 if c.width <= 4 * GROUPS else GROUPS) == 0
@@ -135,7 +135,7 @@ def check_autoencoder(config: ConfigDict, info: DatasetInfo) -> None:
 
 
 def check_model(c: ConfigDict, shape: tuple[int, int, int]) -> None:
-    """Checks the network: sizes that divide `shape`, (H, W, C) of what it sees; known names."""
+    """Checks the network's names and sizes; `shape` is the (H, W, C) that it sees and splits into patches."""
     H, W, _ = shape
     for key in ("patch_size", "width", "depth", "num_heads", "num_kv_heads", "mlp_ratio", "class_table_width"):
         require(c[key] >= 1, f"model.{key}", c[key], "use a whole number of at least 1")
@@ -161,7 +161,7 @@ def check_model(c: ConfigDict, shape: tuple[int, int, int]) -> None:
 
 
 def check_diffusion(c: ConfigDict) -> None:
-    """Checks the process, and whether its prediction can be read back everywhere."""
+    """Checks the diffusion process, and that x_0 and eps can be recovered from the prediction at every timestep."""
     choice("diffusion.schedule", c.schedule, SCHEDULES)
     choice("diffusion.prediction", c.prediction, PREDICTIONS)
     choice("diffusion.timestep_sampling", c.timestep_sampling, TIMESTEP_SAMPLING)
@@ -215,7 +215,7 @@ def check_train(c: ConfigDict) -> None:
 
 
 def check_sample(config: ConfigDict, info: DatasetInfo) -> None:
-    """Checks what is to be sampled, and that the model was trained for it."""
+    """Checks the sampling settings, and that the model was trained for them."""
     c, T = config.sample, config.diffusion.num_steps
     choice("sample.task", c.task, TASKS)
     choice("sample.weights", c.weights, ("ema", "raw"))
@@ -248,7 +248,7 @@ def check_sample(config: ConfigDict, info: DatasetInfo) -> None:
 
 
 def check_task(c: ConfigDict) -> None:
-    """Checks what is to be done with images that are given."""
+    """Checks the sampling task and the images that it starts from."""
     given = c.task in TASKS_WITH_IMAGES
     require(
         bool(c.images) or not given, "sample.task", c.task, "it starts from images; name them by --config.sample.images"
@@ -269,7 +269,7 @@ def check_task(c: ConfigDict) -> None:
 
 
 def check_evaluate(c: ConfigDict) -> None:
-    """Checks what is to be evaluated."""
+    """Checks the evaluation settings."""
     choice("evaluate.features", c.features, NAMES)
     choice("evaluate.broken_images", c.broken_images, ("stop", "skip"))
     choice("evaluate.training_sampler", c.training_sampler, SAMPLERS)

@@ -1,7 +1,7 @@
-"""Configs as files and command lines: loading, overriding, saving, comparing. What the values mean is experiment.py's.
+"""Loads, overrides, saves and compares configs, as files and command lines; experiment.py interprets the values.
 
-A config is an `ml_collections.ConfigDict` that `get_config(arg)` of a Python file returns. Overrides are typed by the
-value they replace, and a workdir keeps the resolved config as `config.json`.
+A config is an `ml_collections.ConfigDict` that `get_config(arg)` in a Python file returns. An override is parsed as the
+type of the value that it replaces, and a workdir keeps the resolved config as `config.json`.
 """
 
 import difflib
@@ -23,7 +23,7 @@ from dit_jax.system.files import expanded, real, replacing
 
 CONFIG_JSON = "config.json"
 MAIN_FLAGS = ("config", "workdir", "mode", "out", "images", "coordinator", "num_processes", "process_id", "cluster")
-# What a resumed run may change, as beginnings of keys: its length and pace, how a step is shared out, where things are,
+# Prefixes of the keys that a resumed run may change: its length and pace, how a step is divided, where the data are,
 # and what comes after training.
 FREE_KEYS = ("train.steps", "train.log_every", "train.sample_every", "train.checkpoint_every", "train.keep_checkpoints",
              "train.steps_per_call", "train.max_seconds", "train.max_bad_steps",
@@ -33,10 +33,10 @@ FREE_KEYS = ("train.steps", "train.log_every", "train.sample_every", "train.chec
 
 
 def load(spec: str) -> ConfigDict:
-    """Runs `get_config()` of a config file: FILE or FILE:ARG.
+    """Returns the config that `get_config()` in a Python file makes; `spec` is FILE or FILE:ARG.
 
     Raises:
-      UserError: no such file, no `get_config` in it, one that fails, or an ARG that it does not know.
+      UserError: there is no such file, it has no `get_config`, or that fails, does not know ARG or returns no config.
     """
     path, argument = split(spec)
     if not path.is_file():
@@ -51,12 +51,12 @@ def load(spec: str) -> ConfigDict:
             raise UserError(f"--config={spec}: {path} defines no get_config(); see configs/default.py")
         config = module.get_config(*([argument] if argument else []))
         if isinstance(config, ConfigDict):
-            dict(leaves(config))  # a section within itself, a key that is no text, a value that is still required
+            dict(leaves(config))  # raises for a section within itself, a key that is no string, a missing value
     except UserError:
         raise
-    except (Exception, SystemExit) as error:  # the file is the user's: whatever it raises is theirs to mend
+    except (Exception, SystemExit) as error:  # the file is the user's, who must fix whatever it raises
         told = re.sub(r"Other fields present:.*?(?=Did you mean|$)", "", " ".join(str(error).split()))
-        reason = told[:200]  # ml_collections lists all keys there are before the nearest one
+        reason = told[:200]  # ml_collections lists all keys before the nearest one
         raise UserError(f"--config={spec} cannot be loaded ({type(error).__name__}: {reason}); mend {path}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config={spec}: get_config() gave {config!r}, not a ConfigDict; see configs/default.py")
@@ -64,7 +64,7 @@ def load(spec: str) -> ConfigDict:
 
 
 def split(spec: str) -> tuple[Path, str]:
-    """(file, argument) of FILE or FILE:ARG. Either may hold a colon: the longest name that is a file's counts."""
+    """Returns (file, argument) of FILE or FILE:ARG. Either may contain a colon: the longest name of a file counts."""
     parts = spec.split(":")
     ends = (end for end in range(len(parts), 0, -1) if os.path.isfile(expanded(":".join(parts[:end]))))
     end = next(ends, 1)
@@ -72,7 +72,7 @@ def split(spec: str) -> tuple[Path, str]:
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every leaf, in order."""
+    """Yields (dotted key, value) for every leaf, in order."""
     for key in config:
         if isinstance(config[key], ConfigDict):
             yield from leaves(config[key], f"{prefix}{key}.")
@@ -81,11 +81,11 @@ def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _parse(text: str, kind: type) -> Any:
-    """`text` as a value of `kind`: bool, int, float or str."""
+    """Returns `text` as a value of `kind`: bool, int, float or str."""
     if kind is bool:
         return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
     if kind is int and not text.replace("_", "").lstrip("+-").isdigit():
-        value = float(text)  # 1e6 is a fine way to write an int
+        value = float(text)  # 1e6 is accepted as an int
         if value != int(value):
             raise ValueError(text)
         return int(value)
@@ -93,12 +93,12 @@ def _parse(text: str, kind: type) -> Any:
 
 
 def override(config: ConfigDict, assignments: Sequence[str]) -> None:
-    """Applies `a.b=value` assignments in place, each typed by the key that it replaces.
+    """Applies `a.b=value` assignments in place, each parsed as the type of the key that it replaces.
 
-    `model.preset` is applied first and unsets the sizes that it gives, so that those of a recipe do not mix with them.
+    `model.preset` is applied first and unsets the sizes that it gives, so that they do not mix with those of a recipe.
 
     Raises:
-      UserError: unknown key (with the nearest known one), a value of the wrong type, or a missing value.
+      UserError: a key is unknown (the message has the nearest one), or a value is missing or of the wrong type.
     """
     known = dict(leaves(config))
     for assignment in sorted(assignments, key=lambda assignment: not assignment.startswith("model.preset=")):
@@ -121,12 +121,12 @@ def override(config: ConfigDict, assignments: Sequence[str]) -> None:
 
 
 def check_keys(config: ConfigDict, known: ConfigDict, source: str) -> None:
-    """Refuses a config whose keys or types are not those of `known`; `source` names where it is from.
+    """Refuses a config whose keys or types are not those of `known`; `source` says where it is from.
 
-    A whole number where a float belongs becomes one.
+    An int where a float belongs is converted in place.
 
     Raises:
-      UserError: a key that nothing reads (with the nearest known one), one that is missing, or a value of a wrong type.
+      UserError: a key is unknown (the message has the nearest one) or missing, or a value is of the wrong type.
     """
     have, want = dict(leaves(config)), dict(leaves(known))
     for key in have:
@@ -148,18 +148,18 @@ def check_keys(config: ConfigDict, known: ConfigDict, source: str) -> None:
                 holder[name] = float(have[key])
         elif have[key] is None and want[key] is None:
             with holder.unlocked(), holder.ignore_type():
-                holder[name] = placeholder(kind)  # JSON's null knows no type
+                holder[name] = placeholder(kind)  # JSON's null has no type
         elif type(have[key]) is not kind:
             raise UserError(f"{source}: {key}={have[key]!r} is not of type {kind.__name__}; mend it there")
 
 
 def path_of(workdir: Path) -> Path:
-    """Where a workdir keeps its config."""
+    """Returns the path of a workdir's config."""
     return workdir / CONFIG_JSON
 
 
 def read(workdir: Path) -> ConfigDict:
-    """The config of a workdir, as the run that made it resolved it.
+    """Returns the config of a workdir, as resolved by the run that made it.
 
     Raises:
       UserError: the workdir or its config.json is missing or cannot be read.
@@ -186,31 +186,32 @@ def read(workdir: Path) -> ConfigDict:
 
 
 def write(config: ConfigDict, workdir: Path) -> None:
-    """Writes config.json, whole or not at all."""
+    """Writes a workdir's config.json, atomically."""
     text = json.dumps(config.to_dict(), indent=2) + "\n"
     with replacing(path_of(workdir)) as temporary:
         temporary.write_text(text)
 
 
 def differences(old: ConfigDict, new: ConfigDict, free: tuple[str, ...] = FREE_KEYS) -> list[str]:
-    """`key: old -> new` for every key that a run may not change; `free` ones it may."""
+    """Returns `key: old -> new` for every changed key, except those that begin with one of `free`."""
     before, after = dict(leaves(old)), dict(leaves(new))
     changed = [key for key in before | after if not key.startswith(free) and not same(key, before, after)]
     return [f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}" for key in changed]
 
 
 def same(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Whether a key has the same value in both, or names the same folder."""
+    """Whether a key has the same value in both, or is `train.init_from` and names the same folder."""
     values = before.get(key), after.get(key)
     places = key == "train.init_from" and all(isinstance(value, str) and value for value in values)
     return values[0] == values[1] or (places and real(str(values[0])) == real(str(values[1])))
 
 
 def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
-    """Parses `argv` into the flags that are defined and returns the rest, `--config.a.b=value`, as `a.b=value`.
+    """Parses `argv` into the defined flags and returns the rest, `--config.a.b=value`, as `a.b=value`.
 
     Raises:
-      UserError: an argument that is neither; absl's own `flags.Error` for a bad or missing flag.
+      UserError: an argument is neither.
+      flags.Error: absl's own, for a bad or missing flag.
     """
     rest = flag_values(argv, known_only=True)[1:]
     assignments = []

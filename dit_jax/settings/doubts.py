@@ -1,4 +1,4 @@
-"""Settings that could be meant and mostly are not: unlike those that checks.py refuses, they are warned of."""
+"""Warns of settings that work but are probably not intended; checks.py refuses those that cannot work."""
 
 from ml_collections import ConfigDict
 
@@ -7,12 +7,12 @@ from dit_jax.diffusion.schedule import Schedule, make_schedule
 from dit_jax.diffusion.spacing import SPACINGS
 from dit_jax.settings.checks import TASKS_WITH_IMAGES
 
-HEUN_APART = 10.0  # ratio of two sigmas, beyond which samples were seen to suffer (54 did, 2 did not)
-SIGNAL = 0.1  # share of the image (alpha) at the timestep where pure noise is taken for x_t: above it, samples suffer
+HEUN_APART = 10.0  # ratio of two sigmas above which samples got worse in tests (at 54 they did, at 2 not)
+SIGNAL = 0.1  # largest share of the image (alpha) where sampling may start from pure noise; above it, samples suffer
 
 
 def doubts(config: ConfigDict, mode: str) -> list[str]:
-    """A line for each doubtful setting of a resolved config that a mode of main.py reads."""
+    """Returns a line for each doubtful setting of a resolved config that a mode of main.py reads."""
     d = config.diffusion
     schedule = make_schedule(d.schedule, d.num_steps, d.beta_start, d.beta_end, d.zero_terminal_snr)
     if mode == "train":
@@ -22,7 +22,7 @@ def doubts(config: ConfigDict, mode: str) -> list[str]:
 
 
 def about_schedule(schedule: Schedule) -> list[str]:
-    """Whether the last timestep is near enough to the pure noise that sampling starts from."""
+    """Warns if the last timestep is far from the pure noise that sampling starts from."""
     T, left = schedule.num_steps, schedule.alpha[-1]
     if left <= SIGNAL:
         return []
@@ -32,14 +32,14 @@ def about_schedule(schedule: Schedule) -> list[str]:
 
 
 def about_rate(config: ConfigDict) -> list[str]:
-    """Whether the learning rate ever reaches its peak."""
+    """Warns if the learning rate never reaches its peak."""
     warmup, steps = config.optimizer.warmup_steps, config.train.steps
     never = "the learning rate never reaches its peak; use fewer"
     return [f"optimizer.warmup_steps={warmup} is above train.steps={steps}: {never}"] if warmup > steps else []
 
 
 def about_sampling(config: ConfigDict, schedule: Schedule) -> list[str]:
-    """Whether sampling starts where the noise is, and whether guidance is ever on."""
+    """Warns if sampling starts where an image is expected, Heun's last step is too large, or guidance is never on."""
     c, found = config.sample, []
     timesteps = SPACINGS[c.spacing](schedule, c.steps)
     start, last = timesteps[0], schedule.num_steps - 1
@@ -62,7 +62,7 @@ def about_sampling(config: ConfigDict, schedule: Schedule) -> list[str]:
 
 
 def about_judging(config: ConfigDict) -> list[str]:
-    """Whether samples are judged by what they were made to please."""
+    """Warns if the classifier that guides samples also judges them."""
     scale = config.sample.classifier_scale
     if not scale or config.evaluate.features != "classifier":
         return []

@@ -1,4 +1,4 @@
-"""Class labels as users write them."""
+"""Parses and checks class labels as users write them."""
 
 from collections.abc import Sequence
 
@@ -8,18 +8,18 @@ from dit_jax.errors import UserError
 
 
 def parse_labels(text: str, class_names: Sequence[str]) -> list[int]:
-    """Classes by name or number, separated by commas, in any brackets: "cat, dog" or "[3, 5]"; "" is all of them.
+    """Returns the classes of a list of names or numbers, such as "cat, dog", "[3, 5]" or "(2,)"; "" is all of them.
 
     Raises:
-      UserError: a class that the data set does not have, with those it has.
+      UserError: the data set has no such class; the message lists those that it has.
     """
-    exact = {name: i for i, name in enumerate(class_names)}  # first: a class may be named 7, or Cat beside cat
+    exact = {name: i for i, name in enumerate(class_names)}  # comes first: a class may be named 7, or Cat beside cat
     text = text.strip()
-    if text in exact:  # it may hold a comma
+    if text in exact:  # a name may contain a comma
         return [exact[text]]
     inner = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text
     words = [word if (word := part.strip()) in exact else word.strip(" '\"") for part in inner.split(",")]
-    if not words[-1]:  # nothing at all, or a comma behind the last: (2,)
+    if not words[-1]:  # nothing at all, or a trailing comma: (2,)
         words.pop()
     numbers = {name.lower(): i for i, name in enumerate(class_names)} | {str(i): i for i in range(len(class_names))}
     labels = [exact.get(word, numbers.get(word.lower())) for word in words]
@@ -30,9 +30,9 @@ def parse_labels(text: str, class_names: Sequence[str]) -> list[int]:
 
 
 def check_labels(labels: np.ndarray, class_names: Sequence[str], unlabelled: bool = True) -> None:
-    """Refuses what is no list of integers, none at all, and labels outside 0..num_classes.
+    """Refuses labels that are not a list of integers, an empty list, and labels outside 0..num_classes.
 
-    num_classes, "no class", is refused too unless `unlabelled`.
+    num_classes, which stands for "no class", is refused too unless `unlabelled`.
     """
     if not labels.size:
         raise UserError(f"labels=[]: give at least one; {known_classes(class_names)}")
@@ -46,5 +46,5 @@ def check_labels(labels: np.ndarray, class_names: Sequence[str], unlabelled: boo
 
 
 def known_classes(class_names: Sequence[str]) -> str:
-    """One phrase that lists the classes."""
+    """Returns a phrase that lists the classes."""
     return "the classes are " + ", ".join(f"{i} {name}" for i, name in enumerate(class_names))

@@ -1,4 +1,4 @@
-"""What a config leaves open is filled in, and every value checked, before anything is built from it."""
+"""Fills in what a config leaves unset, and checks every value, before anything is built from it."""
 
 from pathlib import Path
 
@@ -11,17 +11,17 @@ from dit_jax.settings import checks, configs
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """A copy in which every value has been checked, and what was left unset is filled in.
+    """Returns a copy in which unset values are filled in and every value has been checked.
 
-    The model's preset gives its sizes, the data set that of its images, and a folder of pictures its classes: those of
-    a run are kept, so that it needs no folder later.
+    The preset gives the model's sizes, the data set its image size, and a folder of pictures its class names. A run's
+    config keeps those names, so that it does not need the folder later.
 
     Raises:
-      UserError: an unknown name or an impossible combination, one line with key, value and fix.
+      UserError: a name is unknown or a combination impossible; the message has key, value and fix.
     """
     try:
         config = config.copy_and_resolve_references()
-    except (ArithmeticError, TypeError, ValueError) as error:  # of values that are worked out from others
+    except (ArithmeticError, TypeError, ValueError) as error:  # in values that are computed from others
         raise UserError(f"the config's references cannot be worked out ({error}); mend the values they take") from None
     checks.choice("model.preset", config.model.preset, PRESETS)
     with config.unlocked():
@@ -39,10 +39,10 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
 
 def read_resolved(workdir: Path) -> ConfigDict:
-    """The config of a workdir, resolved.
+    """Returns the resolved config of a workdir.
 
     Raises:
-      UserError: there is none, or it is of another version.
+      UserError: there is none, or it is from another version.
     """
     try:
         return resolve(configs.read(workdir))
@@ -52,7 +52,7 @@ def read_resolved(workdir: Path) -> ConfigDict:
 
 
 def folder_of(c: ConfigDict) -> image_folder.Folder | None:
-    """The folder of pictures that the section `data` names, if it does."""
+    """Returns the folder of pictures that the section `data` names; None for other data sets."""
     if c.name != image_folder.NAME:
         return None
     return image_folder.Folder(c.root, c.image_size, tuple(c.class_names.split("/")), c.skip_broken, c.content)

@@ -1,1 +1,1 @@
-"""Processes, files and machines: how a run starts, tells how far it is, meets its others, ends; whole files."""
+"""Processes, files and machines: how a run starts, joins its processes, shows progress and ends; atomic files."""

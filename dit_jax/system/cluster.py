@@ -1,7 +1,7 @@
-"""Which processes make a run: from flags, or from Slurm, Open MPI or Kubernetes as JAX knows them.
+"""Finds the processes of a run: from flags, or from Slurm, Open MPI or Kubernetes as JAX detects them.
 
-Several processes are joined before anything else; from then on together.py is how they act as one. A process that is by
-itself is left alone: one task of Slurm, a shell in an allocation, a pod that is no part of an Indexed Job.
+Several processes are joined before anything else; from then on together.py makes them act as one. A process that runs
+by itself is left alone: a single Slurm task, a shell in an allocation, a pod outside an Indexed Job.
 """
 
 import importlib.util
@@ -21,15 +21,15 @@ from dit_jax.errors import UserError
 from dit_jax.system import compilation, lock, together
 
 PATIENCE = 300  # seconds that a process waits for the others to start
-SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")  # what JAX asks for
+SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")  # JAX reads these
 
 
 @dataclass(frozen=True)
 class Place:
-    """A process's place among several; None is left to JAX to find.
+    """A process's place among several; JAX finds the values that are None.
 
-    `method` is what JAX calls the environment, "deactivate" for none; `local_device_ids` are the GPUs that this process
-    takes of its machine's, () for all that it sees.
+    `method` is JAX's name for the environment, "deactivate" for none. `local_device_ids` are the GPUs of its machine
+    that this process uses, () for all that it sees.
     """
 
     process_id: int
@@ -46,10 +46,10 @@ def find(
     detect: bool,
     environ: Mapping[str, str],
 ) -> Place | None:
-    """This process's place from the flags, or else, with `detect`, from the environment; None if it is by itself.
+    """Returns this process's place from the flags or, with `detect`, the environment; None if it runs by itself.
 
     Raises:
-      UserError: flags that do not fit together, or an environment without what they leave out.
+      UserError: the flags do not fit together, or the environment lacks what they leave out.
     """
     found = detected(environ) if detect else None
     if coordinator is None and num_processes is None and process_id is None:
@@ -77,25 +77,25 @@ def find(
 
 
 def detected(environ: Mapping[str, str]) -> Place | None:
-    """The place that the environment gives, None for a process by itself. Open MPI is asked first, as JAX does."""
+    """Returns the place that the environment gives; None for a process by itself. Open MPI comes first, as in JAX."""
     if int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
         here, mine = (int(environ.get(f"OMPI_COMM_WORLD_LOCAL_{name}", 0)) for name in ("SIZE", "RANK"))
         rank, size = (int(environ[f"OMPI_COMM_WORLD_{name}"]) for name in ("RANK", "SIZE"))
         return Place(rank, size, method="ompi", local_device_ids=devices_of(here, mine, environ))
     if all(name in environ for name in SLURM):
-        # Of the step, not of the job: a shell in an allocation of many tasks is one task.
+        # The step's count, not the job's: a shell in an allocation of many tasks is one task.
         size = int(environ.get("SLURM_STEP_NUM_TASKS", environ["SLURM_NTASKS"]))
         here, mine = tasks_on_node(environ), int(environ["SLURM_LOCALID"])
         taken = devices_of(here, mine, environ)
         return Place(int(environ["SLURM_PROCID"]), size, method="slurm", local_device_ids=taken) if size > 1 else None
     indexed_job = "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ
-    if indexed_job and importlib.util.find_spec("kubernetes") is not None:  # else JAX cannot ask for the others
+    if indexed_job and importlib.util.find_spec("kubernetes") is not None:  # else JAX cannot look up the others
         return Place(int(environ["JOB_COMPLETION_INDEX"]), None, method="k8s")
     return None
 
 
 def tasks_on_node(environ: Mapping[str, str]) -> int:
-    """How many tasks of this step Slurm started on this machine, from its `2(x3),1`: 2 on each of three machines, 1."""
+    """Returns how many of this step's tasks are on this machine; Slurm's `2(x3),1` is 2 on each of three, then 1."""
     counts: list[int] = []
     for part in environ.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
         found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
@@ -105,9 +105,9 @@ def tasks_on_node(environ: Mapping[str, str]) -> int:
 
 
 def devices_of(here: int, mine: int, environ: Mapping[str, str]) -> tuple[int, ...] | None:
-    """The GPUs of process number `mine` of `here` on a machine: all that it sees if it is alone there, else one.
+    """Returns the GPUs of process `mine` of the `here` on a machine: () for all that it sees if it is alone, else one.
 
-    Where the scheduler shows each process only its own GPU, it takes that one. JAX's own variable has the last word.
+    If the scheduler shows each process only its own GPU, that is () too. JAX's own variable takes precedence (None).
     """
     if "JAX_LOCAL_DEVICE_IDS" in environ:
         return None
@@ -117,13 +117,13 @@ def devices_of(here: int, mine: int, environ: Mapping[str, str]) -> tuple[int, .
 
 
 def check_port(coordinator: str) -> None:
-    """Refuses a port that another program of this machine, that of process 0, listens at.
+    """Refuses a port that cannot be bound on this machine, that of process 0, as when another program listens on it.
 
-    JAX's service would share it with another run's, whose processes then abort.
+    JAX's service would share the port with another run's, whose processes would then abort.
     """
     port = int(coordinator.rpartition(":")[2])
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended are no hindrance
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignores connections that have ended
         try:
             probe.bind(("", port))
         except (OSError, OverflowError) as error:
@@ -141,13 +141,13 @@ def join(
     detect: bool,
     trained: Path | None = None,
 ) -> None:
-    """Finds this process's place, and waits for the others if there are any; comes before anything touches a device.
+    """Finds this process's place and waits for the others, if any; must come before anything touches a device.
 
-    `trained` is the folder whose only trainer this will be, if it is one: where a run is under way in it, this process
-    must not meet that run's others, whom it would end.
+    `trained` is the folder that this run will train in, if any. If another run is training there, this process must not
+    join that run's processes, which it would end.
 
     Raises:
-      UserError: as `find`; the folder or the port is another run's; or the others could not be reached.
+      UserError: as `find`; another run uses the folder or the port; or the others cannot be reached.
     """
     place = find(coordinator, num_processes, process_id, detect, os.environ)
     if place is None:
@@ -156,9 +156,9 @@ def join(
         lock.check_free(trained)
     if place.coordinator and place.process_id == 0:
         check_port(place.coordinator)
-    # JAX's own handler would take SIGTERM away from stop.py, and before the first step from Python.
+    # JAX's own handler would take SIGTERM away from stop.py and, before the first step, from Python.
     jax.config.update("jax_enable_preemption_service", False)
-    # JAX, when it has waited long enough, ends the process from C++ with a trace of its stack.
+    # When JAX itself times out, it ends the process from C++ with a stack trace; this comes earlier, with one line.
     late = threading.Timer(PATIENCE, _give_up, [place])
     late.daemon = True
     late.start()

@@ -1,4 +1,4 @@
-"""JAX's compiled programs, kept between processes: a run that starts again need not compile again."""
+"""Keeps JAX's compiled programs between processes, so that a restarted run need not compile again."""
 
 import hashlib
 import os
@@ -10,38 +10,38 @@ import jax
 
 
 def use_cache() -> None:
-    """Points JAX at a folder of the user's own, unless one is set already (JAX_COMPILATION_CACHE_DIR).
+    """Points JAX's cache at a private folder of the user, unless one is set already (JAX_COMPILATION_CACHE_DIR).
 
-    It holds machine code, so it must be the user's alone (mode 700), and each kind of processor has its own folder. An
-    entry that is damaged is told by JAX and compiled again; without a folder all works as well, only later.
+    It holds machine code, so only the user may write there (mode 700), and each kind of processor has its own folder.
+    JAX reports a damaged entry and compiles again. Without a folder everything works, but starts more slowly.
     """
     if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
         return
     try:
         folder = private_folder(cache_home() / "dit-jax") / "xla" / processor()
-    except (OSError, RuntimeError):  # no home, or one that may not be written
+    except (OSError, RuntimeError):  # no home folder, or not a writable one
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def use_shared_cache_alone() -> None:
-    """Keeps programs of several processes nowhere but in a folder that the user names (JAX_COMPILATION_CACHE_DIR).
+    """Turns the cache off for several processes unless the user names its folder (JAX_COMPILATION_CACHE_DIR).
 
-    On GPUs processes share out the tuning of a program, and wait for each other's part: one that finds the program in a
-    folder of its own, where JAX's first process alone writes, would leave the others waiting.
+    On GPUs, processes divide the tuning of a program and wait for each other's part. JAX's first process alone writes
+    the cache: if the folder is not shared, a process that finds the program in its own would leave the others waiting.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_enable_compilation_cache", False)
 
 
 def cache_home() -> Path:
-    """Where a user's caches are. Source: XDG base directory specification."""
+    """Returns the folder of the user's caches. Source: XDG base directory specification."""
     home = os.environ.get("XDG_CACHE_HOME", "")
     return Path(home) if Path(home).is_absolute() else Path.home() / ".cache"
 
 
 def private_folder(folder: Path) -> Path:
-    """Makes the folder; OSError if it is another user's or others may write there."""
+    """Creates and returns a folder; OSError if it is another user's, others may write there, or this user may not."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.stat()
     if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or not os.access(folder, os.W_OK):
@@ -50,7 +50,7 @@ def private_folder(folder: Path) -> Path:
 
 
 def processor() -> str:
-    """A name for the instructions of this machine's processor: code compiled for others may not run here."""
+    """Returns a name for this processor's instruction set: code compiled for another may not run here."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         kind = next(line for line in lines if line.startswith(("flags", "Features")))

@@ -1,4 +1,4 @@
-"""On what a run was made: machine, versions, commit and command, kept in the workdir for whoever reads its figures."""
+"""Records in the workdir what a run was made with, to interpret its results: machine, versions, commit, command."""
 
 import os
 import platform
@@ -19,12 +19,12 @@ PACKAGES = ("dit-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "nu
 
 
 def cores() -> int:
-    """Those that this process may run on; a scheduler may have bound it to some of the machine's."""
+    """Returns how many cores this process may use; a scheduler may have bound it to some of the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def facts() -> dict[str, Any]:
-    """Of this process: devices, processor, versions, and the commit of the code where that is known."""
+    """Returns this process's devices, processor and versions, and the commit of its code if that is known."""
     devices = jax.devices()
     return {
         "devices": f"{len(devices)} x {devices[0].device_kind}",
@@ -40,14 +40,14 @@ def facts() -> dict[str, Any]:
 
 
 def record(workdir: Path, step: int) -> None:
-    """Appends a line to WORKDIR/sessions.jsonl: a training process begins at `step`."""
+    """Appends a line to WORKDIR/sessions.jsonl for a training process that begins at `step`."""
     command = shlex.join(["python", *sys.argv])
     about = {"step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "command": command}
     append(workdir / SESSIONS, about | facts())
 
 
 def processor() -> str:
-    """The name of the processor, as Linux has it, or as Python does."""
+    """Returns the name of the processor as Linux gives it, or else as Python does."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -57,7 +57,7 @@ def processor() -> str:
 
 
 def version_of(package: str) -> str | None:
-    """The version of an installed package."""
+    """Returns the version of a package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -65,7 +65,7 @@ def version_of(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The commit of this code, with a plus if files differ from it; None without git or outside of a checkout."""
+    """Returns the commit of this code, with a plus if tracked files differ; None without git or outside a checkout."""
     here = Path(__file__)
 
     def git(*arguments: str) -> str:
@@ -73,7 +73,7 @@ def commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", here.name)  # else the checkout is another project's
+        git("ls-files", "--error-unmatch", here.name)  # fails in another project's checkout
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""One trainer a workdir: a lock that ends with its process, however that ends. Of several, the first holds it."""
+"""Allows one trainer per workdir: a lock that ends with its process, however that ends. The first process holds it."""
 
 import contextlib
 import fcntl
@@ -18,14 +18,14 @@ PATIENCE = 60  # seconds; network file systems show new files late
 
 @contextlib.contextmanager
 def only_trainer(workdir: Path) -> Iterator[None]:
-    """Holds WORKDIR/.lock, which says who holds it; the kernel frees it with the process, so a kill leaves no lock.
+    """Holds WORKDIR/.lock, which names its holder; the kernel frees it with the process, so a kill leaves no lock.
 
-    Where the file system has no locks, says so and goes on.
+    If the file system has no locks, logs a warning and continues.
 
-    Of several processes the others wait for it, and for its file to be seen by them.
+    With several processes, the others wait until the first one has the lock and they can see its file.
 
     Raises:
-      UserError: another process holds it, or the workdir is not one folder for all processes.
+      UserError: another run holds the lock, or the workdir is not the same folder for all processes.
     """
     path = workdir / ".lock"
     if not together.is_first():
@@ -41,12 +41,12 @@ def only_trainer(workdir: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is still held: who opened it before sees that it is gone
+        path.unlink(missing_ok=True)  # while still locked: a process that opened it earlier sees that it is gone
         os.close(file)
 
 
 def check_free(workdir: Path) -> None:
-    """The same UserError if another process holds the lock now; takes and makes nothing."""
+    """Raises the same UserError if another process holds the lock now; keeps no lock and creates no file."""
     path = workdir / ".lock"
     try:
         file = os.open(path, os.O_RDONLY)
@@ -56,14 +56,14 @@ def check_free(workdir: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         raise _held(path) from None
-    except OSError:  # no locks here, as `only_trainer` says
+    except OSError:  # no locks on this file system: `only_trainer` warns of it
         pass
     finally:
         os.close(file)
 
 
 def _see(path: Path) -> None:
-    """Waits until the first process's file is there; UserError if it never is."""
+    """Waits until the first process's file is visible; raises UserError after PATIENCE seconds."""
     deadline = time.monotonic() + PATIENCE
     while not path.exists():
         if time.monotonic() > deadline:
@@ -75,7 +75,7 @@ def _see(path: Path) -> None:
 
 
 def _open_locked(path: Path) -> int:
-    """A descriptor of the locked file; BlockingIOError if another has it."""
+    """Returns a descriptor of the locked file; raises BlockingIOError if another process holds the lock."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -89,7 +89,7 @@ def _open_locked(path: Path) -> int:
             os.ftruncate(file, 0)
             os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
             return file
-        os.close(file)  # its holder ended in between and took the file away
+        os.close(file)  # its holder ended in the meantime and removed the file
 
 
 def _held(path: Path) -> UserError:

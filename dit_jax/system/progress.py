@@ -1,4 +1,4 @@
-"""The one living line of a long job: how far, the loss, how fast, how long still."""
+"""The progress line of a long job: units done, loss, speed and time left."""
 
 import contextlib
 import shutil
@@ -10,25 +10,25 @@ from typing import Any, Self, TextIO
 
 from dit_jax.system.together import screen
 
-TERMINAL_SECONDS = 0.1  # between two redraws of the line on a terminal
-LOG_SECONDS = 10.0  # between two lines in a log file or a pipe
-WINDOW_SECONDS = 20.0  # the speed is that of the last so many seconds
-SAMPLE_SECONDS = 0.1  # between two entries of the window, which bounds it to some 200
+TERMINAL_SECONDS = 0.1  # at least, between two redraws on a terminal
+LOG_SECONDS = 10.0  # at least, between two lines in a log file or a pipe
+WINDOW_SECONDS = 20.0  # over which the speed is averaged
+SAMPLE_SECONDS = 0.1  # at least, between two entries of the window, so about 200 at most
 
 
 class Progress:
     """Shows e.g. `step 1,200/5,000  loss 0.1234  595 images/s  0:01:32 left`; a context manager, or call `close`.
 
-    On a terminal one line is rewritten in place; elsewhere plain lines are printed now and then. Until the first
-    `update` it says `compiling` (or `start`), and that time never counts in the speed.
+    On a terminal one line is rewritten in place; elsewhere a plain line is printed now and then. Until the first
+    `update` the line ends with `start`; that time does not count towards the speed.
 
     Args:
-        total: Units of the whole job.
-        unit: What is counted, as written before the numbers.
-        initial: Units that were done before, by an earlier process; they count as progress and not as speed.
-        images_per_unit: Images in one unit (a training step: the global batch size), for the images per second.
-        start: What is done until the first `update`.
-        stream: Where to write; if None, standard error of the first process.
+        total: Units in the whole job.
+        unit: The name of a unit, shown before the numbers.
+        initial: Units that an earlier process has done; they count as progress but not towards the speed.
+        images_per_unit: Images in one unit, for the images per second; for a training step, the global batch size.
+        start: What is happening until the first `update`.
+        stream: Where to write; if None, the first process writes to standard error and the others nowhere.
         clock: Returns seconds; tests pass their own.
     """
 
@@ -53,9 +53,9 @@ class Progress:
         self._draw(self._line(start))
 
     def update(self, done: int, loss: Any = None) -> None:
-        """Takes note that `done` units (initial ones included) are finished, and draws if it is time.
+        """Records that `done` units, including the initial ones, are finished, and redraws the line if it is time.
 
-        `loss` may be a number or a scalar device array. It is read only when a line is drawn, so passing one at each
+        `loss` may be a number or a scalar device array. It is read only when a line is drawn, so passing one at every
         step does not make the host wait for the device each time.
         """
         self._done = done
@@ -67,7 +67,7 @@ class Progress:
             self._draw(self._line(*self._speed(), *([] if left is None else [f"{_hours(left)} left"])))
 
     def close(self) -> None:
-        """Draws the last state, with the time that this process took, and ends the line; again does nothing."""
+        """Draws the final state, with the time that this process took, and ends the line; later calls do nothing."""
         if self._closed:
             return
         self._closed = True
@@ -86,7 +86,7 @@ class Progress:
 
     def _remember(self, now: float) -> None:
         window = self._window
-        # The newest entry always is the current state; older ones are kept SAMPLE_SECONDS apart.
+        # The newest entry is always the current state; older ones are kept SAMPLE_SECONDS apart.
         if len(window) >= 2 and window[-1][0] - window[-2][0] < SAMPLE_SECONDS:
             window.pop()
         window.append((now, self._done))
@@ -94,7 +94,7 @@ class Progress:
             window.popleft()
 
     def _units_per_second(self) -> float | None:
-        """Returns the speed over the window; None before it holds two updates at different times."""
+        """Returns the speed over the window; None until it spans time and progress."""
         if len(self._window) < 2:
             return None
         (then, before), (now, done) = self._window[0], self._window[-1]
@@ -119,7 +119,7 @@ class Progress:
         self._write(line if self._terminal else line + "\n")
 
     def _write(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # a reader that is gone, a log's full disk: no reason to end the job
+        with contextlib.suppress(OSError):  # a closed pipe or a full disk must not end the job
             self._stream.write(text)
             self._stream.flush()
 

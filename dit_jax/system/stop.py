@@ -1,4 +1,4 @@
-"""Why a run ends early: SIGTERM (a scheduler's), Ctrl-C, a lost terminal (SIGHUP), or `train.max_seconds`."""
+"""Ends a run early: on SIGTERM (from a scheduler), Ctrl-C, a lost terminal (SIGHUP), or `train.max_seconds`."""
 
 import contextlib
 import logging
@@ -18,19 +18,19 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 class Stop:
-    """Asked by the loop, once a dispatch, whether to end; a context manager that puts the signals back.
+    """Tells the training loop, once per dispatch, whether to end; a context manager that restores signal handlers.
 
-    `code` is the process's exit code by then: 0 (not asked to end), 143 (SIGTERM), 130 (Ctrl-C), 129 (SIGHUP, unless
-    nohup had it ignored) or 75 (time is up; not before the second call, so that each session gains steps). A second
-    Ctrl-C ends the process at once, even while the main thread waits for the devices: the byte that Python's own
-    handler writes for each signal is read by a thread.
+    `code` is the exit code so far: 0 (not asked to end), 143 (SIGTERM), 130 (Ctrl-C), 129 (SIGHUP, unless nohup had it
+    ignored) or 75 (time is up; calls check this only from the second on, so that each session gains steps). A second
+    Ctrl-C ends the process at once, even while the main thread waits for the devices, because a thread reads the byte
+    that Python's own handler writes for each signal.
 
-    With several processes, a signal may reach one alone: `__call__` gives all of them the same answer, one call later,
+    With several processes, a signal may reach only one: `__call__` gives all of them the same answer, one call later,
     and `code` is then the greatest of theirs.
     """
 
     def __init__(self, max_seconds: float = 0.0, clock: Callable[[], float] = time.monotonic):
-        """The time counts from here; `max_seconds` 0 is no limit."""
+        """Starts the clock; `max_seconds` = 0 means no limit."""
         self.code, self._max_seconds, self._clock, self._start = 0, max_seconds, clock, clock()
         self._interrupted = False
         self._before: dict[int, Any] = {}
@@ -41,7 +41,7 @@ class Stop:
         return self
 
     def listen(self) -> None:
-        """From here on a signal no longer ends the process but asks the loop to; in the main thread alone."""
+        """Makes signals ask the loop to end instead of ending the process; does nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
         self._read, self._write = os.pipe()
@@ -61,38 +61,38 @@ class Stop:
         os.close(self._write)  # ends the thread
         self._thread.join()
         os.close(self._read)
-        self._before = {}  # so that it may listen again
+        self._before = {}  # so that `listen` can be called again
 
     def __call__(self) -> bool:
-        """Whether to end now."""
+        """Whether the run should end now."""
         self._calls += 1
         if self._calls > 1:
             self.out_of_time()
         return self.signalled()
 
     def out_of_time(self) -> bool:
-        """Whether this process should end now, by the clock or a signal; asks no other one."""
+        """Whether this process should end now, for the time limit or a signal; does not ask the other processes."""
         if not self.code and 0 < self._max_seconds <= self._clock() - self._start:
             self.code = OUT_OF_TIME
             logger.info("train.max_seconds=%g are over: saving", self._max_seconds)
         return bool(self.code)
 
     def signalled(self) -> bool:
-        """The same without a look at the clock, for work that comes to no end if each session has too little time."""
+        """Like `__call__`, but does not check the clock: for work that must finish even if every session is short."""
         agreed = self._agree(self.code)
         if agreed and not self.code:
             logger.info("another process was asked to end: saving")
-        if agreed:  # else a signal that comes right now would be lost
+        if agreed:  # otherwise a signal that arrives right now would be lost
             self.code = agreed
         return bool(agreed)
 
     def at_last(self) -> bool:
-        """`signalled` after the last call, of all that any process was told before: no answer is a call late."""
+        """Whether any process was asked to end before this call. Asks twice, as an answer arrives one call late."""
         return self.signalled() or self.signalled()
 
     @contextlib.contextmanager
     def busy_with(self, work: str) -> Iterator[None]:
-        """Within it, `work` is what a signal is told to wait for."""
+        """Within the block, a signal's log message says that `work` is finished first."""
         before, self._busy_with = self._busy_with, work
         try:
             yield

@@ -1,6 +1,6 @@
-"""Standard output and error where a shell or a reader has closed them.
+"""Keeps standard output and error usable when a shell or a reader has closed them.
 
-Only the standard library is imported here, for this comes before imports that take seconds.
+Imports only the standard library, because it runs before imports that take seconds.
 """
 
 import os
@@ -8,7 +8,7 @@ import sys
 
 
 def open_closed() -> None:
-    """Opens to nothing what was closed (`2>&-`): the next file would get its number, and what libraries write to it."""
+    """Opens closed streams (`2>&-`) on /dev/null; else the next file would get what libraries write to their number."""
     while (file := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(file)
@@ -17,8 +17,8 @@ def open_closed() -> None:
 
 
 def tell(text: str) -> None:
-    """Prints what is on the disk already: a reader that has gone (`| head`) or a full disk costs nothing."""
+    """Prints text that is already saved to disk, so a closed pipe (`| head`) or a full disk is ignored."""
     try:
         print(text, flush=True)
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # as Python flushes once more at exit

@@ -1,8 +1,8 @@
-"""Several processes acting as one run: what the first does alone, what all agree on, and how all end when one does.
+"""Makes several processes act as one run: what the first does alone, what all agree on, how all end when one fails.
 
-The first process writes; all compute. In a run of one process none of these functions waits for anything.
-Messages go through the service by which JAX's processes know each other, so they pass while the devices are busy or
-stuck; the agreements of training go through the devices, in step with it.
+The first process writes; all compute. In a run of one process none of these functions waits for anything. Barriers and
+failures go through JAX's coordination service, so they work while the devices are busy or stuck; values that the
+processes agree on go through the devices.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TextIO
 
 import jax
 import numpy as np
-from jax._src.distributed import global_state  # JAX shows no other way to it; Orbax takes the same
+from jax._src.distributed import global_state  # JAX offers no public way; Orbax does the same
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -28,9 +28,9 @@ from dit_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 ENDED, LEAVING = "dit_jax/ended", "dit_jax/leaving"
-POLL = 0.5  # seconds between two looks whether another process has failed
-FAREWELL = 10  # seconds that a failed process waits for the others to hear of it
-WEEK = 7 * 24 * 3600  # seconds; nothing that all wait for takes longer
+POLL = 0.5  # seconds between two checks whether another process has failed
+FAREWELL = 10  # seconds that a failed process waits for the others to notice
+WEEK = 7 * 24 * 3600  # seconds; no wait for all processes takes longer
 _leaving = threading.Lock()
 _over = threading.Event()
 _waits = itertools.count()
@@ -42,36 +42,36 @@ def several() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and speaks; asking touches no device."""
+    """Whether this process is the one that writes and logs; touches no device."""
     return global_state.process_id == 0
 
 
 def screen() -> TextIO:
-    """Standard error for the first process; nowhere for the others."""
+    """Returns standard error in the first process, the null device in the others."""
     return sys.stderr if is_first() else open(os.devnull, "w")
 
 
 def begin() -> None:
-    """From here on the end of any process ends this one; called once, when all have found each other."""
+    """Makes any process's failure end this one; all but the first now log only errors. Called once, after joining."""
     if not is_first():
         logging.getLogger("dit_jax").setLevel(logging.ERROR)
     threading.Thread(target=_watch, name="others", daemon=True).start()
 
 
 def sync() -> None:
-    """Waits until every process's main thread is here."""
+    """Waits until the main thread of every process gets here."""
     meet(f"dit_jax/{next(_waits)}", WEEK * 1000)
 
 
 def meet(place: str, timeout_ms: int) -> None:
-    """Waits until every process is at this place."""
+    """Waits until every process is at the barrier `place`."""
     if several():
         _client().wait_at_barrier(place, timeout_ms)
 
 
 @contextlib.contextmanager
 def first_before_others() -> Iterator[None]:
-    """The first process does the block, then the others do: what it leaves on a disk, they find."""
+    """Runs the block in the first process, then in the others, which find what it left on disk."""
     if not is_first():
         sync()
     yield
@@ -80,12 +80,12 @@ def first_before_others() -> Iterator[None]:
 
 
 def all_true(mine: bool) -> bool:
-    """Whether it is true in every process."""
+    """Whether `mine` is true in every process."""
     return bool(np.all(multihost_utils.process_allgather(np.asarray(mine)))) if several() else mine
 
 
 def from_first(numbers: Sequence[int]) -> list[int]:
-    """The first process's numbers, below 2^31, which may be more or fewer than those given here."""
+    """Returns the first process's numbers, below 2^31; there may be more or fewer of them than given here."""
     if not several():
         return list(numbers)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(numbers))))
@@ -94,10 +94,10 @@ def from_first(numbers: Sequence[int]) -> list[int]:
 
 
 def check_devices() -> None:
-    """Refuses processes with unequal numbers of devices, which JAX's agreements between them cannot hold.
+    """Refuses unequal numbers of devices per process, which JAX's multihost functions do not support.
 
     Raises:
-      UserError: in all but those that happen to have the mean.
+      UserError: in every process, except those that happen to have the mean number.
     """
     if several() and jax.device_count() != jax.process_count() * jax.local_device_count():
         others = f"{jax.device_count()} in {jax.process_count()} processes, {jax.local_device_count()} of them here"
@@ -105,30 +105,30 @@ def check_devices() -> None:
 
 
 def check_alike(what: str, mine: Any, fix: str) -> None:
-    """Refuses that a process has another value, which JSON can hold, than the first one.
+    """Refuses a run in which a process has another value than the first one; JSON must be able to hold the value.
 
     Raises:
-      UserError: in all of them.
+      UserError: in all processes.
     """
     if several():
-        sync()  # without the devices, which do not wait for hours
+        sync()  # waits without the devices, which cannot wait for hours
         number = zlib.crc32(json.dumps(mine).encode()) >> 1
         if not all_true(from_first([number]) == [number]):
             raise UserError(f"the {jax.process_count()} processes have not the same {what}; {fix}")
 
 
 def whole(array: jax.Array) -> np.ndarray:
-    """An array of all devices on this host."""
+    """Returns an array that is spread over all devices as one array on this host."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)
 
 
 class Agreement:
-    """agreement(code) -> the greatest code that any process gave at the call before this one, 0 at the first.
+    """agreement(code) -> the greatest code that any process gave in the previous call, 0 in the first call.
 
-    All must call it alike. As the answer is that of the call before, it is there without waiting: what the devices were
-    given since then need not be finished.
+    All processes must call it equally often. The answer is that of the previous call so that it is ready at once, even
+    if the devices have not finished what they were given since. A single process gets back its own `code`.
     """
 
     def __init__(self) -> None:
@@ -151,7 +151,7 @@ class Agreement:
 
 
 def end(code: int) -> int:
-    """Waits until every process has come to its good end, and takes leave; returns `code`."""
+    """Waits until every process has finished, disconnects, and returns `code`."""
     if several():
         sync()
         _over.set()
@@ -160,7 +160,7 @@ def end(code: int) -> int:
 
 
 def fail(code: int, tell: Callable[[], None]) -> int:
-    """Ends every process with `code`; the first one to fail tells why. Alone, only tells and returns `code`."""
+    """Ends every process with `code`; the first to fail calls `tell`. If alone, calls `tell` and returns `code`."""
     if not several():
         tell()
         return code
@@ -168,7 +168,7 @@ def fail(code: int, tell: Callable[[], None]) -> int:
         try:
             _client().key_value_set(ENDED, str(code))
         except jax.errors.JaxRuntimeError as error:
-            if "ALREADY_EXISTS" not in str(error):  # nobody can be reached: they have their own end to tell
+            if "ALREADY_EXISTS" not in str(error):  # nobody can be reached: the others report their own end
                 tell()
         else:
             tell()
@@ -176,18 +176,18 @@ def fail(code: int, tell: Callable[[], None]) -> int:
 
 
 def _watch() -> None:
-    """Ends this process once another has failed, wherever its main thread may be stuck."""
+    """Ends this process once another has failed, even if its main thread is stuck."""
     while not _over.wait(POLL):
         try:
             code = int(_client().key_value_try_get(ENDED))
         except jax.errors.JaxRuntimeError:
-            continue  # nothing there. A service that is gone ends the process by itself
+            continue  # no process has failed; if the service is gone, JAX ends this process
         with _leaving:
             _leave(code)
 
 
 def _leave(code: int) -> NoReturn:
-    """Ends this process without the things that wait for others; the first, whom the others reach by, is last."""
+    """Ends this process without exit handlers, which wait for others; the first, which hosts the service, ends last."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         _client().wait_at_barrier(LEAVING, FAREWELL * 1000)
         if is_first():

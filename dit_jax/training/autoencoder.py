@@ -10,27 +10,27 @@ import jax.numpy as jnp
 from dit_jax.data import pipeline
 from dit_jax.diffusion import objective
 from dit_jax.training.state import Params
-from dit_jax.training.step import Batch, LossAndQuarters, Recipe
+from dit_jax.training.step import Batch, LossAndQuarters
 
 
 def batch_loss(
-    params: Params,
     apply: Callable[..., Any],
-    recipe: Recipe,
-    batch: Batch,
+    flip: bool,
     latent_shape: tuple[int, int, int],
     kl_weight: float,
+    params: Params,
+    batch: Batch,
 ) -> LossAndQuarters:
-    """Mean loss of a device's images, and (sums, counts) of it, all in the first quarter; as `step.batch_loss`.
+    """Mean loss of a device's images, and (sums, counts) of it, all in the first quarter.
 
     The loss of an image is its mean squared error plus `kl_weight` times its latents' KL in nats over its values: up to
     a factor, beta-VAE's bound with a Gaussian decoder (Higgins et al. 2017), whose weight Rombach et al. 2022 have at
     1e-6.
     """
     x_0, draw = batch.x_0, jax.vmap(partial(jax.random.split, num=2))(batch.keys_B)
-    if recipe.flip:
+    if flip:
         x_0 = pipeline.flip(x_0, draw[:, 0])
     eps = jax.vmap(lambda key: jax.random.normal(key, latent_shape))(draw[:, 1])
     output = apply(params, x_0, eps)
     loss_B = jnp.square(output.images - x_0).mean((1, 2, 3)) + kl_weight * output.kl_B / x_0[0].size
-    return loss_B.mean(), objective.by_quarter(loss_B, jnp.zeros(len(x_0), jnp.int32), recipe.schedule.num_steps)
+    return loss_B.mean(), objective.by_quarter(loss_B, jnp.zeros(len(x_0), jnp.int32), objective.QUARTERS)

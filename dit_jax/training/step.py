@@ -11,13 +11,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from dit_jax.data import pipeline
-from dit_jax.diffusion import objective
-from dit_jax.diffusion.schedule import Schedule
+from dit_jax.diffusion.objective import QUARTERS
 from dit_jax.training import guard, layout, sharding
 from dit_jax.training.layout import Axes
 from dit_jax.training.state import Params, TrainState, ema_rate, update_ema
@@ -25,7 +23,6 @@ from dit_jax.training.state import Params, TrainState, ema_rate, update_ema
 Sums = dict[str, jax.Array]  # metrics summed over steps, on the devices until a log point
 CallResult = tuple[TrainState, Sums, jax.Array]
 LossAndQuarters = tuple[jax.Array, tuple[jax.Array, jax.Array]]
-Loss = Callable[..., LossAndQuarters]  # such as `batch_loss`
 
 
 class Batch(NamedTuple):
@@ -40,87 +37,57 @@ class Batch(NamedTuple):
     index_B: jax.Array
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What a step does to a batch, besides the network and the optimizer."""
+# A device's mean loss, and (sums, counts) of the losses of its images by noise quarter, [QUARTERS] each.
+Loss = Callable[[Params, Batch], LossAndQuarters]
 
-    schedule: Schedule
-    prediction: str
-    timestep_sampling: str
-    logit_mean: float
-    logit_std: float
-    stratified_timesteps: bool
-    loss_weights: np.ndarray  # [T]
-    label_dropout: float
-    null_class: int
-    flip: bool
-    batch_size: int
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What a train step needs to know besides the loss and the optimizer."""
+
+    batch_size: int  # of all devices
     microbatches: int  # a device's images go through the network in so many parts
     steps_per_call: int
-    ema_half_life: float
+    ema_half_life: float  # images
     ema_ramp: float
 
 
 def zero_sums(bad_run: int = 0) -> Sums:
     """The metrics of no step at all, after `bad_run` steps in a row that were left out (see guard.py)."""
     scalars = {name: jnp.zeros(()) for name in ("steps", "loss", "grad_norm")}
-    quarters = {name: jnp.zeros(objective.QUARTERS) for name in ("quarter_loss", "quarter_count")}
+    quarters = {name: jnp.zeros(QUARTERS) for name in ("quarter_loss", "quarter_count")}
     return scalars | quarters | guard.zero_counts(bad_run)
 
 
-def batch_loss(params: Params, apply: Callable[..., jax.Array], recipe: Recipe, batch: Batch) -> LossAndQuarters:
-    """Mean weighted loss of a device's images, and (sums, counts) of the unweighted one by noise quarter."""
-    T, x_0 = recipe.schedule.num_steps, batch.x_0
-    draw = jax.vmap(partial(jax.random.split, num=5))(batch.keys_B)
-    if recipe.flip:
-        x_0 = pipeline.flip(x_0, draw[:, 0])
-    u_B = jax.vmap(jax.random.uniform)(draw[:, 1])
-    if recipe.stratified_timesteps:
-        u_B = objective.stratify(u_B, batch.index_B, recipe.batch_size)
-    t_B = objective.timestep_at(u_B, T, recipe.timestep_sampling, recipe.logit_mean, recipe.logit_std)
-    eps = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:]))(draw[:, 2])
-    dropped_B = jax.vmap(lambda key: jax.random.bernoulli(key, recipe.label_dropout))(draw[:, 3])
-    seen_B = jnp.where(dropped_B, recipe.null_class, batch.labels_B)
-    predict = lambda x_t, t: apply(params, x_t, t, seen_B, draw[:, 4])  # noqa: E731
-    loss_B = objective.diffusion_loss(predict, recipe.schedule, recipe.prediction, x_0, eps, t_B)
-    weight_B = jnp.asarray(recipe.loss_weights, jnp.float32)[t_B]
-    return (weight_B * loss_B).mean(), objective.by_quarter(loss_B, t_B, T)
+def gradient(loss: Loss, params: Params, batch: Batch, count: int) -> tuple[LossAndQuarters, Params]:
+    """Returns the loss of a device's images as they are fed, and its gradient, computed in `count` equal parts in turn.
 
-
-def gradient(
-    batch_loss: Loss, apply: Callable[..., Any], recipe: Recipe, params: Params, batch: Batch
-) -> tuple[LossAndQuarters, Params]:
-    """`batch_loss` and its gradient, of a device's images as they are fed, in `recipe.microbatches` parts in turn.
-
-    The parts are equal, so the mean of their means is that of all; every image draws what it would in one.
+    The mean of the parts' means is that of all images, and every image draws what it would in one part.
     """
 
     def part(batch: Batch) -> Any:
-        grad = jax.value_and_grad(batch_loss, has_aux=True)
-        return grad(params, apply, recipe, batch._replace(x_0=pipeline.to_float(batch.x_0)))
+        return jax.value_and_grad(loss, has_aux=True)(params, batch._replace(x_0=pipeline.to_float(batch.x_0)))
 
-    count = recipe.microbatches
     if count == 1:
         return part(batch)
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, batch))
     parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
-    ((loss, quarters), grads), _ = jax.lax.scan(
+    ((mean, quarters), grads), _ = jax.lax.scan(
         lambda total, batch: (jax.tree.map(jnp.add, total, part(batch)), None), zero, parts
     )
-    return (loss / count, quarters), jax.tree.map(lambda x: x / count, grads)
+    return (mean / count, quarters), jax.tree.map(lambda x: x / count, grads)
 
 
 def train_step(
-    apply: Callable[..., Any],
+    loss: Loss,
     optimizer: optax.GradientTransformation,
-    recipe: Recipe,
+    settings: StepSettings,
     key: jax.Array,
+    axes: Axes,
     state: TrainState,
     images: jax.Array,
     labels_B: jax.Array,
     mine: jax.Array,
-    batch_loss: Loss,
-    axes: Axes,
 ) -> tuple[TrainState, Sums]:
     """One step on a device's share of the batch, the images at the positions `mine` of it; and its metrics.
 
@@ -130,29 +97,33 @@ def train_step(
     step_key = jax.random.fold_in(key, state.step)
     keys_B = jax.vmap(partial(jax.random.fold_in, step_key))(mine)
     batch = Batch(images, labels_B, keys_B, mine)
-    (loss, quarters), grads = gradient(batch_loss, apply, recipe, state.params, batch)
-    loss, grads = layout.mean((loss, grads), (layout.WHOLE, axes))
+    (mean, quarters), grads = gradient(loss, state.params, batch, settings.microbatches)
+    mean, grads = layout.mean((mean, grads), (layout.WHOLE, axes))
     quarter_loss, quarter_count = jax.lax.psum(quarters, sharding.AXIS)
     grad_norm = layout.norm(grads, axes)
     metrics = {
         "steps": jnp.ones(()),
-        "loss": loss,
+        "loss": mean,
         "grad_norm": grad_norm,
         "quarter_loss": quarter_loss,
         "quarter_count": quarter_count,
     }
-    good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)  # of the whole batch: all devices decide alike
-    return guard.take(good, partial(update, optimizer, recipe, grads, grad_norm), state), guard.tally(good, metrics)
+    good = jnp.isfinite(mean) & jnp.isfinite(grad_norm)  # of the whole batch: all devices decide alike
+    return guard.take(good, partial(update, optimizer, settings, grads, grad_norm), state), guard.tally(good, metrics)
 
 
 def update(
-    optimizer: optax.GradientTransformation, recipe: Recipe, grads: Params, grad_norm: jax.Array, state: TrainState
+    optimizer: optax.GradientTransformation,
+    settings: StepSettings,
+    grads: Params,
+    grad_norm: jax.Array,
+    state: TrainState,
 ) -> TrainState:
     """The state after a step of the optimizer and of the average, leaf by leaf: whole or shares."""
     optimizer = optax.with_extra_args_support(optimizer)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params, grad_norm=grad_norm)
     params = optax.apply_updates(state.params, updates)
-    rate = ema_rate(state.step, recipe.batch_size, recipe.ema_half_life, recipe.ema_ramp)
+    rate = ema_rate(state.step, settings.batch_size, settings.ema_half_life, settings.ema_ramp)
     return TrainState(state.step + 1, params, update_ema(state.ema_params, params, rate), opt_state)
 
 
@@ -163,12 +134,11 @@ def data_keys(key: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def make_train_call(
-    apply: Callable[..., Any],
+    loss: Loss,
     optimizer: optax.GradientTransformation,
-    recipe: Recipe,
+    settings: StepSettings,
     mesh: Mesh,
     key: jax.Array,
-    batch_loss: Loss = batch_loss,
     streamed: bool = False,
     where: TrainState = layout.WHOLE_STATE,
 ) -> Callable[..., CallResult]:
@@ -176,21 +146,21 @@ def make_train_call(
 
     Images (or latents, see `datasets.Split`) and labels are the whole data, or, if `streamed`, the batches of these
     steps alone: [steps_per_call, B, ...], split over the mesh along B (see feed.py). `where` tells along which axes the
-    state is split (see layout.py); if it is, `apply` takes a device's shares of the parameters.
+    state is split (see layout.py); if it is, `loss` takes a device's shares of the parameters.
 
     Returns (state, sums, steps done). One compile serves every count. State and sums are donated; the third result is
     there to wait for while the next call already has them.
     """
     order_key, draw_key = data_keys(key)
-    step = partial(train_step, apply, optimizer, recipe, draw_key, batch_loss=batch_loss, axes=where.params)
+    step = partial(train_step, loss, optimizer, settings, draw_key, where.params)
 
     def call(state: TrainState, sums: Sums, images: Any, labels: Any, count: jax.Array) -> CallResult:
-        first, batch_size = state.step, recipe.batch_size
+        first, batch_size = state.step, settings.batch_size
         mine = sharding.global_index(mesh, batch_size)
         if streamed:
             pick = pipeline.from_stream(first, images, labels)
         else:
-            pick = pipeline.from_resident(order_key, first, recipe.steps_per_call, batch_size, mine, images, labels)
+            pick = pipeline.from_resident(order_key, first, settings.steps_per_call, batch_size, mine, images, labels)
 
         def body(_: jax.Array, carry: tuple[TrainState, Sums]) -> tuple[TrainState, Sums]:
             state, sums = carry

@@ -147,7 +147,7 @@ def test_the_run_diffuses_latents_and_gives_images(trained):
     assert run.ema_params["params"]["patch"]["kernel"].shape[0] == 2 * 2 * 2  # patches of 2, of 2 channels
     key, labels = jax.random.key(3), [0, 1, 2]
     images = run.sample(run.ema_params, key, labels)
-    plan = run.experiment.plan(run.experiment.timesteps())
+    plan = run.experiment.plan()
     latents = make_sample(run.experiment, plan, decode=False)(run.ema_params, key, labels)
     assert latents.shape == (3, *SHAPE)
     codec = run.experiment.codec

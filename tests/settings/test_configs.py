@@ -88,7 +88,7 @@ def build(config):
     kept = ((*views, *experiment.x_shape), np.float32) if config.model.latents else (image, np.uint8)
     data = jax.ShapeDtypeStruct((512, *kept[0]), kept[1]), jax.ShapeDtypeStruct((512,), np.int32)
     jax.eval_shape(experiment.train_call(), state, zero_sums(), *data, np.int32(1))
-    plan, labels = experiment.plan(experiment.timesteps()), experiment.labels()[:8]
+    plan, labels = experiment.plan(), experiment.labels()[:8]
     sample = make_sample(experiment, plan, classifier=lambda x_t, t_B: jnp.zeros((len(t_B), 10)))
     evaluation = TrainingEvaluation(experiment, *[None] * 4)  # pyright: ignore[reportArgumentType]
     assert (evaluation.count, evaluation.steps) == (1000, 50)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_jax.diffusion.schedule import make_schedule
 from dit_jax.models.autoencoder import AutoencoderOutput
 from dit_jax.training.autoencoder import batch_loss
 from dit_jax.training.step import Batch
@@ -24,12 +23,11 @@ def seen():
         noted.update(x=np.asarray(x), eps=np.asarray(eps))
         return AutoencoderOutput(x + 0.1, jnp.full(len(x), 6.0))
 
-    recipe = SimpleNamespace(schedule=make_schedule("rectified", 20, 0.1, 0.2), flip=True)
     x_0 = jnp.broadcast_to(jnp.arange(4.0)[None, None, :, None], (B, 4, 4, 3))
     keys_B = jax.random.split(jax.random.key(0), B)
     labels = jnp.zeros(B, jnp.int32)
     batch = Batch(x_0, labels, keys_B, jnp.arange(B))
-    loss, quarters = batch_loss(None, apply, recipe, batch, latent_shape=SHAPE, kl_weight=0.5)
+    loss, quarters = batch_loss(apply, True, SHAPE, 0.5, None, batch)
     return SimpleNamespace(**noted, loss=loss, quarters=quarters)
 
 

@@ -25,10 +25,10 @@ def seen():
         noted.update(x_t=np.asarray(x_t), t=np.asarray(t_B))
         return ClassifierOutput(jnp.zeros((B, 1)), jnp.zeros((B, K)))
 
-    recipe = SimpleNamespace(schedule=schedule, flip=True)
     keys_B = jax.random.split(jax.random.key(0), B)
     x_0 = jnp.full((B, 4, 4, 3), 0.5)
-    loss, quarters = batch_loss(None, apply, recipe, Batch(x_0, jnp.zeros(B, jnp.int32), keys_B, jnp.arange(B)))
+    batch = Batch(x_0, jnp.zeros(B, jnp.int32), keys_B, jnp.arange(B))
+    loss, quarters = batch_loss(apply, schedule, True, 0, None, batch)
     return SimpleNamespace(**noted, loss=loss, quarters=quarters)
 
 
@@ -70,10 +70,10 @@ def test_half_of_the_images_are_mirrored_and_each_keeps_its_label():
         noted.update(x_t=np.asarray(x_t))
         return ClassifierOutput(jnp.zeros((B, 1)), 100 * jax.nn.one_hot(x_t[:, 0, 0, 2].astype(int), K))
 
-    recipe = SimpleNamespace(schedule=Schedule(np.ones(T), np.zeros(T)), flip=True)
+    schedule = Schedule(np.ones(T), np.zeros(T))
     labels, keys_B = jnp.arange(B) % K, jax.random.split(jax.random.key(0), B)
     x_0 = jnp.broadcast_to(jnp.arange(4.0)[None, None, :, None], (B, 4, 4, 3)).at[..., 2].set(labels[:, None, None])
-    loss, _ = batch_loss(None, apply, recipe, Batch(x_0, labels, keys_B, jnp.arange(B)))
+    loss, _ = batch_loss(apply, schedule, True, 0, None, Batch(x_0, labels, keys_B, jnp.arange(B)))
     assert float(loss) == 0
     mirrored = noted["x_t"][:, 0, 0, 0] == 3
     assert 720 <= mirrored.sum() <= 880  # 800 +- 20 is one standard deviation
@@ -88,9 +88,9 @@ def test_crops_move_the_images():
         moved.append(np.asarray(x_t))
         return ClassifierOutput(jnp.zeros((B, 1)), jnp.zeros((B, K)))
 
-    recipe, keys_B = SimpleNamespace(schedule=schedule, flip=False), jax.random.split(jax.random.key(0), B)
+    keys_B = jax.random.split(jax.random.key(0), B)
     x_0 = jnp.full((B, 4, 4, 3), 0.5)
-    batch_loss(None, apply, recipe, Batch(x_0, jnp.zeros(B, jnp.int32), keys_B, jnp.arange(B)), crop_padding=1)
+    batch_loss(apply, schedule, False, 1, None, Batch(x_0, jnp.zeros(B, jnp.int32), keys_B, jnp.arange(B)))
     clean = np.isin(moved[0], [0, 0.5]).all((1, 2, 3))
     whole = (moved[0][clean] == 0.5).all((1, 2, 3)).mean()
     assert whole == pytest.approx(1 / 9, abs=0.08)

@@ -1,7 +1,5 @@
 """The train step: the same numbers on any mesh and at any rhythm, and draws that differ."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +7,8 @@ import optax
 import pytest
 
 from dit_jax.data.datasets import Split
-from dit_jax.training.step import Batch, batch_loss, zero_sums
-from tests.training.toy import RECIPE, Trainer, apply
+from dit_jax.training.step import zero_sums
+from tests.training.toy import OBJECTIVE, Trainer, apply
 
 
 def close(a, b, rtol=1e-5):
@@ -129,11 +127,11 @@ class Spy:
         return apply(params, x_t, t_B, labels_B, keys_B)
 
 
-def shown(devices, steps, **recipe):
+def shown(devices, steps, **changed):
     """Everything a network sees in so many steps on images that are all alike: x_t, t, labels, keys, sorted by x_t."""
     spy = Spy()
     grey = Split(np.full((40, 8, 8, 3), 128, np.uint8), np.arange(40, dtype=np.int32) % 3)
-    trainer = Trainer(optax.sgd(0.0), devices, spy, data=grey, **recipe)
+    trainer = Trainer(optax.sgd(0.0), devices, spy, data=grey, **changed)
     jax.block_until_ready(trainer.run(steps).state)
     jax.effects_barrier()
     x, t, labels, keys = (np.concatenate(parts) for parts in zip(*spy.seen, strict=True))
@@ -154,44 +152,11 @@ def test_every_image_of_every_device_and_step_has_its_own_noise():
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def drawn():
-    """What one call of `batch_loss` draws for 400 latents of label 0, 7 or mirrored 90, and its loss."""
-    count, noted = 400, {}
-
-    def network(params, x_t, t_B, labels_B, keys_B):
-        noted.update(x_t=np.asarray(x_t), t=np.asarray(t_B), dropped=np.asarray(labels_B) == RECIPE.null_class)
-        return jnp.zeros_like(x_t)
-
-    both = jnp.broadcast_to(jnp.array([7.0, 90.0])[None, :, None, None, None], (count, 2, 2, 2, 5))
-    keys_B = jax.random.split(jax.random.key(0), count)
-    batch = Batch(both, jnp.zeros(count, jnp.int32), keys_B, jnp.arange(count))
-    loss, _ = batch_loss({}, network, RECIPE, batch)
-    alpha, sigma = (table[noted["t"]][:, None, None, None] for table in RECIPE.schedule)
-    straight, mirrored = ((noted["x_t"] - value * alpha) / sigma for value in (7, 90))
-    noted["mirrored"] = np.abs(mirrored).mean((1, 2, 3)) < np.abs(straight).mean((1, 2, 3))
-    noted["eps"] = np.where(noted["mirrored"][:, None, None, None], mirrored, straight)
-    return SimpleNamespace(**noted, loss=float(loss))
-
-
-def test_latents_of_images_or_of_mirrored_ones_are_what_is_noised(drawn):
-    assert 150 <= drawn.mirrored.sum() <= 250  # 200 +- 10 is one standard deviation
-    assert drawn.eps.mean() == pytest.approx(0, abs=0.05)  # 8,000 draws: four standard errors
-    assert drawn.eps.std() == pytest.approx(1, abs=0.05)
-    assert drawn.loss == pytest.approx(np.square(drawn.eps).mean(), rel=1e-3)  # noise, predicted as 0
-
-
-def test_an_images_time_noise_mirroring_and_dropped_label_know_nothing_of_each_other(drawn):
-    """Correlations of 400 independent pairs are 0 +- 0.05; of draws by one key, such as t < T / 4, above 0.7."""
-    found = np.corrcoef([drawn.t, drawn.eps[:, 0, 0, 0], drawn.mirrored, drawn.dropped])
-    np.testing.assert_allclose(found, np.eye(4), atol=0.2)
-
-
 def test_the_keys_for_dropout_are_those_of_no_other_draw():
     """The noise that a key would draw as `batch_loss` does is nowhere in the images."""
     x, t, _, keys = shown(1, 3, flip=False)
-    signal, grey = RECIPE.schedule.alpha[t][:, None, None, None], 128 / 127.5 - 1
-    eps = (x - signal * grey) / RECIPE.schedule.sigma[t][:, None, None, None]
+    signal, grey = OBJECTIVE.schedule.alpha[t][:, None, None, None], 128 / 127.5 - 1
+    eps = (x - signal * grey) / OBJECTIVE.schedule.sigma[t][:, None, None, None]
     drawn = jax.vmap(lambda key: jax.random.normal(key, (8, 8, 3)))(jax.random.wrap_key_data(keys))
     assert np.abs(np.corrcoef(np.reshape(eps, (24, -1)), np.reshape(drawn, (24, -1)))[:24, 24:]).max() < 0.5
 

@@ -1,6 +1,7 @@
 """Training calls around a network of three parameters: they compile in a second and have no model to hide behind."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,12 @@ import numpy as np
 
 from dit_jax.diffusion.schedule import linear
 from dit_jax.training import layout, sharding
+from dit_jax.training.diffusion import Objective, batch_loss
 from dit_jax.training.state import create
-from dit_jax.training.step import Recipe, make_train_call, zero_sums
+from dit_jax.training.step import StepSettings, make_train_call, zero_sums
 from tests import tiny
 
-RECIPE = Recipe(
+OBJECTIVE = Objective(
     schedule=linear(20, 0.01, 0.3),
     prediction="eps",
     timestep_sampling="uniform",
@@ -24,11 +26,8 @@ RECIPE = Recipe(
     null_class=3,
     flip=True,
     batch_size=8,
-    microbatches=1,
-    steps_per_call=4,
-    ema_half_life=30.0,
-    ema_ramp=0.05,
 )
+SETTINGS = StepSettings(batch_size=8, microbatches=1, steps_per_call=4, ema_half_life=30.0, ema_ramp=0.05)
 
 
 def init_params():
@@ -43,15 +42,23 @@ def apply(params, x_t, t_B, labels_B, keys_B):
 class Trainer:
     """A run from the first step on, whose calls are made one by one."""
 
-    def __init__(self, optimizer, devices=1, network=apply, params=init_params, data=None, shard=False, **recipe):
-        """`shard`: the state is split over the devices, and made whole before the network sees it."""
+    def __init__(self, optimizer, devices=1, network=apply, params=init_params, data=None, shard=False, **changed):
+        """`changed` are fields of `OBJECTIVE` or `SETTINGS`.
+
+        `shard`: the state is split over the devices, and made whole before the network sees it.
+        """
+        assert all(hasattr(OBJECTIVE, name) or hasattr(SETTINGS, name) for name in changed)
         mesh, where = tiny.mesh(devices), layout.WHOLE_STATE
         fresh, of_whole = lambda: create(params, optimizer), network
         if shard:
             where = layout.split(jax.eval_shape(fresh), devices)
             network = lambda shares, *inputs: of_whole(layout.gather(shares, where.params), *inputs)  # noqa: E731
-        recipe = dataclasses.replace(RECIPE, **recipe)
-        self.call = make_train_call(network, optimizer, recipe, mesh, jax.random.key(5), where=where)
+        objective, settings = (
+            dataclasses.replace(plain, **{name: value for name, value in changed.items() if hasattr(plain, name)})
+            for plain in (OBJECTIVE, SETTINGS)
+        )
+        loss = partial(batch_loss, network, objective)
+        self.call = make_train_call(loss, optimizer, settings, mesh, jax.random.key(5), where=where)
         self.data = [sharding.put_replicated(array, mesh) for array in data or tiny.split()]
         self.state = jax.jit(fresh, out_shardings=layout.shardings(where, mesh))()
         self.sums = jax.device_put(zero_sums(), sharding.replicated(mesh))
