@@ -115,7 +115,7 @@ def get_config() -> ConfigDict:
     config.evaluate.training_steps = 50  # its sampler's steps, at most diffusion.num_steps
     config.evaluate.inception_path = ""  # file of Inception's weights; if empty, $DIT_JAX_INCEPTION names it
 
-    config.autoencoder = ConfigDict()  # of --mode=train_autoencoder, run before model.latents; pace, limits and seed of training
+    config.autoencoder = ConfigDict()  # of --mode=train_autoencoder; pace, limits and seed are those of training
     config.autoencoder.downsample = 4  # pixels per latent along each axis: 2 | 4 | 8
     config.autoencoder.channels = 4  # channels of the latents
     config.autoencoder.width = 32  # channels of the first stage; doubles where the size halves, up to four times this

@@ -257,7 +257,8 @@ def of_what(about: Row) -> str:
 def bits_line(row: Row) -> str:
     """Returns a sentence with the variational bound and, if the row has them, its parts and standard error."""
     parts = row["bits_per_dim_parts"] if isinstance(row.get("bits_per_dim_parts"), dict) else {}
-    error = f", standard error {shown('', parts['standard_error'])}" if number(parts.get("standard_error")) is not None else ""
+    error = shown("", parts.get("standard_error"))
+    error = "" if error == "-" else f", standard error {error}"
     named = [f"{name} {shown('', parts[name])}" for name in ("prior", "vlb", "decoder") if name in parts]
     told = f": {' + '.join(named)}" if named else ""
     return f"Variational bound: {shown('', row['bits_per_dim'])} bits per dimension on the same images{told}{error}."
