@@ -1,4 +1,4 @@
-"""evaluations.jsonl: every evaluation of a run, one a line, and which of those made in training was the best."""
+"""evaluations.jsonl: every evaluation of a run, one per line, and which of those made in training was the best."""
 
 import logging
 from collections.abc import Collection, Mapping
@@ -13,24 +13,24 @@ from dit_jax.system.jsonl import parse, read_rows
 
 logger = logging.getLogger(__name__)
 NAME = "evaluations.jsonl"
-TRAINING = "training"  # `during` of the rows that training wrote
+TRAINING = "training"  # the value of `during` in rows that training wrote
 # Only rows that agree in these can be compared.
 SETTINGS = ("n", "reference_n", "seed", "sampler", "steps", "spacing", "variance", "eta", "guidance", "guidance_from",
             "guidance_to", "classifier_scale", "clip_x_0", "weights", "features", "features_sha256")  # fmt: skip
 
 
 def append(workdir: Path, row: Mapping[str, Any]) -> None:
-    """Adds a line."""
+    """Adds a row."""
     append_line(workdir / NAME, row)
 
 
 def of_training(workdir: Path) -> list[dict[str, Any]]:
-    """The rows that training wrote, oldest first, without damaged ones."""
+    """Returns the rows that training wrote, oldest first, without damaged ones."""
     return [row for row in read_rows(workdir / NAME) if is_of_training(row)]
 
 
 def is_of_training(row: Mapping[str, Any]) -> bool:
-    """Whether training wrote a row, and it tells its step and its distance."""
+    """Returns whether training wrote the row, and the row has a step and a distance."""
     if row.get("during") != TRAINING:
         return False
     metric = NAMES.get(str(row.get("features")), {}).get("frechet", "")
@@ -38,7 +38,7 @@ def is_of_training(row: Mapping[str, Any]) -> bool:
 
 
 def drop_after(workdir: Path, step: int) -> None:
-    """Removes, atomically, what training wrote beyond `step`: a resumed run writes it again."""
+    """Removes, atomically, the rows that training wrote beyond `step`: a resumed run writes them again."""
     path = workdir / NAME
     if any(row["step"] > step for row in of_training(workdir)):
         with replacing(path) as temporary:
@@ -52,26 +52,26 @@ def _is_late(line: bytes, step: int) -> bool:
 
 
 def alike(workdir: Path) -> list[dict[str, Any]]:
-    """The rows of training that were made as the newest was."""
+    """Returns the rows of training that were made with the settings of the newest one."""
     rows = of_training(workdir)
     return [row for row in rows if all(row.get(key) == rows[-1].get(key) for key in SETTINGS)]
 
 
 def best_step(workdir: Path, steps: Collection[int]) -> int | None:
-    """Of `steps`, those that have a checkpoint, the one with the smallest distance; None where none was evaluated."""
+    """Returns the step in `steps`, which have checkpoints, with the smallest distance; None if none was evaluated."""
     return min((row for row in alike(workdir) if row["step"] in steps), key=distance, default={"step": None})["step"]
 
 
 def distance(row: Mapping[str, Any]) -> float:
-    """A row's Frechet distance, under the name that its features give it."""
+    """Returns a row's Frechet distance, whose name depends on the row's features."""
     return row[NAMES[row["features"]]["frechet"]]
 
 
 def wanted_step(workdir: Path, name: str) -> int | None:
-    """The step that `sample.checkpoint`, `name`, asks for; None for the newest.
+    """Returns the step that `sample.checkpoint`, `name`, asks for; None for the newest.
 
     Raises:
-      UserError: there is no best one yet, or no checkpoint of that step; says which there are.
+      UserError: there is no best step yet, or no checkpoint of the wanted step; then says which there are.
     """
     if name == "newest":
         return None

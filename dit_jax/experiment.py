@@ -34,18 +34,18 @@ from dit_jax.training.feed import Resident, Stream
 from dit_jax.training.state import Params, TrainState, create
 from dit_jax.training.step import CallResult, Loss, StepSettings, data_keys, make_train_call
 
-RESIDENT_BYTES = 2**30  # data above it is streamed unless `data.resident` says otherwise
-CPU_PASS = 8  # images that a CPU passes through the network at a time: as fast as any number (docs/decisions.md)
+RESIDENT_BYTES = 2**30  # larger data is streamed unless `data.resident` says otherwise
+CPU_PASS = 8  # images per pass through the network on a CPU: as fast as any other number (docs/decisions.md)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 Sample = Callable[..., jax.Array]
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything a resolved config describes. Parts are built when first asked for."""
+    """Everything a resolved config describes. Parts are built on first use."""
 
     config: ConfigDict
-    autoencoder: Codec | None = None  # of `model.latents`; without it such a run can be described, not trained
+    autoencoder: Codec | None = None  # for `model.latents`; without it such a run can be described but not trained
     section: ClassVar[str] = "train"  # where a user sets the steps and the batch size
 
     @cached_property
@@ -55,18 +55,18 @@ class Experiment:
 
     @property
     def source(self) -> datasets.Source:
-        """Where the images are."""
+        """The data set's name and where it is stored."""
         c = self.config.data
         return datasets.Source(c.name, c.data_dir, folder_of(c))
 
     @property
     def x_shape(self) -> tuple[int, int, int]:
-        """What is diffused, (H, W, C): an image, or its latents."""
+        """The shape of what is diffused, (H, W, C): an image or its latents."""
         return checks.diffused_shape(self.config, self.info.image_shape)
 
     @property
     def codec(self) -> Codec:
-        """From images to what is diffused, and back. Raises UserError if the autoencoder for it was not loaded."""
+        """Maps images to what is diffused, and back. Raises UserError if the autoencoder for it was not loaded."""
         if not self.config.model.latents:
             return PIXELS
         fix = "no autoencoder is at hand here; train and sample by main.py with a workdir, or use false"
@@ -88,7 +88,7 @@ class Experiment:
     def apply(
         self, params: Params, x_t: jax.Array, t_B: jax.Array, labels_B: jax.Array, keys_B: jax.Array | None = None
     ) -> jax.Array:
-        """The network's prediction, float32 [B, H, W, C]; with the keys of training, with dropout."""
+        """Returns the network's prediction, float32 [B, H, W, C]; with training's keys, dropout applies."""
         return cast(jax.Array, self.model.apply(params, x_t, t_B, labels_B, keys_B))
 
     @cached_property
@@ -99,7 +99,7 @@ class Experiment:
 
     @cached_property
     def learning_rate(self) -> optimizer.Schedule:
-        """Learning rate by step."""
+        """The function step -> learning rate."""
         c = self.config.optimizer
         return optimizer.learning_rate_schedule(c.schedule, c.learning_rate, c.warmup_steps, self.config.train.steps)
 
@@ -128,7 +128,7 @@ class Experiment:
         )
 
     def loss(self, apply: Callable[..., Any]) -> Loss:
-        """Returns the loss that training minimises, of a network such as `self.apply`."""
+        """Returns the loss that training minimises, for a network `apply` such as `self.apply`."""
         return partial(batch_loss, apply, self.objective)
 
     @property
@@ -138,20 +138,20 @@ class Experiment:
 
     @cached_property
     def keys(self) -> tuple[jax.Array, jax.Array]:
-        """(for the initial parameters, for the training draws), both from the run's only seed."""
-        with jax.ensure_compile_time_eval():  # first asked for inside a trace, the cache would keep a tracer
+        """The keys (for the initial parameters, for training's draws), both from the run's single seed."""
+        with jax.ensure_compile_time_eval():  # else a first use in a trace would cache a tracer
             for_params, for_training = jax.random.split(jax.random.key(self.config.seed))
         return for_params, for_training
 
     def init_params(self) -> Params:
-        """Fresh parameters, float32."""
+        """Returns fresh parameters, float32."""
         x = jnp.zeros((1, *self.x_shape))
         zero = jnp.zeros((1,), jnp.int32)
         return self.model.init(self.keys[0], x, zero, zero)
 
     @cached_property
     def _shapes(self) -> TrainState:
-        """Shapes and dtypes of the state."""
+        """The shapes and dtypes of the state."""
         return jax.eval_shape(partial(create, self.init_params, self.optimizer))
 
     @cached_property
@@ -160,7 +160,7 @@ class Experiment:
         return layout.split(self._shapes, self.mesh.size if self.config.train.shard_params else 1)
 
     def init_state(self, params: Params | None = None) -> TrainState:
-        """The state before the first step, where it belongs on the devices; of given parameters, or fresh ones."""
+        """Returns the state before the first step, placed on the devices; with the given parameters, or fresh ones."""
 
         def make(*given: Params) -> TrainState:
             return create(lambda: given[0] if given else self.init_params(), self.optimizer)
@@ -169,7 +169,7 @@ class Experiment:
         return jax.jit(make, out_shardings=layout.shardings(self.where, self.mesh))(*given)
 
     def abstract_state(self) -> TrainState:
-        """Shapes, dtypes and shardings of the state, without computing it."""
+        """Returns the shapes, dtypes and shardings of the state without computing it."""
         return abstract(self._shapes, layout.shardings(self.where, self.mesh))
 
     def check_devices(self) -> None:
@@ -180,7 +180,7 @@ class Experiment:
             layout.check(self._shapes.params, self.where.params, self.mesh)
 
     def train_call(self, streamed: bool = False) -> Callable[..., CallResult]:
-        """Many train steps in one dispatch, see `step.make_train_call`."""
+        """Returns a function that runs many train steps in one dispatch; see `step.make_train_call`."""
         apply = self.apply
         if self.config.train.shard_params:
             apply = partial(apply_shares, self.model, layout.gather, self.where.params)
@@ -188,35 +188,34 @@ class Experiment:
         return make_train_call(loss, self.optimizer, settings, self.mesh, self.keys[1], streamed, self.where)
 
     def feed(self, records: datasets.Records) -> Resident | Stream:
-        """What training calls take of a split: all of it, or, if it is too large or `data.resident` says so, batches.
+        """Returns the feed of a split: all of it, or batches if it is too large or `data.resident` says so.
 
-        Raises:
-          UserError: the data is damaged.
+        Damaged data raises UserError only when it is read.
         """
         t, resident = self.config.train, self.config.data.resident
         if resident == "true" or (resident == "auto" and records.nbytes <= RESIDENT_BYTES):
             return Resident(records, self.mesh)
         order_key, _ = data_keys(self.keys[1])
-        most = min(t.steps_per_call, t.log_every, t.checkpoint_every)  # steps that a call ever has: all are sent
+        most = min(t.steps_per_call, t.log_every, t.checkpoint_every)  # steps in any call; so many are always sent
         return Stream(records, order_key, t.batch_size, most, t.steps, self.mesh)
 
     def labels(self) -> np.ndarray:
-        """The class of each image to sample, int32 [sample.n]: the asked ones in turn."""
+        """Returns the class of each image to sample, int32 [sample.n]: the requested classes in turn."""
         c = self.config.sample
         chosen = parse_labels(c.labels, self.info.class_names)
         return np.resize(np.asarray(chosen, np.int32), c.n)
 
     def sampler(self, sampler: str | None = None, steps: int | None = None) -> Sample:
-        """sample(params, key, labels, first=0): jitted; see `make_sample`. The arguments replace the config's."""
+        """Returns sample(params, key, labels, first=0); see `make_sample`. The arguments override the config."""
         return make_sample(self, self.plan(self.timesteps(steps), sampler))
 
     def timesteps(self, steps: int | None = None) -> np.ndarray:
-        """The timesteps that sampling visits, int [steps]."""
+        """Returns the timesteps that sampling visits, int [steps]."""
         c = self.config.sample
         return SPACINGS[c.spacing](self.schedule, steps or c.steps)
 
     def plan(self, timesteps: np.ndarray | None = None, sampler: str | None = None) -> sampling.Plan:
-        """The sampler's table over some timesteps, by default `self.timesteps()`."""
+        """Returns the sampler's table over some timesteps, by default `self.timesteps()`."""
         c, visited = self.config.sample, self.timesteps() if timesteps is None else timesteps
         return sampling.SAMPLERS[sampler or c.sampler](self.schedule, visited, c.variance, c.eta)
 
@@ -228,12 +227,13 @@ def make_sample(
     classifier: guidance.Logits | None = None,
     decode: bool = True,
 ) -> Sample:
-    """sample(params, key, labels int [B], first=0, inputs=()) -> float32 images [B, H, W, C] in about [-1, 1].
+    """Returns sample(params, key, labels int [B], first=0, inputs=()) -> float32 [B, H, W, C] in about [-1, 1].
 
     Image b draws its noise from fold_in(key, first + b) alone, whatever the batch. The batch is split over the mesh and
-    into passes of a fixed size, `pass_size`, the last one padded, so that an image's arithmetic (on CPUs: its bits) is
-    the same whatever the other images. Each number of passes is compiled once. `inputs` [B, ...] are what `draw` takes
-    besides; `classifier` guides with `sample.classifier_scale`. Latents become images, unless `decode` is false.
+    into passes of `pass_size` images, the last one padded, so that an image's arithmetic (on CPUs: its bits) does not
+    depend on the other images, except that accelerators take smaller passes for few images. Each size and number of
+    passes compiles once. `inputs` [B, ...] are further arguments of `draw`; `classifier` guides with
+    `sample.classifier_scale`. Latents become images unless `decode` is false.
     """
     c, schedule, mesh = experiment.config.sample, experiment.schedule, experiment.mesh
     interval = guidance.guidance_interval(schedule.num_steps, c.guidance_from, c.guidance_to)
@@ -267,12 +267,12 @@ def make_sample(
     def sample(
         params: Params, key: jax.Array, labels: np.ndarray | jax.Array, first: int = 0, inputs: Sequence[Any] = ()
     ) -> jax.Array:
-        if not isinstance(labels, Tracer):  # else what they are is not known yet
+        if not isinstance(labels, Tracer):  # else their values are not known yet
             learnt_without = experiment.config.train.label_dropout > 0
             check_labels(np.asarray(labels), experiment.info.class_names, learnt_without)
             labels = np.asarray(labels, np.int32)
         index = first + np.arange(len(labels), dtype=np.int32)
-        few = 1 << (len(labels) - 1).bit_length()  # a few must not take the memory of a batch, nor each a compile
+        few = 1 << (len(labels) - 1).bit_length()  # few images need not a batch's memory, nor each number a compile
         size = pass_size(min(c.batch_size, few), mesh)
 
         def fill(x: Any) -> Any:
@@ -286,6 +286,6 @@ def make_sample(
 
 
 def pass_size(batch_size: int, mesh: Mesh) -> int:
-    """Images that a device passes through the network at a time: `CPU_PASS`, elsewhere its share of a whole batch."""
+    """Returns the images per pass through the network: `CPU_PASS` on CPUs, elsewhere a device's share of a batch."""
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return CPU_PASS if on_cpu else -(-batch_size // mesh.size)

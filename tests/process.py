@@ -1,4 +1,4 @@
-"""main.py in a process of its own, on a model so small that it compiles in seconds, and what it leaves behind."""
+"""Runs main.py in its own process, on a model that compiles in seconds, and reads what it leaves behind."""
 
 import json
 import os
@@ -20,7 +20,7 @@ SMALL = ["model.patch_size=8", "model.width=16", "model.depth=1", "model.num_hea
 
 
 def start(data_dir, workdir, cache, *settings, flags=(), environ=None, program="main.py", **options):
-    """A training process; `cache` is its folder of compiled programs, `program` may be another that runs main.py."""
+    """Starts training; `cache` is the folder for compiled programs, `program` may be another that runs main.py."""
     settings = [f"--config.{setting}" for setting in (*SMALL, f"data.data_dir={data_dir}", *settings)]
     command = [
         sys.executable,
@@ -38,9 +38,9 @@ def start(data_dir, workdir, cache, *settings, flags=(), environ=None, program="
 
 
 def start_pair(*arguments, slurm=False, flags=(), first=None, second=()):
-    """Two processes of two devices each that are one run, found by flags or as two tasks of Slurm's.
+    """Starts two processes of two devices each that form one run, joined by flags or as two Slurm tasks.
 
-    `first` are options of the first process alone, `second` flags of the other.
+    `first` has options for the first process only, `second` flags for the other only.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -53,14 +53,14 @@ def start_pair(*arguments, slurm=False, flags=(), first=None, second=()):
             environ |= {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i), "JAX_COORDINATOR_PORT": str(port)}
         else:
             more = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}"]
-        options = {"stdout": subprocess.DEVNULL} | (first or {} if i == 0 else {})  # C++ tells there who met whom
+        options = {"stdout": subprocess.DEVNULL} | (first or {} if i == 0 else {})  # C++ prints who joined there
         flags_here = [*more, *flags, *(second if i else ())]
         pair.append(start(*arguments, flags=flags_here, environ=environ, **options))
     return pair
 
 
 def finish(process):
-    """(exit code, lines on stderr) of a process that ends by itself."""
+    """Waits for a process that ends by itself; returns (exit code, lines on stderr)."""
     _, told = process.communicate(timeout=300)
     return process.returncode, told.splitlines()
 
@@ -77,14 +77,14 @@ def wait_for(condition, process):
 
 
 def last_row(workdir):
-    """The step of the newest row of metrics.jsonl, 0 without one."""
+    """Returns the step of the newest row of metrics.jsonl, or 0 if there is none."""
     path = workdir / "metrics.jsonl"
     rows = [line for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
     return json.loads(rows[-1])["step"] if rows else 0
 
 
 def checkpoints(workdir):
-    """The steps of the complete ones."""
+    """Returns the steps of the complete checkpoints."""
     return sorted(int(p.name) for p in workdir.glob("checkpoints/*") if p.name.isdigit())
 
 

@@ -1,8 +1,8 @@
-"""How good samples of `shapes` are: a small classifier trained on the data set itself, and the data's own variety.
+"""Judges samples of `shapes`, by a small classifier trained on the data set and by their variety beside the data's.
 
     python tests/shapes_judge.py runs/shapes/samples/samples.npz
 
-It shares no code with the model that it judges: plain JAX and optax, about a minute on two CPU cores.
+It shares no code with the model it judges: plain JAX and optax, about a minute on two CPU cores.
 """
 
 import itertools
@@ -21,14 +21,14 @@ BATCH, EPOCHS, NOISE = 100, 3, 0.05
 
 
 def init(key: jax.Array) -> list[jax.Array]:
-    """Three 3x3 convolutions of stride 2, and a dense layer on the 4x4 map; He initialisation."""
+    """Returns weights of three 3x3 convolutions of stride 2 and a dense layer on the 4x4 map; He initialisation."""
     shapes_ = [(3, 3, a, b) for a, b in itertools.pairwise(CHANNELS)] + [(4 * 4 * CHANNELS[-1], 10)]
     keys = jax.random.split(key, len(shapes_))
     return [jax.random.normal(k, s) * np.sqrt(2 / np.prod(s[:-1])) for k, s in zip(keys, shapes_, strict=True)]
 
 
 def logits(weights: list[jax.Array], images: jax.Array) -> jax.Array:
-    """Images float32 [B, 32, 32, 3] in [-1, 1] -> [B, 10]."""
+    """Maps images float32 [B, 32, 32, 3] in [-1, 1] to logits [B, 10]."""
     x = images
     for kernel in weights[:-1]:
         x = jax.nn.relu(
@@ -38,7 +38,7 @@ def logits(weights: list[jax.Array], images: jax.Array) -> jax.Array:
 
 
 def train(data_dir: str) -> list[jax.Array]:
-    """The classifier's weights after `EPOCHS` epochs of Adam on the training split, with a little noise added."""
+    """Returns weights after `EPOCHS` epochs of Adam on the training split, with a little noise added to the images."""
     images, labels = datasets.load("shapes", data_dir, "train")
     steps = EPOCHS * len(images) // BATCH
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
@@ -63,20 +63,20 @@ def train(data_dir: str) -> list[jax.Array]:
 
 
 def accuracy(weights: list[jax.Array], images: np.ndarray, labels: np.ndarray) -> float:
-    """Share of images uint8 [n, 32, 32, 3] that get their own label."""
+    """Returns the share of images uint8 [n, 32, 32, 3] that are classified as their label."""
     predicted = np.argmax(np.asarray(jax.jit(logits)(weights, images.astype(np.float32) / 127.5 - 1)), axis=1)
     return float(np.mean(predicted == labels))
 
 
 def variety(images: np.ndarray) -> dict[str, list[list[float]]]:
-    """(mean, standard deviation) of each measured quantity, one pair a component."""
+    """Returns [mean, standard deviation] of each measured quantity, one pair per component."""
     measures = shapes.measure(images)._asdict()
     columns = {name: np.asarray(value, np.float64).reshape(len(images), -1) for name, value in measures.items()}
     return {name: np.round([c.mean(0), c.std(0)], 2).T.tolist() for name, c in columns.items()}
 
 
 def judge(samples: Path, data_dir: str = "data") -> dict[str, object]:
-    """Accuracy and variety of a samples.npz, with the real test split's beside them."""
+    """Returns the accuracy and variety of a samples.npz, beside those of the real test split."""
     drawn = np.load(samples, allow_pickle=False)
     test = datasets.load("shapes", data_dir, "test")
     weights = train(data_dir)

@@ -28,8 +28,8 @@ from dit_jax.training.checkpoint import Checkpointer
 
 INFO = datasets.DatasetInfo("tiny", (8, 8, 3), ("red", "green", "blue"))
 SEEDS, COUNTS = {"train": 7, "test": 8}, {"train": 40, "test": 24}
-LABELS = {"train": (0, 1, 0, 2, 0), "test": (0, 1, 2)}  # in turn: of the training images 24, 8 and 8
-DATA_DIR = tempfile.mkdtemp(prefix="dit-jax-tiny-")  # what evaluations and latents keep, for this process
+LABELS = {"train": (0, 1, 0, 2, 0), "test": (0, 1, 2)}  # repeated in turn: 24, 8 and 8 training images
+DATA_DIR = tempfile.mkdtemp(prefix="dit-jax-tiny-")  # where evaluations and latents keep files, in this process
 atexit.register(shutil.rmtree, DATA_DIR, ignore_errors=True)
 SETTINGS = {
     "data.name": "tiny",
@@ -68,7 +68,7 @@ SETTINGS = {
 
 
 def install(monkeypatch):
-    """Makes `tiny` a data set beside the others, without any file."""
+    """Adds `tiny` to the data sets, without any file."""
     monkeypatch.setitem(datasets.DATASETS, "tiny", INFO)
     real = datasets.open_split
     monkeypatch.setattr(
@@ -83,27 +83,27 @@ def split(name="train"):
 
 
 def records(name="train"):
-    """`split` behind the interface of data on the disk."""
+    """Returns `split` behind the interface of data on disk."""
     images, labels = split(name)
     read = lambda indices: datasets.Split(images[indices], labels[indices])  # noqa: E731
     return datasets.Records(len(images), INFO.image_shape, read, lambda indices: labels[indices])
 
 
 def assignments(**more):
-    """`key=value` of every setting; in `more` a dot is written as two underscores."""
+    """Returns `key=value` for every setting; in `more`, two underscores stand for a dot."""
     settings = SETTINGS | {key.replace("__", "."): value for key, value in more.items()}
     return [f"{key}={value}" for key, value in settings.items()]
 
 
 def config(**more):
-    """The resolved tiny config; needs `install`."""
+    """Returns the resolved tiny config; needs `install`."""
     made = default.get_config().lock()
     configs.override(made, assignments(**more))
     return resolve(made)
 
 
 def on_devices(monkeypatch, count):
-    """From here on, meshes have the first `count` of the eight devices."""
+    """From here on, makes meshes of the first `count` of the eight devices."""
     monkeypatch.setattr(sharding, "make_mesh", lambda: mesh(count))
 
 
@@ -112,7 +112,7 @@ def mesh(count):
 
 
 def start(experiment, optimizer=None):
-    """What a training call takes: (call, fresh state, images, labels), with another optimizer if one is given."""
+    """Returns (call, fresh state, images, labels) for a training call; `optimizer` replaces the experiment's."""
     if optimizer is not None:
         object.__setattr__(experiment, "optimizer", optimizer)
     data = (sharding.put_replicated(array, experiment.mesh) for array in split())
@@ -124,7 +124,7 @@ def experiment(**more):
 
 
 def run_main(capfd, *arguments):
-    """`python main.py ARGUMENTS` in this process: exit code, lines on stderr, and what was on stdout."""
+    """Runs `python main.py ARGUMENTS` in this process; returns its exit code, lines on stderr, and text on stdout."""
     capfd.readouterr()
     with flagsaver.flagsaver():
         for name in ("config", "workdir", "mode", "out", "images"):
@@ -135,18 +135,18 @@ def run_main(capfd, *arguments):
 
 
 def snapshot(folder):
-    """Every file below a folder with its bytes and time of change."""
+    """Returns the bytes and modification time of every file below a folder."""
     return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def flags(**more):
-    """The tiny config as a command line."""
+    """Returns the tiny config as command-line flags."""
     root = sys.modules[default.__name__].__file__
     return [f"--config={root}", *(f"--config.{assignment}" for assignment in assignments(**more))]
 
 
 def trained(folder):
-    """A run of four steps on one device in `folder`, for a fixture that outlives a test."""
+    """Trains four steps on one device in `folder`, for a fixture that outlives a test."""
     with pytest.MonkeyPatch.context() as patch:
         install(patch)
         on_devices(patch, 1)
@@ -155,7 +155,7 @@ def trained(folder):
 
 
 def with_weights(folder, experiment, params):
-    """The run of `experiment` in `folder` as if it had trained to its end, and to these weights."""
+    """Writes to `folder` a run of `experiment` that seems to have trained to its end, and to these weights."""
     step = np.int32(experiment.config.train.steps)
     state = dataclasses.replace(experiment.init_state(), step=step, params=params, ema_params=params)
     configs.write(experiment.config, folder)
@@ -165,7 +165,7 @@ def with_weights(folder, experiment, params):
 
 
 def with_everything(folder):
-    """As `trained`, with a classifier (untrained: compiling its step takes longest), samples and an evaluation."""
+    """Like `trained`, with a classifier (untrained: its step takes longest to compile), samples and an evaluation."""
     with pytest.MonkeyPatch.context() as patch:
         install(patch)
         on_devices(patch, 1)

@@ -1,1 +1,1 @@
-"""The networks beside a run's own, each in a folder of its workdir: the classifier and the autoencoder."""
+"""The networks that accompany a run's DiT, each in a folder of its workdir: the classifier and the autoencoder."""

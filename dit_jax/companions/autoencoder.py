@@ -1,4 +1,4 @@
-"""The autoencoder of a workdir: an experiment with another network and loss, and the codec of one that is trained."""
+"""The autoencoder of a workdir: an experiment with another network and loss, and the codec of a trained one."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -24,13 +24,13 @@ from dit_jax.training.state import Params, TrainState
 from dit_jax.training.step import Loss
 from dit_jax.workdir import begun
 
-AT_ONCE = 2**20  # pixels of images that a device encodes or decodes at a time, at most, but one image
-LARGEST = 1e30  # of a latent's mean and deviation; float32 ends at 3e38
-LATENTS_JSON = "latents.json"  # what `--mode=train_autoencoder` measured of the latents when it had done
+AT_ONCE = 2**20  # the most pixels that a device encodes or decodes at a time, but at least one image
+LARGEST = 1e30  # limit for a latent's mean and deviation; float32 ends at 3e38
+LATENTS_JSON = "latents.json"  # what `--mode=train_autoencoder` measures of the latents at its end
 
 
 class AutoencoderExperiment(Experiment):
-    """The autoencoder of a config that `autoencoder_config` made: all that `run_training` asks for."""
+    """The autoencoder of a config from `autoencoder_config`, with all that `run_training` asks of an experiment."""
 
     section: ClassVar[str] = "autoencoder"
 
@@ -41,16 +41,16 @@ class AutoencoderExperiment(Experiment):
         return Autoencoder(channels, c.downsample, c.channels, c.width, c.depth)
 
     def apply(self, params: Params, x: jax.Array, eps: jax.Array) -> AutoencoderOutput:  # pyright: ignore
-        """Images again, and their latents' KL."""
+        """Returns the decoded images, and the KL of their latents."""
         return cast(AutoencoderOutput, self.model.apply(params, x, eps))
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """Of an image's latents, (h, w, c)."""
+        """The shape of an image's latents, (h, w, c)."""
         return latent_shape(self.config.autoencoder, self.info.image_shape)
 
     def init_params(self) -> Params:
-        """Fresh parameters, float32."""
+        """Returns fresh parameters, float32."""
         one = (jnp.zeros((1, *shape)) for shape in (self.info.image_shape, self.latent_shape))
         return self.model.init(self.keys[0], *one)
 
@@ -60,9 +60,9 @@ class AutoencoderExperiment(Experiment):
         return partial(batch_loss, apply, c.data.flip, self.latent_shape, c.autoencoder.kl_weight)
 
     def codec_of(self, params: Params, mean: Sequence[float], std: Sequence[float]) -> Codec:
-        """Encodes to the latents' means less `mean` over `std` (of each channel, [c]), and decodes those.
+        """Returns a codec whose latents are the network's means, less `mean` and divided by `std` (per channel, [c]).
 
-        Encoding takes float32 products exactly, where GPUs would take them in TF32: latents are kept for every machine.
+        It encodes with full float32 products, where GPUs would use TF32, because latents are kept for every machine.
         """
         most = most_at_once(self.info.image_shape)
 
@@ -73,7 +73,7 @@ class AutoencoderExperiment(Experiment):
             return (latents - weights["mean"]) / weights["std"]
 
         def decode(weights: Any, z: jax.Array) -> jax.Array:
-            if z.ndim > 4:  # pictures on the way, [B, ..., h, w, c]: one of each image at a time, as memory is
+            if z.ndim > 4:  # a trajectory, [B, ..., h, w, c]: one frame per image at a time, to save memory
                 frames = jnp.moveaxis(z.reshape(len(z), -1, *z.shape[-3:]), 1, 0)
                 images = jnp.moveaxis(jax.lax.map(partial(decode, weights), frames), 0, 1)
                 return images.reshape(*z.shape[:-3], *images.shape[-3:])
@@ -86,14 +86,14 @@ class AutoencoderExperiment(Experiment):
 
 
 def most_at_once(image_shape: Sequence[int]) -> int:
-    """Images [H, W, C] of `AT_ONCE` pixels in all, one at least."""
+    """Returns how many images [H, W, C] have at most `AT_ONCE` pixels in all; at least 1."""
     return max(1, AT_ONCE // (image_shape[0] * image_shape[1]))
 
 
 def in_parts(network: Callable[[jax.Array], Any], most: int, x: jax.Array) -> Any:
-    """network(x [B, ...]), a tree of arrays [B, ...], in equal parts of at most `most`, one after the other.
+    """Returns network(x [B, ...]), a tree of arrays [B, ...], computed in equal parts of at most `most` in turn.
 
-    The last one is filled up. Stable Diffusion's decoder takes 160 MB for an image of 256 pixels.
+    The last part is padded. Stable Diffusion's decoder takes 160 MB for an image of 256 x 256 pixels.
     """
     count = -(-len(x) // most)
     if count == 1:
@@ -105,17 +105,17 @@ def in_parts(network: Callable[[jax.Array], Any], most: int, x: jax.Array) -> An
 
 
 def autoencoder_config(config: ConfigDict) -> ConfigDict:
-    """The config of a run as that of its autoencoder's: `autoencoder.*` in the places where training looks."""
+    """Returns a run's config as that of its autoencoder, with `autoencoder.*` in the places where training looks."""
     return companion_config(config, AutoencoderExperiment.section, weight_decay=0.0)
 
 
 def with_codec(workdir: Path, config: ConfigDict) -> Experiment:
-    """The experiment of a run in `workdir`; with `model.latents` it has the workdir's autoencoder.
+    """Returns the experiment of a run in `workdir`; with `model.latents` it has the workdir's autoencoder.
 
-    What the autoencoder is, and the SHA-256 of all that makes its latents, are noted in the config.
+    The autoencoder's settings, and the SHA-256 of all that makes its latents, are then stored in the config.
 
     Raises:
-      UserError: there is no trained autoencoder, one of other latents, or not the one that the run has learnt with.
+      UserError: there is no trained autoencoder, it has other latents, or it is not the one the run has learnt with.
     """
     if not config.model.latents:
         return Experiment(config)
@@ -137,13 +137,13 @@ def with_codec(workdir: Path, config: ConfigDict) -> Experiment:
 
 
 def learnt_with(workdir: Path) -> str:
-    """The SHA-256 of the autoencoder whose latents the run in `workdir` has learnt; empty before it has begun."""
+    """Returns the SHA-256 of the autoencoder whose latents the run in `workdir` has learnt; empty before it begins."""
     known = begun(workdir)
     return known.autoencoder.sha256 if known else ""
 
 
 def read_latents(folder: Path, state: TrainState, channels: int) -> dict[str, Any] | None:
-    """What latents.json says of the averaged weights of `state`; None where it is missing, damaged or of others."""
+    """Returns latents.json, or None if it is missing, damaged or not measured with the averaged weights of `state`."""
     about = read_about(folder)
     try:
         mean, std = (np.asarray(about[key], np.float64) for key in ("mean", "std"))
@@ -155,13 +155,13 @@ def read_latents(folder: Path, state: TrainState, channels: int) -> dict[str, An
 
 
 def measured_step(folder: Path) -> int:
-    """The autoencoder's step that latents.json was measured at; 0 where it does not say."""
+    """Returns the autoencoder's step at which latents.json was measured; 0 if it does not say."""
     step = read_about(folder).get("step")
     return step if isinstance(step, int) else 0
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """The object in latents.json; empty where there is none."""
+    """Returns the object in latents.json; an empty one if there is none."""
     try:
         about = json.loads((folder / LATENTS_JSON).read_text())
     except (OSError, ValueError, RecursionError):

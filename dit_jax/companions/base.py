@@ -1,4 +1,4 @@
-"""What the classifier and the autoencoder of a workdir have in common: their config, and how they are read."""
+"""What the classifier and the autoencoder of a workdir have in common: their config, and how they are restored."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -14,13 +14,13 @@ from dit_jax.training.checkpoint import Checkpointer
 from dit_jax.training.state import TrainState
 
 Kind = TypeVar("Kind", bound=Experiment)
-WARMUP_STEPS = 100  # of Adam, whose first estimates are of few gradients; of a short training a tenth
-# Of the config, these make every such network another one; its own section has more.
+WARMUP_STEPS = 100  # for Adam, whose first estimates come from few gradients; a tenth of a short training
+# Changing one of these config keys makes such a network another one; its own section has more of them.
 OWN_KEYS = ("seed", "data.name", "data.image_size", "data.class_names", "data.flip", "train.ema_")
 
 
 def companion_config(config: ConfigDict, section: str, weight_decay: float) -> ConfigDict:
-    """A run's config as that of the network of a section: its values in the places where training looks."""
+    """Returns a run's config as that of a section's network, with its values in the places where training looks."""
     config, c = config.copy_and_resolve_references(), config[section]
     config.train.update(steps=c.steps, batch_size=c.batch_size, sample_every=0, microbatches=1, shard_params=False)
     config.train.init_from = ""
@@ -33,12 +33,12 @@ def companion_config(config: ConfigDict, section: str, weight_decay: float) -> C
 
 
 def free_keys(config: ConfigDict, own: tuple[str, ...]) -> tuple[str, ...]:
-    """The keys that a resumed training may change: all but `OWN_KEYS` and `own`."""
+    """Returns the keys that a resumed training may change: all but those that start with `OWN_KEYS` or `own`."""
     return tuple(key for key, _ in configs.leaves(config) if not key.startswith((*OWN_KEYS, *own)))
 
 
 def restore(kind: type[Kind], workdir: Path, config: ConfigDict) -> tuple[Kind, TrainState]:
-    """The newest checkpoint in the folder that `kind` trains in, and what it is of; `config` is the run's.
+    """Returns (experiment, state) of the newest checkpoint in the folder where `kind` trains; `config` is the run's.
 
     Raises:
       UserError: there is none, or it is of other data.

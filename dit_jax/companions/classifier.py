@@ -1,4 +1,4 @@
-"""The classifier of a workdir: an experiment with another network and loss, and the features of one that is trained."""
+"""The classifier of a workdir: an experiment with another network and loss, and the features of a trained one."""
 
 import logging
 from collections.abc import Callable
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class ClassifierExperiment(Experiment):
-    """The classifier of a config that `classifier_config` made: all that `run_training` asks of an experiment."""
+    """The classifier of a config from `classifier_config`, with all that `run_training` asks of an experiment."""
 
     section: ClassVar[str] = "classifier"
 
@@ -37,11 +37,11 @@ class ClassifierExperiment(Experiment):
         return Classifier(num_classes=len(self.info.class_names), width=c.width, depth=c.depth)
 
     def apply(self, params: Params, x_t: jax.Array, t_B: jax.Array) -> ClassifierOutput:  # pyright: ignore
-        """Features and logits."""
+        """Returns features and logits."""
         return self.model.apply(params, x_t, t_B)  # pyright: ignore[reportReturnType]
 
     def init_params(self) -> Params:
-        """Fresh parameters, float32."""
+        """Returns fresh parameters, float32."""
         return self.model.init(self.keys[0], jnp.zeros((1, *self.info.image_shape)), jnp.zeros((1,), jnp.int32))
 
     def loss(self, apply: Callable[..., Any]) -> Loss:
@@ -51,21 +51,21 @@ class ClassifierExperiment(Experiment):
 
 
 def classifier_config(config: ConfigDict) -> ConfigDict:
-    """The config of a run as that of its classifier's: `classifier.*` in the places where training looks."""
+    """Returns a run's config as that of its classifier, with `classifier.*` in the places where training looks."""
     return companion_config(config, ClassifierExperiment.section, config.classifier.weight_decay)
 
 
 def load_classifier(workdir: Path, config: ConfigDict) -> tuple[int, Extractor]:
-    """(step, features) of `trained_classifier`."""
+    """Returns the step and the feature extractor of `trained_classifier`."""
     experiment, state = trained_classifier(workdir, config)
     return int(state.step), classifier_features(experiment.apply, state.ema_params, experiment.mesh)
 
 
 def load_guide(workdir: Path, config: ConfigDict) -> tuple[Logits, str]:
-    """The logits of `trained_classifier` for noisy images, to guide samples of the run, and its weights' SHA-256.
+    """Returns the logits of `trained_classifier`, to guide the run's samples, and the SHA-256 of its weights.
 
     Raises:
-      UserError: as there, or it was trained with other noise.
+      UserError: as `trained_classifier`, or it was trained with another noise schedule.
     """
     experiment, state = trained_classifier(workdir, config)
     alike = all(map(np.array_equal, experiment.schedule, Experiment(config).schedule))
@@ -76,7 +76,7 @@ def load_guide(workdir: Path, config: ConfigDict) -> tuple[Logits, str]:
 
 
 def trained_classifier(workdir: Path, config: ConfigDict) -> tuple[ClassifierExperiment, TrainState]:
-    """The newest checkpoint in WORKDIR/classifier, and what it is of; `config` is the run's.
+    """Returns (experiment, state) of the newest checkpoint in WORKDIR/classifier; warns if its training is unfinished.
 
     Raises:
       UserError: there is none, or it is of other data.

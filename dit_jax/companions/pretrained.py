@@ -1,4 +1,4 @@
-"""Weights of an AutoencoderKL that diffusers saved, as our autoencoder's: Stable Diffusion's, say.
+"""Loads the weights of an AutoencoderKL saved by diffusers, such as Stable Diffusion's, into our autoencoder.
 
 The file is a safetensors file, which holds arrays and no code.
 """
@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from dit_jax.errors import UserError
 
-# From our names to theirs, and then to those of files from before diffusers 0.16, such as sd-vae-ft-mse's.
+# Our names -> theirs -> those in files from before diffusers 0.16, such as sd-vae-ft-mse's.
 NAMES = {
     r"\.Dense_0\b": "",
     r"\bdown_(\d+)_(\d+)": r"down_blocks.\1.resnets.\2",
@@ -31,10 +31,10 @@ OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_
 
 
 def load_autoencoder(path: Path, shapes: Any) -> Any:
-    """The weights in a file as a tree like `shapes`, float32.
+    """Returns the weights in a file as a tree like `shapes`, float32.
 
     Raises:
-      UserError: no such file, it cannot be read, or it is of another autoencoder.
+      UserError: there is no such file, it cannot be read, or it is of another autoencoder.
     """
     what = f"autoencoder.pretrained={path}"
     if not path.is_file():
@@ -43,7 +43,7 @@ def load_autoencoder(path: Path, shapes: Any) -> Any:
         )
     try:
         tensors = load_file(path)
-    except AttributeError as error:  # numbers that NumPy has not, such as of 8 bits
+    except AttributeError as error:  # a dtype that NumPy lacks, such as 8-bit floats
         raise UserError(f"{what} has a type of numbers that is not read ({error}); save it as float32") from None
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
         raise UserError(f"{what} cannot be read as safetensors ({error}); fetch it again") from None
@@ -73,7 +73,7 @@ def load_autoencoder(path: Path, shapes: Any) -> Any:
 
 
 def their_name(path: Any) -> str:
-    """The name that diffusers has for a parameter of ours, `path` in the tree {"params": ...}."""
+    """Returns diffusers' name for our parameter at `path` in the tree {"params": ...}."""
     name = ".".join(key.key for key in path[1:])
     for ours, theirs in NAMES.items():
         name = re.sub(ours, theirs, name)
@@ -81,7 +81,7 @@ def their_name(path: Any) -> str:
 
 
 def to_ours(array: np.ndarray) -> np.ndarray:
-    """A kernel [F, C, 3, 3], [F, C, 1, 1] or [F, C] as [9 C, F] or [C, F]; anything else as it is; float32."""
+    """Returns a kernel [F, C, 3, 3] as [9 C, F], [F, C, 1, 1] or [F, C] as [C, F], all else unchanged; float32."""
     if array.size and array.ndim == 4 and array.shape[2:] in ((3, 3), (1, 1)):
         array = array.transpose(2, 3, 1, 0).reshape(-1, len(array))
     elif array.ndim == 2:

@@ -1,10 +1,10 @@
 """Batches as a pure function of (seed, step), inside the jitted step.
 
-An epoch is a permutation of the data set from (seed, epoch). It has floor(n / batch) steps; the remainder, another one
-every epoch, is left out. Nothing here has state, so a run continues after a restart where it was.
+An epoch is a permutation of the data set that depends on (seed, epoch). It has floor(n / batch) steps and leaves out
+the remainder, which differs between epochs. Nothing here has state, so a restarted run continues where it was.
 
-Data that fits is whole on the devices, and the host sends nothing (`from_resident`); else the host reads what the same
-permutation asks for (stream.py) and sends the batches of a dispatch (`from_stream`). The batches are the same.
+Data that fits is whole on the devices, and the host sends nothing (`from_resident`). Otherwise the host reads examples
+in the same order (stream.py) and sends the batches of each dispatch (`from_stream`). The batches are the same.
 """
 
 from collections.abc import Callable
@@ -16,21 +16,21 @@ Pick = Callable[[jax.Array], tuple[jax.Array, jax.Array]]  # step -> a device's 
 
 
 def epoch_order(key: jax.Array, epoch: jax.Array | int, num_examples: int) -> jax.Array:
-    """The permutation of an epoch, int32 [num_examples]."""
+    """Returns the permutation of an epoch, int32 [num_examples]."""
     return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """Whole batches in an epoch: 0 of a batch larger than the data, which training refuses."""
+    """Returns the whole batches in an epoch: 0 if a batch is larger than the data, which training refuses."""
     return num_examples // batch_size
 
 
 def epoch_orders(
     key: jax.Array, first_step: jax.Array, num_steps: int, num_examples: int, batch_size: int
 ) -> jax.Array:
-    """The permutations of every epoch that steps first_step .. first_step + num_steps - 1 can touch.
+    """Returns the permutations of every epoch that steps first_step .. first_step + num_steps - 1 can touch.
 
-    Returns int32 [epochs, num_examples]; row 0 is the epoch of `first_step`.
+    They are int32 [epochs, num_examples]; row 0 is the epoch of `first_step`.
     """
     per_epoch = steps_per_epoch(num_examples, batch_size)
     epochs = first_step // per_epoch + jnp.arange((num_steps - 1 + per_epoch - 1) // per_epoch + 1)
@@ -38,7 +38,7 @@ def epoch_orders(
 
 
 def batch_indices(orders: jax.Array, first_step: jax.Array, step: jax.Array, batch_size: int) -> jax.Array:
-    """Which examples the global batch of `step` holds: int32 [batch_size]; `orders` are those from `first_step` on."""
+    """Returns the examples in the global batch of `step`, int32 [batch_size]; `orders` start at `first_step`."""
     per_epoch = steps_per_epoch(orders.shape[1], batch_size)
     row = step // per_epoch - first_step // per_epoch
     start = step % per_epoch * batch_size
@@ -54,9 +54,9 @@ def from_resident(
     images: jax.Array,
     labels: jax.Array,
 ) -> Pick:
-    """Batches of steps first .. first + num_steps - 1 out of all images and labels [n, ...].
+    """Returns a function that picks the batches of steps first .. first + num_steps - 1 from all the data [n, ...].
 
-    `mine` are the positions in the global batch that are picked.
+    It picks the positions `mine` of the global batch.
     """
     orders = epoch_orders(key, first, num_steps, images.shape[0], batch_size)
 
@@ -68,24 +68,24 @@ def from_resident(
 
 
 def from_stream(first: jax.Array, images: jax.Array, labels: jax.Array) -> Pick:
-    """Batches that were read before, [steps, b, ...], the first that of step `first`."""
+    """Returns a function that picks from batches read before, [steps, b, ...]; the first is that of step `first`."""
     return lambda step: opaque(images[step - first], labels[step - first])
 
 
 def opaque(images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The same arrays, which the compiler may not melt into what uses them: so all that follows rounds alike."""
+    """Returns the same arrays, but keeps XLA from fusing them with their uses, so that these round alike."""
     return jax.lax.optimization_barrier((images, labels))
 
 
 def to_float(images: jax.Array) -> jax.Array:
-    """uint8 0..255 -> float32 in [-1, 1]; latents, which are float32, stay as they are."""
+    """Maps uint8 0..255 to float32 in [-1, 1]; latents, which are float32, stay as they are."""
     return images if images.dtype == jnp.float32 else images.astype(jnp.float32) / 127.5 - 1
 
 
 def flip(x: jax.Array, keys_B: jax.Array) -> jax.Array:
     """Mirrors each image left to right with probability 1/2, by its own key: [B, H, W, C] -> the same.
 
-    Latents come as both, of the image and of the mirrored one, [B, 2, h, w, c], and one is taken -> [B, h, w, c].
+    Latents come in pairs, of the image and of its mirror image, [B, 2, h, w, c]; one is taken -> [B, h, w, c].
     """
     straight, mirrored = (x, x[:, :, ::-1]) if x.ndim == 4 else (x[:, 0], x[:, 1])
     mirrored_B = jax.vmap(jax.random.bernoulli)(keys_B)
@@ -93,7 +93,7 @@ def flip(x: jax.Array, keys_B: jax.Array) -> jax.Array:
 
 
 def crop(x_BHWC: jax.Array, keys_B: jax.Array, padding: int) -> jax.Array:
-    """Moves each image by up to `padding` pixels each way, by its own key; what comes in is 0, which is grey.
+    """Shifts each image by up to `padding` pixels each way, by its own key; pixels that come in are 0, which is grey.
 
     Source: pad and crop, He et al. 2016, section 4.2.
     """

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all; names as users type them."""
+"""Writes files that appear whole or not at all, and resolves paths as users type them."""
 
 import contextlib
 import fcntl
@@ -22,10 +22,10 @@ HEX = "[0-9a-f]"
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with a leading `~` as the home folder: shells leave it alone behind a `=`.
+    """Returns the path with a leading `~` replaced by the home folder: shells leave it alone after a `=`.
 
     Raises:
-      UserError: nobody has that home, or it is an address such as gs://bucket.
+      UserError: the home folder is unknown, or the path is an address such as gs://bucket.
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(path)):
         raise UserError(
@@ -38,7 +38,7 @@ def expanded(path: str | Path) -> Path:
 
 
 def real(path: str | Path) -> Path:
-    """The absolute path without links; a loop of links stays as it is, where `Path.resolve` raises."""
+    """Returns the absolute path without links; a loop of links stays as it is, where `Path.resolve` raises."""
     return Path(os.path.realpath(expanded(path)))
 
 
@@ -46,8 +46,9 @@ def real(path: str | Path) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which takes its place when the block ends without an exception.
 
-    A reader sees the old file or the new one, never a part; an exception leaves the old one. Folders are made. Of two
-    processes the later one's file stays. What killed ones of this machine left half-written of it is removed before.
+    A reader sees the old file or the new one, never a part; an exception leaves the old one. Missing folders are
+    created. If two processes write, the later one's file stays. Partial files of killed processes of this machine are
+    removed first.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder, where a file belongs; move it away")
@@ -61,7 +62,7 @@ def replacing(path: Path) -> Iterator[Path]:
             yield temporary
             os.replace(temporary, path)
         except OSError as error:
-            if error.errno and not error.filename:  # a full disk's
+            if error.errno and not error.filename:  # such as that of a full disk
                 error.filename = str(path)
             raise
         finally:
@@ -82,15 +83,16 @@ def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def removing_left(path: Path) -> Iterator[None]:
-    """Removes temporary files of `replacing(path)` unless someone is writing in that folder, as this process then is.
+    """Removes leftover temporary files of `replacing(path)` unless another process is writing in that folder.
 
-    Who writes there shares a lock on the folder, which ends with the process; who alone has it may remove. Network file
-    systems keep a folder's locks on each machine, so only what was begun on this one is removed; where a folder cannot
-    be locked, nothing. (A lock on the file itself would keep SMB from writing it.)
+    Every writer holds a shared lock on the folder, as this process does within the block, and a lock ends with its
+    process; only an exclusive lock permits the removal. Network file systems keep a folder's locks on each machine, so
+    only files begun on this machine are removed; if a folder cannot be locked, none are. (A lock on the file itself
+    would keep SMB from writing it.)
     """
     try:
         folder = os.open(path.parent, os.O_RDONLY)
-    except OSError:  # one that may be written but not read
+    except OSError:  # a folder that may be written but not read
         yield
         return
     try:
@@ -107,9 +109,9 @@ def removing_left(path: Path) -> Iterator[None]:
 
 @cache
 def kernel() -> str:
-    """Eight hexadecimal digits for the running system that keeps this process's locks, from its start to its end."""
+    """Returns eight hexadecimal digits for the running system, which keeps this process's locks until it shuts down."""
     try:
         name = Path("/proc/sys/kernel/random/boot_id").read_text()
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         name = platform.node()
     return hashlib.sha256(name.encode()).hexdigest()[:8]

@@ -1,27 +1,27 @@
-"""Files with one JSON object a line: they are appended to, and whatever a kill left of a line is no line."""
+"""Files with one JSON object per line: rows are appended, and partial lines of killed processes are ignored."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from dit_jax.errors import UserError
+from dit_jax.errors import GONE, UserError
 from dit_jax.system.files import replacing
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a metrics file, oldest first; no file is no rows.
+    """Returns the rows of a metrics file, oldest first; none if there is no file.
 
-    A row is `{"step": int, name: number or null, ...}`. Lines that are none, such as the half of a line that a killed
-    process leaves, are skipped.
+    A row is `{"step": int, name: number or null, ...}`. Other lines, such as the partial line that a killed process
+    leaves, are skipped.
     """
     return [row for row in map(parse, _lines(path)) if row is not None]
 
 
 def read_objects(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """(objects, how many lines hold none) of a file with one JSON object a line; no file is no objects.
+    """Returns the objects in a file with one JSON object per line, and how many lines hold no object.
 
-    The half of a last line, which a process that is still writing leaves, counts as none.
+    A partial last line, which a process may still be writing, holds no object. A missing file has no lines.
     """
     objects, damaged = [], 0
     for line in filter(bytes.strip, _lines(path)):
@@ -37,15 +37,17 @@ def read_objects(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def opened(path: Path) -> TextIO:
-    """The file, to append to. Raises UserError if it is a link to nowhere."""
+    """Opens a file to append to. Raises UserError if it is a link into a folder that does not exist."""
     try:
         return path.open("a", encoding="utf-8", buffering=1)
     except FileNotFoundError:
+        if not path.is_symlink():
+            raise UserError(f"{path.parent} {GONE}") from None
         raise UserError(f"{path} is a link to a folder that is not there; mount or make it, or remove it") from None
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
-    """Adds a line; half a line that a killed process left stays one of its own."""
+    """Appends a row; a partial line that a killed process left stays a line of its own."""
     torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
     with opened(path) as file:
         file.write("\n" * torn + json.dumps(row) + "\n")
@@ -66,9 +68,9 @@ def _lines(path: Path) -> list[bytes]:
 
 
 def parse(line: bytes) -> dict[str, Any] | None:
-    """The row of a line; None if it is none."""
+    """Returns the row in a line, or None if the line is not a row."""
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError):  # bad JSON, bad UTF-8, brackets without end
+    except (ValueError, RecursionError):  # bad JSON, bad UTF-8, endless nesting
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

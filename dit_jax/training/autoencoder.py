@@ -1,4 +1,4 @@
-"""What the autoencoder is trained on: each image's squared error, and how far its latents are from plain noise."""
+"""The autoencoder's loss: each image's squared error, plus the KL divergence of its latents from N(0, I)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,11 +21,11 @@ def batch_loss(
     params: Params,
     batch: Batch,
 ) -> LossAndQuarters:
-    """Mean loss of a device's images, and (sums, counts) of it, all in the first quarter.
+    """Returns the mean loss of a device's images, and its (sums, counts), which put all images in the first quarter.
 
-    The loss of an image is its mean squared error plus `kl_weight` times its latents' KL in nats over its values: up to
-    a factor, beta-VAE's bound with a Gaussian decoder (Higgins et al. 2017), whose weight Rombach et al. 2022 have at
-    1e-6.
+    An image's loss is its mean squared error plus `kl_weight` times its latents' KL in nats, divided by the number of
+    values in the image: up to a factor, beta-VAE's bound with a Gaussian decoder (Higgins et al. 2017). Rombach et al.
+    2022 use a weight of 1e-6.
     """
     x_0, draw = batch.x_0, jax.vmap(partial(jax.random.split, num=2))(batch.keys_B)
     if flip:

@@ -1,8 +1,8 @@
 """Checkpoints: Orbax, asynchronous and atomic, in `<workdir>/checkpoints/<step>/`.
 
-Each holds the train state, the config, the newest metrics, and the SHA-256 of all their files, which are written before
-the checkpoint gets its name: with a name it is whole. One that is no longer what was written is named and passed over;
-the newest whole one is used. Nothing is ever unpickled.
+Each holds the train state, the config, the newest metrics, and the SHA-256 of all their files. The checksums are
+written before the checkpoint gets its final name, so a checkpoint with that name is complete. One that was damaged
+afterwards is logged and skipped, and the newest intact one is used. Nothing is ever unpickled.
 """
 
 import contextlib
@@ -25,24 +25,24 @@ from dit_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 REREADS = 3
-TIMEOUT = 7 * 24 * 3600  # seconds; Orbax reads the clock of the wall, and a jump of it must not end a save
+TIMEOUT = 7 * 24 * 3600  # seconds; Orbax uses the wall clock, and a jump of that clock must not end a save
 
 
 @dataclass(frozen=True)
 class NewestAndBest:
-    """Which checkpoints Orbax keeps: the `keep` newest, and that of the step `best(steps)`, which chooses of all."""
+    """Makes Orbax keep the `keep` newest checkpoints, and that of the step `best(steps)`, chosen among all steps."""
 
     keep: int
     best: Callable[[Collection[int]], int | None]
 
     def should_preserve(self, checkpoints: Sequence[Any], **_: Any) -> Sequence[bool]:
-        """One answer for each of the checkpoints, which come oldest first."""
+        """Returns whether to keep each checkpoint; `checkpoints` come oldest first."""
         best, newest = self.best({each.step for each in checkpoints}), checkpoints[-self.keep :]
         return [checkpoint in newest or checkpoint.step == best for checkpoint in checkpoints]
 
 
 def place_of(folder: Path) -> tuple[int, int] | None:
-    """What a folder is, whatever it is called: None where there is none. Raises OSError of a file server, say."""
+    """Returns (device, inode), which survive a renaming, or None if there is no folder. Raises any other OSError."""
     try:
         found = folder.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -51,7 +51,7 @@ def place_of(folder: Path) -> tuple[int, int] | None:
 
 
 class Checkpointer:
-    """Saves and restores train states of one workdir; a context manager that waits for the last save."""
+    """Saves and restores the train states of one workdir; a context manager whose exit waits for the last save."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Checkpointer:
         read_only: bool = False,
         best: Callable[[Collection[int]], int | None] = lambda steps: None,
     ):
-        """`keep` newest checkpoints stay, and that of the step `best(steps)`. `read_only` makes and cleans nothing."""
+        """Keeps the `keep` newest checkpoints and that of `best(steps)`. `read_only` creates and cleans up nothing."""
         self.folder, self._read_only, self._newest = workdir.absolute() / "checkpoints", read_only, -1
         self._failed = False
         options = ocp.CheckpointManagerOptions(
@@ -68,7 +68,7 @@ class Checkpointer:
             cleanup_tmp_directories=not read_only,
             create=not read_only,
             read_only=read_only,
-            # Directories made in the background are waited for by the same clock, with a limit that cannot be set.
+            # For directories made in the background, the same clock would apply, with a limit that cannot be set.
             async_options=ocp.AsyncOptions(
                 timeout_secs=TIMEOUT,
                 post_finalization_callback=self._sign,
@@ -87,12 +87,12 @@ class Checkpointer:
             self._manager.close()
 
     def save(self, state: TrainState, config: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-        """Starts writing `state` under its own step and returns; a step that is there already is left alone.
+        """Starts writing `state` under its own step and returns; does nothing if that step has a checkpoint.
 
-        Waits for the save before. What goes wrong in the background is raised by the next `save`, `check` or exit.
+        Waits for the previous save first. An error in the background is raised by the next `save`, `check` or exit.
 
         Raises:
-          UserError: the disk is full, or the like, or the workdir was moved away.
+          UserError: the disk is full or cannot be written, the workdir was moved away, or Orbax refuses the step.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -101,34 +101,34 @@ class Checkpointer:
         with self._writing():
             self._manager.wait_until_finished()
         self._newest = step
-        # Orbax reads an item of the name `metrics` of every checkpoint when it starts, and dies of a damaged one.
+        # When it starts, Orbax reads the item named `metrics` of every checkpoint, and fails if one is damaged.
         items = {"state": ocp.args.StandardSave(state), "config": ocp.args.JsonSave(dict(config))}
         with self._writing():
             saved = self._manager.save(step, args=ocp.args.Composite(**items, scalars=ocp.args.JsonSave(dict(metrics))))
-        if not saved:  # Orbax has reasons, and tells none
+        if not saved:  # Orbax does not say why
             newest = self._manager.latest_step()
             raise UserError(f"checkpoint {self.folder / str(step)} is refused beside {newest}; move what is newer away")
 
     def check(self) -> None:
-        """Raises what went wrong in the background, without waiting for what is still under way; or `self._present`."""
+        """Raises a background save's error, or UserError if the workdir is gone; does not wait for a running save."""
         self._present()
         if self._failed or not self._manager.is_saving_in_progress():
             with self._writing():
                 self._manager.wait_until_finished()
 
     def _sign(self) -> None:
-        """Writes the sums of a checkpoint that is complete but for its name.
+        """Writes the checksums of a checkpoint that is complete except for its final name.
 
-        Orbax calls it in the background, in the first process alone, when all have written.
+        Orbax calls this in the background, only in the first process, once all processes have written.
         """
         (unnamed,) = self.folder.glob(f"{self._newest}.orbax-checkpoint-tmp*")
         checksums.write(Path(unnamed))
 
     def _meet(self, *, key: str, timeout_ms: int) -> None:
-        """Waits for Orbax's background threads of the other processes, but not after a failure: that is to be told.
+        """Makes Orbax's background thread wait for those of the other processes; after a failure it must not wait.
 
         Raises:
-          BaseException: what this thread has failed with.
+          BaseException: the error that this thread failed with.
         """
         error = sys.exception()
         if error is not None and together.several():
@@ -137,14 +137,14 @@ class Checkpointer:
         together.meet(key, timeout_ms)
 
     def _present(self) -> None:
-        """Raises UserError if the workdir is no longer where it was: a save would make half of another one there."""
-        with contextlib.suppress(OSError):  # what keeps a folder from being looked at says nothing of it
+        """Raises UserError if the workdir is no longer where it was: a save would create part of another one there."""
+        with contextlib.suppress(OSError):  # a folder that cannot be examined need not have moved
             if place_of(self.folder.parent) != self._place:
                 raise UserError(f"{self.folder.parent} {GONE}")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turns what the operating system refuses into one line."""
+        """Turns an error of the operating system into a UserError of one line."""
         try:
             yield
         except (OSError, ValueError) as error:
@@ -158,18 +158,18 @@ class Checkpointer:
             ) from error
 
     def restore(self, like: TrainState, only: int | None = None) -> TrainState | None:
-        """The newest checkpoint that is whole, or None where there is none at all; newer ones are set aside.
+        """Returns the newest intact checkpoint, or None if there are none; sets damaged newer ones aside.
 
-        With `only`, it is that step's or none. `like` has the shapes, dtypes and shardings to restore to
-        (`jax.ShapeDtypeStruct` leaves), on any device count.
+        With `only`, considers that step alone. With `read_only`, sets nothing aside. `like` has the shapes, dtypes and
+        shardings to restore to (`jax.ShapeDtypeStruct` leaves), for any number of devices.
 
         Raises:
-          UserError: checkpoints are there, and not one can be read, or the newest whole one is of another model.
+          UserError: there are checkpoints but none can be read, or the newest intact one is of another model.
         """
         for _ in range(REREADS):
             try:
                 return self._restore(like, only)
-            except UserError:  # a trainer beside this reader may have removed what was listed, for newer ones
+            except UserError:  # a trainer running at the same time may have removed listed ones for newer ones
                 there = all((self.folder / str(step)).exists() for step in self._manager.all_steps())
                 if not self._read_only or together.all_true(there):
                     raise
@@ -185,7 +185,7 @@ class Checkpointer:
                 items = self._read(step, like)
             except UserError:
                 raise
-            except Exception as error:  # Damaged; what Orbax raises of its own files: ValueError, KeyError, Exception
+            except Exception as error:  # damaged; on its own files, Orbax raises ValueError, KeyError or Exception
                 if is_the_machines(error):
                     raise
                 reason_here = str(error).strip().split("\n")[0][:200] or type(error).__name__
@@ -204,7 +204,7 @@ class Checkpointer:
         return None
 
     def _read(self, step: int, like: TrainState) -> Any:
-        """The items of a checkpoint; of several processes, the first one checks its sums for all."""
+        """Returns the state item of a checkpoint; the first process verifies the checksums for all processes."""
         problem: Exception | None = None
         if together.is_first():
             try:
@@ -220,7 +220,7 @@ class Checkpointer:
         return items
 
     def _set_aside(self, steps: Iterable[int]) -> None:
-        """Renames checkpoints to `<step>.damaged`: Orbax saves no step that is there, nor one before it."""
+        """Renames checkpoints to `<step>.damaged`: Orbax saves neither a step that exists nor one before it."""
         if self._read_only:
             return
         for step in steps if together.is_first() else ():
@@ -232,9 +232,9 @@ class Checkpointer:
 
 
 def abstract(state: TrainState, shardings: Any) -> TrainState:
-    """The shapes and dtypes of `state` with their shardings, one for each leaf or for a whole part of the tree.
+    """Returns the shapes and dtypes of `state` with their shardings, as a target for `Checkpointer.restore`.
 
-    A target for `Checkpointer.restore`.
+    `shardings` has one sharding for each leaf or for a whole subtree.
     """
     shardings = jax.tree.broadcast(shardings, state)
     as_target = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
@@ -242,10 +242,10 @@ def abstract(state: TrainState, shardings: Any) -> TrainState:
 
 
 def check_model(folder: Path, like: TrainState) -> None:
-    """Refuses a whole checkpoint whose parameters are not those of `like` in name and shape; reads none of them.
+    """Refuses an intact checkpoint whose parameters differ from those of `like` in name or shape; reads no parameter.
 
     Raises:
-      UserError: the first parameter that differs.
+      UserError: names the first parameter that differs.
     """
     saved: Any = ocp.StandardCheckpointHandler().metadata(folder / "state")  # pyright: ignore[reportArgumentType]
     there, here = (shapes(params) for params in (saved.tree["params"], like.params))
@@ -259,6 +259,6 @@ def check_model(folder: Path, like: TrainState) -> None:
 
 
 def shapes(params: Any) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter by its name, such as `block_0/mlp/Dense_0/kernel`."""
+    """Returns the shape of every parameter by its name, such as `params/block_0/mlp/Dense_0/kernel`."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {"/".join(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in leaves}

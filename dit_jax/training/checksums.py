@@ -1,4 +1,4 @@
-"""SHA256SUMS: what tells a whole folder from a damaged one, to the bit. `sha256sum -c SHA256SUMS` reads it too."""
+"""Writes and checks SHA256SUMS, which reveals any changed bit in a checkpoint; `sha256sum -c` reads it too."""
 
 import hashlib
 from pathlib import Path
@@ -7,21 +7,21 @@ NAME = "SHA256SUMS"
 
 
 class Damaged(ValueError):
-    """A folder that is not what it was when its sums were written; says what differs."""
+    """Raised for a folder that differs from what its checksums were written for; the message says how."""
 
 
 def write(folder: Path) -> None:
-    """Writes the sum of every file in the folders within `folder`; those beside SHA256SUMS itself are left out."""
+    """Writes the checksum of every file in the subfolders of `folder`; files beside SHA256SUMS itself are left out."""
     lines = [f"{_sum(path)}  {name}\n" for name, path in sorted(_files(folder).items())]
     (folder / NAME).write_text("".join(lines))
 
 
 def check(folder: Path) -> None:
-    """Reads every file once and compares.
+    """Reads every file once and compares its checksum.
 
     Raises:
-      Damaged: no sums, or a file that is missing, unknown (and not a hidden one) or has other bytes.
-      OSError: a file that cannot be read.
+      Damaged: the checksums are missing or not text, or a file is missing, has other bytes, or is unknown, not hidden.
+      OSError: a file cannot be read.
     """
     try:
         lines = (folder / NAME).read_text().splitlines()

@@ -1,4 +1,4 @@
-"""What the classifier is trained on: images at every noise level, and clean ones among them."""
+"""The classifier's loss, on images at every noise level and on clean ones."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,17 +14,17 @@ from dit_jax.diffusion.schedule import Schedule, q_sample
 from dit_jax.training.state import Params
 from dit_jax.training.step import Batch, LossAndQuarters
 
-CLEAN_SHARE = 0.75  # of a batch's images: features are taken from clean ones
+CLEAN_SHARE = 0.75  # of the images on average: features are taken from clean images
 
 
 def batch_loss(
     apply: Callable[..., Any], schedule: Schedule, flip: bool, crop_padding: int, params: Params, batch: Batch
 ) -> LossAndQuarters:
-    """Mean cross-entropy in nats of a device's images, and (sums, counts) of it by noise quarter.
+    """Returns the mean cross-entropy of a device's images in nats, and its (sums, counts) by noise quarter.
 
-    An image also draws where it is moved to (`crop_padding`). `CLEAN_SHARE` of them have t = 0 and
-    no noise. Of the others t is T times the square of a uniform number, half of it in the first quarter: where there is
-    more noise, there is little left to learn.
+    With `crop_padding`, images are also shifted at random (`pipeline.crop`). A share of `CLEAN_SHARE`, on average, has
+    t = 0 and no noise. For the others, t is T times the square of a uniform number, which puts half of them in the
+    first quarter: from noisier images there is little to learn.
     """
     T, x_0 = schedule.num_steps, batch.x_0
     draw = jax.vmap(partial(jax.random.split, num=5))(batch.keys_B)

@@ -1,4 +1,4 @@
-"""The loss of the DiT: each image at a random timestep, its noise predicted (or x_0, v, the velocity)."""
+"""The DiT's loss: its error in predicting each image's noise (or x_0, v, the velocity) at a random timestep."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from dit_jax.training.step import Batch, LossAndQuarters
 
 @dataclass(frozen=True)
 class Objective:
-    """What an image's loss depends on besides the network: its noise, timestep, weight, and the label that is seen."""
+    """What an image's loss depends on besides the network: its noise, timestep, weight, and the label it is given."""
 
     schedule: Schedule
     prediction: str
@@ -29,7 +29,7 @@ class Objective:
     label_dropout: float
     null_class: int
     flip: bool
-    batch_size: int  # of all devices, over which stratified timesteps are spread
+    batch_size: int  # over all devices; stratified timesteps are spread over these images
 
 
 def batch_loss(apply: Callable[..., jax.Array], c: Objective, params: Params, batch: Batch) -> LossAndQuarters:

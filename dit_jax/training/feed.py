@@ -1,6 +1,6 @@
-"""Where a training call's images and labels come from: arrays that stay on the devices, or batches read from the disk.
+"""Supplies the images and labels of training calls: arrays that stay on the devices, or batches read from disk.
 
-A feed is asked `feed(step, stop)` for what the call of these steps takes; `shapes` are the shapes of that.
+`feed(step, stop)` returns the arrays for the call that goes from `step` to `stop`; `feed.shapes` describes them.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +16,7 @@ from dit_jax.training import sharding
 
 
 class Resident:
-    """All the data, whole on every device. It is read in the background from here on, while the call is compiled."""
+    """All the data, whole on every device. Reading starts at once, in the background, while the call is compiled."""
 
     streamed = False
 
@@ -31,32 +31,32 @@ class Resident:
         self._split: Future[Split] | None = self._reader.submit(records.load, lambda: self._wanted)
 
     def ready(self) -> None:
-        """Waits until all is read. Raises UserError if the data is damaged."""
+        """Waits until all data is read, and places it on the devices. Raises UserError if it is damaged."""
         if self._split is not None:
             self._arrays = tuple(sharding.put_replicated(array, self._mesh) for array in self._split.result())
-            self._split = None  # the devices have it: the host need not
+            self._split = None  # frees the host's copy
 
     def __call__(self, step: int, stop: int) -> tuple[Any, ...]:
-        del step, stop  # the call picks by itself
+        del step, stop  # the call picks its batches itself
         self.ready()
         return self._arrays
 
     def close(self) -> None:
-        """Ends the reading, wherever it is."""
+        """Stops reading, however far it is."""
         self._wanted = False
         self._reader.shutdown()
 
 
 class Stream:
-    """The batches of a call alone: images [steps_per_call, B, H, W, C], labels [steps_per_call, B], split along B.
+    """Only the batches of a call: images [steps_per_call, B, H, W, C], labels [steps_per_call, B], split along B.
 
-    A process reads what its own devices need. While a call runs the next one's batches are decoded and sent.
+    A process reads only what its own devices need. While a call runs, the next call's batches are decoded and sent.
     """
 
     streamed = True
 
     def __init__(self, records: Records, key: jax.Array, batch_size: int, steps_per_call: int, steps: int, mesh: Mesh):
-        """`key` orders the data (`step.data_keys`); the run ends at `steps`."""
+        """`key` determines the order of the data (`step.data_keys`); the run ends at step `steps`."""
         self._mesh, self._positions = mesh, sharding.local_positions(mesh, batch_size)
         threads = threads_here()
         batches = Batches(records, key, batch_size, self._positions, steps)
@@ -70,14 +70,14 @@ class Stream:
 
     def __call__(self, step: int, stop: int) -> tuple[Any, ...]:
         read = [self._reader.batch(i) for i in range(step, stop)]
-        read += read[-1:] * (self._shape[0] - len(read))  # the call is compiled for as many, and runs stop - step
+        read += read[-1:] * (self._shape[0] - len(read))  # compiled for steps_per_call, of which it runs stop - step
         return tuple(
             sharding.put_split_steps(np.stack(column), self._positions, self._shape[1], self._mesh)
             for column in zip(*read, strict=True)
         )
 
     def ready(self) -> None:
-        """Nothing to wait for: a call waits for its own batches."""
+        """Does nothing: a call waits for its own batches."""
 
     def close(self) -> None:
         """Ends the reading threads."""

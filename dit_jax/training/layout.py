@@ -1,8 +1,8 @@
-"""Where a state lies: each leaf whole on every device, or split over all of them along one axis.
+"""The layout of a state on the devices: each leaf is whole on every device, or split over all along one axis.
 
-With `train.shard_params` matrices are split. A step makes a part of the network whole when its turn comes (`gather`);
-the derivative of that sums the part's gradient over the devices and leaves to each its share. So the gradient, the
-optimizer and the average are split as well, and a device never holds more of the network whole than one part.
+With `train.shard_params`, matrices are split. A step gathers a part of the network when that part's turn comes
+(`gather`); the derivative of `gather` sums the part's gradient over the devices and leaves each device its share. So
+the gradient, the optimizer state and the average are split as well, and a device never holds more than one whole part.
 
 Source: ZeRO, stage 3 (Rajbhandari et al. 2020).
 """
@@ -20,15 +20,15 @@ from dit_jax.training import sharding
 from dit_jax.training.sharding import AXIS
 from dit_jax.training.state import TrainState
 
-Axes = Any  # like a tree of arrays, or one for all of it: the axis that each is split along, or WHOLE
+Axes = Any  # a tree like the arrays', or one value for all: the axis along which each is split, or WHOLE
 WHOLE = -1
 WHOLE_STATE: TrainState = TrainState(*[WHOLE] * 4)  # pyright: ignore[reportArgumentType]
 
 
 def split(tree: Any, parts: int) -> Any:
-    """The axis along which each leaf of `tree` is split: of a matrix the first that `parts` divides; else WHOLE.
+    """Returns the axis along which each leaf of `tree` is split: a matrix's first that `parts` divides, else WHOLE.
 
-    Vectors stay whole: they are one number in a thousand, and messages of their own cost more than they save.
+    Vectors stay whole: they hold one number in a thousand, and messages of their own would cost more than they save.
     """
 
     def axis(leaf: jax.ShapeDtypeStruct) -> int:
@@ -39,36 +39,36 @@ def split(tree: Any, parts: int) -> Any:
 
 
 def check(tree: Any, axes: Axes, mesh: Mesh) -> None:
-    """Raises UserError where splitting saves nothing: most of the numbers stay whole on each of several devices."""
+    """Raises UserError if splitting saves little: on several devices, less than half of the numbers are split."""
     if mesh.size > 1 and split_share(tree, axes) < 0.5:
         fix = f"{mesh.size} devices do not divide the sizes of the network"
         raise UserError(f"train.shard_params=True: {fix}; use a number that divides model.width, or False")
 
 
 def split_share(tree: Any, axes: Axes) -> float:
-    """The share of a tree's numbers that is split."""
+    """Returns the share of a tree's numbers that are split."""
     sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)]
     return sum(size for size, axis in zip(sizes, _flat(axes, tree), strict=True) if axis != WHOLE) / sum(sizes)
 
 
 def specs(axes: Axes) -> Any:
-    """The PartitionSpec of each leaf, by its axis."""
+    """Returns the PartitionSpec of each leaf."""
     return jax.tree.map(lambda axis: P(*[None] * axis, AXIS) if axis != WHOLE else P(), axes)
 
 
 def shardings(axes: Axes, mesh: Mesh) -> Any:
-    """The sharding of each leaf as a global array, by its axis."""
+    """Returns the sharding of each leaf as a global array."""
     return jax.tree.map(lambda axis: NamedSharding(mesh, specs(axis)), axes)
 
 
 def gather(tree: Any, axes: Axes) -> Any:
-    """Inside shard_map: the whole leaves, from the shares of all devices. Its derivative sums them into shares."""
+    """Inside shard_map: returns whole leaves from all devices' shares. Its derivative sums gradients into shares."""
     whole = lambda x, axis: x if axis == WHOLE else jax.lax.all_gather(x, AXIS, axis=axis, tiled=True)  # noqa: E731
     return jax.tree.map(whole, tree, axes)
 
 
 def mean(tree: Any, axes: Axes) -> Any:
-    """Inside shard_map: means over the devices; of leaves that are split, `gather` has made sums over them before."""
+    """Inside shard_map: returns means over the devices of gradients, whose split leaves `gather` has already summed."""
     leaves, structure = jax.tree.flatten(tree)
     flat = _flat(axes, tree)
     means = iter(sharding.mean([x for x, axis in zip(leaves, flat, strict=True) if axis == WHOLE]))
@@ -79,7 +79,7 @@ def mean(tree: Any, axes: Axes) -> Any:
 
 
 def norm(tree: Any, axes: Axes) -> jax.Array:
-    """Inside shard_map: the Euclidean length of a tree, of all its shares together; the same on all devices."""
+    """Inside shard_map: returns the Euclidean norm of a tree, over all its shares; the same on all devices."""
     leaves, flat = jax.tree.leaves(tree), _flat(axes, tree)
     shares = [x for x, axis in zip(leaves, flat, strict=True) if axis != WHOLE]
     if not shares:
@@ -89,5 +89,5 @@ def norm(tree: Any, axes: Axes) -> jax.Array:
 
 
 def _flat(axes: Axes, tree: Any) -> list[int]:
-    """An axis for each leaf of `tree`."""
+    """Returns the axis of each leaf of `tree`."""
     return jax.tree.leaves(jax.tree.broadcast(axes, tree))

@@ -1,7 +1,8 @@
-"""The loop: dispatches train steps and, at their steps, logs, samples and saves. It computes nothing itself.
+"""The training loop: dispatches train steps and, when due, logs, samples, evaluates and saves. It computes nothing.
 
-The host reads from the devices at log and save points alone. One dispatch is always in flight while the next is
-prepared. Why a run should end early is not the loop's to know: it asks once a dispatch, and saves where it ends.
+Between those points the host reads only the step that the previous dispatch reached, so one dispatch is always in
+flight while the next is prepared. Why a run should end early is not the loop's concern: it asks once per dispatch, and
+saves where it ends.
 """
 
 import time
@@ -17,52 +18,52 @@ from dit_jax.training.state import TrainState
 from dit_jax.training.step import CallResult, Sums, zero_sums
 
 Row = dict[str, float]
-Feed = Callable[[int, int], tuple[Any, Any]]  # (step, stop) -> (images, labels) that the call of these steps takes
+Feed = Callable[[int, int], tuple[Any, Any]]  # (step, stop) -> (images, labels) for that call
 
 
 @dataclass(frozen=True)
 class Pace:
-    """When things happen, in steps; 0 is never."""
+    """How often things happen, in steps; 0 means never."""
 
     steps: int
     steps_per_call: int
     log_every: int
     checkpoint_every: int
     sample_every: int
-    max_bad_steps: int  # so many in a row, left out as not finite, end the run
+    max_bad_steps: int  # this many in a row, skipped as not finite, end the run
     evaluate_every: int = 0
-    section: str = "train"  # of the config, whose learning rate it is
+    section: str = "train"  # of the config, which sets the learning rate
 
     def next_stop(self, step: int) -> int:
-        """The first step after `step` at which the loop must return to the host."""
+        """Returns the first step after `step` at which the loop must return to the host."""
         marks = (self.log_every, self.checkpoint_every, self.sample_every, self.evaluate_every)
         stops = [(step // every + 1) * every for every in marks if every]
         return min(self.steps, step + self.steps_per_call, *stops)
 
     def due(self, step: int, every: int) -> bool:
-        """Whether something that happens every so many steps, and at the end, happens now."""
+        """Returns whether something that happens every `every` steps, and at the end, happens now."""
         return every > 0 and (step % every == 0 or step == self.steps)
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What it calls: `log(step, row)`, `save(state, row)`, `draw(step, state)`, `progress(step, loss)`, `stop`.
+    """The loop's callbacks: `log(step, row)`, `save(state, row)`, `draw(step, state)`, `progress(step, loss)`, `stop`.
 
-    And `evaluate(step, state)`, before the save that belongs to it; a resumed run asks for that of its first step too.
+    `evaluate(step, state)` comes before the save that belongs to it; a resumed run also calls it at its first step.
     """
 
     log: Callable[[int, Row], None]
     save: Callable[[TrainState, Mapping[str, Any]], None]
     draw: Callable[[int, TrainState], None]
     progress: Callable[[int, float | None], None]
-    stop: Callable[[], bool]  # whether to end here; with several processes, all must be told the same
+    stop: Callable[[], bool]  # whether to end here; must agree in all processes
     evaluate: Callable[[int, TrainState], None] = lambda step, state: None
 
 
 def summarize(sums: Sums, seconds: float, batch_size: int, section: str = "train") -> Row:
-    """Means of what a window of steps summed up; reads from the devices. Nothing to take a mean of gives NaN.
+    """Returns the means over a window of steps, read from the devices; a mean of nothing is NaN.
 
-    Steps that were left out count in `bad_steps` and in the speed; where there are any, so does what is known of them.
+    Skipped steps count in `bad_steps` and in the speed; if there are any, the row has `last_bad_step` and `bad_q*` too.
     """
     host = jax.device_get(sums)
     guard.warn(host, section)
@@ -86,15 +87,15 @@ def run(
     batch_size: int,
     hooks: Hooks,
 ) -> int:
-    """Trains from `state.step` to `pace.steps`. `call` is `step.make_train_call`'s; `state` is donated to it.
+    """Trains from `state.step` to `pace.steps`. `call` is from `step.make_train_call`; `state` is donated to it.
 
-    `feed` is asked for the data of the next call while one is in flight. The first calls are of 1, 1, 2, 4, ... steps:
-    where steps are slow, neither a sign of life nor SIGTERM then has to wait for `pace.steps_per_call` of them.
+    `feed` supplies the data of the next call while one is in flight. The first calls have 1, 1, 2, 4, ... steps, so
+    that with slow steps neither the first sign of progress nor SIGTERM waits for `pace.steps_per_call` of them.
 
-    Returns the step reached, which is saved: less than `pace.steps` where `hooks.stop` said so.
+    Returns the last step, which is saved; it is less than `pace.steps` if `hooks.stop` ended the run.
 
     Raises:
-      UserError: `pace.max_bad_steps` steps in a row were not finite. Seen before each save, and nothing is saved then.
+      UserError: `pace.max_bad_steps` steps in a row, or the weights, were not finite; nothing is saved then.
     """
     first = step = int(state.step)
     row, running = {}, None
@@ -105,7 +106,7 @@ def run(
         stop = min(pace.next_stop(step), step + max(1, step - first))
         state, sums, reached = call(state, sums, *feed(step, stop), np.int32(stop - step))
         if running is not None:
-            hooks.progress(int(running), None)  # waits for the call before; this one runs meanwhile
+            hooks.progress(int(running), None)  # waits for the previous call while this one runs
         step, running = stop, reached
         if pace.due(step, pace.log_every):
             jax.block_until_ready(sums)
@@ -128,7 +129,7 @@ def run(
 
 
 def pause(work: Callable[[int, TrainState], None], step: int, state: TrainState) -> float:
-    """Does `work` with a state that is finished; returns its seconds, which are none of training's."""
+    """Does `work` once the state is computed; returns its seconds, which do not count as training."""
     jax.block_until_ready(state)
     start = time.perf_counter()
     work(step, state)
@@ -136,7 +137,7 @@ def pause(work: Callable[[int, TrainState], None], step: int, state: TrainState)
 
 
 def save(state: TrainState, sums: Sums, row: Row, pace: Pace, hooks: Hooks) -> None:
-    """Saves a state that is sound; else ends the run (UserError)."""
+    """Saves a finite state; otherwise ends the run by a UserError."""
     guard.check(sums, pace.max_bad_steps, pace.section)
     guard.check_state(state, pace.section)
     hooks.save(state, row)

@@ -7,14 +7,14 @@ from typing import Any
 import jax
 import optax
 
-Schedule = Callable[[Any], Any]  # the learning rate by step
+Schedule = Callable[[Any], Any]  # step -> learning rate
 SCHEDULES = ("constant", "cosine")
 
 
 def learning_rate_schedule(schedule: str, peak: float, warmup_steps: int, total_steps: int) -> Schedule:
-    """Rises linearly to `peak` in `warmup_steps`, then stays (`constant`) or falls to 0 at `total_steps` (`cosine`).
+    """Returns a schedule that rises to `peak` in `warmup_steps`, then stays or (`cosine`) falls to 0 at `total_steps`.
 
-    The first step of a warm-up already moves: step k of it takes peak (k + 1) / warmup_steps.
+    The rise is linear, and its first step already moves: step k takes peak (k + 1) / warmup_steps.
     """
     rest = (
         optax.constant_schedule(peak)
@@ -28,14 +28,14 @@ def learning_rate_schedule(schedule: str, peak: float, warmup_steps: int, total_
 
 
 def decays(path: tuple[Any, ...], leaf: jax.Array) -> bool:
-    """Whether weight decay applies to a parameter: to matrices, not to biases nor to the class table."""
+    """Returns whether weight decay applies to a parameter: it does to matrices, not to biases or the class table."""
     return leaf.ndim >= 2 and path[-1].key != "embedding"
 
 
 def clip_by_norm(limit: float) -> optax.GradientTransformationExtraArgs:
-    """Scales gradients down to the length `limit`. `update` takes their length as `grad_norm`, or works it out.
+    """Scales gradients down to the norm `limit`. `update` takes their norm as `grad_norm`, or computes it.
 
-    A device that holds a share of the gradients does not know it. Source: Pascanu et al. 2013, algorithm 1.
+    A device that holds only a share of the gradients cannot compute it. Source: Pascanu et al. 2013, algorithm 1.
     """
 
     def update(updates: Any, state: Any, params: Any = None, *, grad_norm: jax.Array | None = None, **_: Any) -> Any:
@@ -49,7 +49,7 @@ def clip_by_norm(limit: float) -> optax.GradientTransformationExtraArgs:
 def adamw(
     learning_rate: Schedule, b1: float, b2: float, weight_decay: float, clip_norm: float
 ) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019, eps 1e-8) on gradients clipped to a global norm; clip_norm 0 is no clipping."""
+    """Returns AdamW (Loshchilov & Hutter 2019, eps 1e-8) after clipping to a global norm, unless `clip_norm` is 0."""
     clip = clip_by_norm(clip_norm) if clip_norm else optax.identity()
     mask = partial(jax.tree_util.tree_map_with_path, decays)
     return optax.chain(clip, optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask))

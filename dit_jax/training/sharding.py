@@ -1,4 +1,4 @@
-"""The mesh: one axis, `data`, over every device; batches are split along it, all else is replicated."""
+"""The mesh: one axis, `data`, over all devices. Batches are split along it; the state may be too (see layout.py)."""
 
 import os
 from typing import Any
@@ -11,18 +11,18 @@ from jax.sharding import PartitionSpec as P
 from dit_jax.errors import UserError, is_out_of_memory
 from dit_jax.system import together
 
-WISHES = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "CUDA_VISIBLE_DEVICES")  # for devices
+WISHES = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "CUDA_VISIBLE_DEVICES")  # environment variables that ask for devices
 AXIS = "data"
 REPLICATED = P()
 SPLIT = P(AXIS)
-SPLIT_STEPS = P(None, AXIS)  # of [steps, batch, ...]
+SPLIT_STEPS = P(None, AXIS)  # for [steps, batch, ...]
 
 
 def make_mesh() -> Mesh:
-    """All devices in one line. Axes are `Auto`: explicit ones break the gradients of embeddings and matmuls.
+    """Returns a mesh of all devices on one axis, `Auto`: explicit axes break the gradients of embeddings and matmuls.
 
     Raises:
-      UserError: there are none, for a wish in the environment that this machine cannot fulfil.
+      UserError: there are none, and the environment asks for devices that this machine may lack.
     """
     try:
         count = jax.device_count()
@@ -36,12 +36,12 @@ def make_mesh() -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of an array that every device holds whole."""
+    """Returns the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, REPLICATED)
 
 
 def check_batch(batch_size: int, mesh: Mesh, key: str, microbatches: int = 1) -> None:
-    """Raises UserError unless a batch splits evenly over the mesh, and then over the microbatches; `key` names it."""
+    """Raises UserError unless a batch, set by `key`, splits evenly over the mesh and then into the microbatches."""
     if batch_size < 1 or batch_size % mesh.size:
         fix = max(mesh.size, batch_size // mesh.size * mesh.size)
         raise UserError(f"{key}={batch_size} does not split over {mesh.size} devices; use a multiple, such as {fix}")
@@ -55,30 +55,30 @@ def check_batch(batch_size: int, mesh: Mesh, key: str, microbatches: int = 1) ->
 
 
 def global_index(mesh: Mesh, batch_size: int) -> jax.Array:
-    """Inside shard_map: the positions in the global batch that this device holds, int32 [batch_size / devices]."""
+    """Inside shard_map: returns this device's positions in the global batch, int32 [batch_size / devices]."""
     local = batch_size // mesh.size
     return jax.lax.axis_index(AXIS) * local + jax.numpy.arange(local)
 
 
 def mean(tree: Any) -> Any:
-    """Inside shard_map: the mean over the devices, leaf by leaf; XLA copies all leaves to ask a single device."""
+    """Inside shard_map: returns each leaf's mean over the devices; skips a single device, where XLA would copy them."""
     return tree if jax.lax.axis_size(AXIS) == 1 else jax.lax.pmean(tree, AXIS)
 
 
 def put_replicated(array: np.ndarray, mesh: Mesh) -> jax.Array:
-    """Places a host array whole on every device; each process has it, and fills its own devices."""
+    """Places a host array whole on every device; each process has the array and fills its own devices."""
     return jax.make_array_from_callback(array.shape, replicated(mesh), lambda index: array[index])
 
 
 def local_positions(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """The positions in the global batch that this process's devices hold, int [n], ascending; see `global_index`."""
+    """Returns the positions in the global batch that this process's devices hold, int [n], ascending."""
     local = batch_size // mesh.size
     mine = [i for i, device in enumerate(mesh.devices.flat) if device.process_index == jax.process_index()]
     return (np.asarray(mine)[:, None] * local + np.arange(local)).ravel()
 
 
 def put_split_steps(array: np.ndarray, positions: np.ndarray, batch_size: int, mesh: Mesh) -> jax.Array:
-    """The global array [steps, batch_size, ...], split along its second axis; a process gives its `positions` alone."""
+    """Returns the global array [steps, batch_size, ...], split along axis 1; `array` has only the `positions` here."""
     shape = (array.shape[0], batch_size, *array.shape[2:])
 
     def part(index: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The train state: all that a checkpoint holds."""
+"""The train state, which checkpoints store, and the average of the weights in it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Params = Any  # a tree of float32 arrays
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """step: int32 scalar, steps done; params and ema_params: alike trees of float32; opt_state: optax's."""
+    """step: int32 scalar, the steps done; params, ema_params: float32 trees of one structure; opt_state: optax's."""
 
     step: jax.Array
     params: Params
@@ -24,16 +24,17 @@ class TrainState:
 
 
 def create(init_params: Callable[[], Params], optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step; the EMA starts at the parameters themselves (its ramp forgets them)."""
+    """Returns the state before the first step; the EMA starts at the parameters, which its ramp soon forgets."""
     params = init_params()
     ema_params = jax.tree.map(jnp.copy, params)
     return TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params))
 
 
 def ema_rate(step: jax.Array, batch_size: int, half_life: float, ramp: float) -> jax.Array:
-    """How far the average moves at `step` steps done: 1 - 0.5^(batch / half-life), 0..1; the half-life in images.
+    """Returns how far the average moves after `step` steps: 1 - 0.5^(batch_size / half_life), in 0..1.
 
-    Early on the half-life is at most `ramp` times the images seen, so that the start is forgotten in time.
+    The half-life is in images. Early on it is at most `ramp` times the images seen, so that the start is forgotten in
+    time.
     Source: Karras et al. 2022, its training code (half-life 500,000 images and ramp 0.05 on CIFAR-10).
     """
     images = step.astype(jnp.float32) * batch_size
@@ -42,5 +43,5 @@ def ema_rate(step: jax.Array, batch_size: int, half_life: float, ramp: float) ->
 
 
 def update_ema(ema_params: Params, params: Params, rate: jax.Array) -> Params:
-    """(1 - rate) * ema + rate * params, leaf by leaf."""
+    """Returns (1 - rate) * ema + rate * params, leaf by leaf."""
     return jax.tree.map(lambda ema, p: ema + rate * (p - ema), ema_params, params)

@@ -1,7 +1,7 @@
-"""The train step: one per-device function under `shard_map`, many steps in one dispatch.
+"""The train step: one per-device function under `shard_map`, with many steps in one dispatch.
 
-Every draw is keyed by (seed, step, position in the global batch), so the losses and weights are those of one device
-whatever the mesh.
+Every draw is keyed by (seed, step, position in the global batch), so on any mesh the losses and weights are those of a
+single device, up to rounding.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from dit_jax.training import guard, layout, sharding
 from dit_jax.training.layout import Axes
 from dit_jax.training.state import Params, TrainState, ema_rate, update_ema
 
-Sums = dict[str, jax.Array]  # metrics summed over steps, on the devices until a log point
+Sums = dict[str, jax.Array]  # metrics summed over steps; they stay on the devices until a log point
 CallResult = tuple[TrainState, Sums, jax.Array]
 LossAndQuarters = tuple[jax.Array, tuple[jax.Array, jax.Array]]
 
@@ -28,7 +28,7 @@ LossAndQuarters = tuple[jax.Array, tuple[jax.Array, jax.Array]]
 class Batch(NamedTuple):
     """A device's share of a step's images [B, H, W, C], or latents, with their labels.
 
-    keys_B: that from which each image draws; index_B: its place in the global batch.
+    keys_B: the key from which each image draws; index_B: its position in the global batch.
     """
 
     x_0: jax.Array
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     index_B: jax.Array
 
 
-# A device's mean loss, and (sums, counts) of the losses of its images by noise quarter, [QUARTERS] each.
+# Returns a device's mean loss, and (sums, counts) of its images' losses by noise quarter, [QUARTERS] each.
 Loss = Callable[[Params, Batch], LossAndQuarters]
 
 
@@ -45,24 +45,24 @@ Loss = Callable[[Params, Batch], LossAndQuarters]
 class StepSettings:
     """What a train step needs to know besides the loss and the optimizer."""
 
-    batch_size: int  # of all devices
-    microbatches: int  # a device's images go through the network in so many parts
+    batch_size: int  # over all devices
+    microbatches: int  # the parts in which a device's images go through the network
     steps_per_call: int
     ema_half_life: float  # images
     ema_ramp: float
 
 
 def zero_sums(bad_run: int = 0) -> Sums:
-    """The metrics of no step at all, after `bad_run` steps in a row that were left out (see guard.py)."""
+    """Returns the sums at the start of a window of steps, after `bad_run` skipped steps in a row (see guard.py)."""
     scalars = {name: jnp.zeros(()) for name in ("steps", "loss", "grad_norm")}
     quarters = {name: jnp.zeros(QUARTERS) for name in ("quarter_loss", "quarter_count")}
     return scalars | quarters | guard.zero_counts(bad_run)
 
 
 def gradient(loss: Loss, params: Params, batch: Batch, count: int) -> tuple[LossAndQuarters, Params]:
-    """Returns the loss of a device's images as they are fed, and its gradient, computed in `count` equal parts in turn.
+    """Returns the loss of a device's images, as fed, and its gradient, computed in `count` equal parts in turn.
 
-    The mean of the parts' means is that of all images, and every image draws what it would in one part.
+    The mean of the parts' means is that of all images, and an image's draws do not depend on `count`.
     """
 
     def part(batch: Batch) -> Any:
@@ -89,10 +89,10 @@ def train_step(
     labels_B: jax.Array,
     mine: jax.Array,
 ) -> tuple[TrainState, Sums]:
-    """One step on a device's share of the batch, the images at the positions `mine` of it; and its metrics.
+    """Takes one step on a device's share of the batch, the images at the positions `mine`; returns its metrics too.
 
-    Gradients meet in one mean over the mesh. They are taken inside `shard_map(check_vma=False)`, where `grad` sees one
-    device's loss alone. `axes` are those along which the parameters are split (layout.py).
+    Gradients are averaged over the mesh once. They are taken inside `shard_map(check_vma=False)`, where `grad` sees one
+    device's loss only. `axes` are those along which the parameters are split (layout.py).
     """
     step_key = jax.random.fold_in(key, state.step)
     keys_B = jax.vmap(partial(jax.random.fold_in, step_key))(mine)
@@ -108,7 +108,7 @@ def train_step(
         "quarter_loss": quarter_loss,
         "quarter_count": quarter_count,
     }
-    good = jnp.isfinite(mean) & jnp.isfinite(grad_norm)  # of the whole batch: all devices decide alike
+    good = jnp.isfinite(mean) & jnp.isfinite(grad_norm)  # both are of the whole batch, so all devices decide alike
     return guard.take(good, partial(update, optimizer, settings, grads, grad_norm), state), guard.tally(good, metrics)
 
 
@@ -119,7 +119,7 @@ def update(
     grad_norm: jax.Array,
     state: TrainState,
 ) -> TrainState:
-    """The state after a step of the optimizer and of the average, leaf by leaf: whole or shares."""
+    """Returns the state after a step of the optimizer and the average; leaves may be whole or shares."""
     optimizer = optax.with_extra_args_support(optimizer)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params, grad_norm=grad_norm)
     params = optax.apply_updates(state.params, updates)
@@ -128,7 +128,7 @@ def update(
 
 
 def data_keys(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(for the order of the data, for the draws of each step), of a run's key for training."""
+    """Splits a run's key for training into (for the order of the data, for the draws of each step)."""
     order_key, draw_key = jax.random.split(key)
     return order_key, draw_key
 
@@ -142,14 +142,14 @@ def make_train_call(
     streamed: bool = False,
     where: TrainState = layout.WHOLE_STATE,
 ) -> Callable[..., CallResult]:
-    """call(state, sums, images [n, ...], labels int32 [n], count) runs `count` steps, at most steps_per_call.
+    """Returns call(state, sums, images [n, ...], labels int32 [n], count), which runs `count` <= steps_per_call steps.
 
-    Images (or latents, see `datasets.Split`) and labels are the whole data, or, if `streamed`, the batches of these
-    steps alone: [steps_per_call, B, ...], split over the mesh along B (see feed.py). `where` tells along which axes the
+    Images (or latents, see `datasets.Split`) and labels are all the data or, if `streamed`, only the batches of these
+    steps: [steps_per_call, B, ...], split over the mesh along B (see feed.py). `where` gives the axes along which the
     state is split (see layout.py); if it is, `loss` takes a device's shares of the parameters.
 
-    Returns (state, sums, steps done). One compile serves every count. State and sums are donated; the third result is
-    there to wait for while the next call already has them.
+    The call returns (state, sums, steps done), and one compilation serves every count. State and sums are donated; the
+    third result is there to wait for when the next call already has them.
     """
     order_key, draw_key = data_keys(key)
     step = partial(train_step, loss, optimizer, settings, draw_key, where.params)
@@ -168,7 +168,7 @@ def make_train_call(
             return state, guard.add(sums, metrics, state.step)
 
         state, sums = jax.lax.fori_loop(0, count, body, (state, sums))
-        return state, sums, state.step + 0  # a copy: the next call is given the state's own
+        return state, sums, state.step + 0  # a copy, as the state's own is donated to the next call
 
     whole, held = sharding.REPLICATED, layout.specs(where)
     data = sharding.SPLIT_STEPS if streamed else whole

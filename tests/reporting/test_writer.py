@@ -68,7 +68,7 @@ def test_a_folder_that_was_moved_away_is_told_in_one_line(tmp_path, capfd, monke
             writer.flush()
     code, line = errors.explain(ended.value)
     assert code == 2
-    assert f"error: {tmp_path / 'run'} was moved or removed while it was written to" in str(line)
+    assert f"error: {tmp_path / 'run'} was moved or removed while it was being written to" in str(line)
     with contextlib.suppress(AsyncError, FileNotFoundError):
         writer.close()
     assert "Traceback" not in capfd.readouterr().err
@@ -193,7 +193,7 @@ def test_an_error_of_the_thread_surfaces_and_the_rest_is_flushed(tmp_path, caplo
 def test_a_file_as_workdir_is_one_clear_line(tmp_path):
     (tmp_path / "run").write_text("mine")
     for workdir in (tmp_path / "run", tmp_path / "run" / "below"):
-        with pytest.raises(UserError, match="name a folder") as caught:
+        with pytest.raises(UserError, match="use a folder") as caught:
             create_writer(workdir)
         assert str(workdir) in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -244,6 +244,11 @@ def test_no_row_is_added_to_a_link_to_nowhere(tmp_path):
     (tmp_path / "evaluations.jsonl").symlink_to(tmp_path / "no" / "where")
     with pytest.raises(UserError, match="is a link to a folder that is not there; mount or make it, or remove it"):
         jsonl.append(tmp_path / "evaluations.jsonl", {"step": 1})
+
+
+def test_a_row_for_a_workdir_that_was_moved_away_says_so(tmp_path):
+    with pytest.raises(UserError, match="/run was moved or removed while it was being written to"):
+        jsonl.append(tmp_path / "run" / "evaluations.jsonl", {"step": 1})
 
 
 def test_a_link_to_nowhere_is_one_clear_line(tmp_path):

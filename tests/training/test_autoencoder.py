@@ -1,4 +1,4 @@
-"""What the autoencoder is trained on, by a network that notes its input."""
+"""Tests the autoencoder's loss with a network that records its input."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ B, SHAPE = 400, (2, 2, 3)
 
 @pytest.fixture(scope="module")
 def seen():
-    """(x, eps, loss, (sums, counts)) for a network that is 0.1 off everywhere and whose latents have 6 nats."""
+    """Returns x, eps, loss, (sums, counts) for a network that is off by 0.1 and whose latents' KL is 6 nats."""
     noted = {}
 
     def apply(params, x, eps):

@@ -1,4 +1,4 @@
-"""Checkpoints hold exactly the state that was saved, on any mesh, and a damaged one costs no more than itself."""
+"""Checkpoints hold exactly the state that was saved, on any mesh, and damage to one costs only that one."""
 
 import dataclasses
 import errno
@@ -25,7 +25,7 @@ ADAMW = optax.adamw(0.01)
 
 
 def ballast():
-    """Parameters of some megabytes: writing them takes longer than the steps that follow."""
+    """Returns parameters of a few megabytes: writing them takes longer than the steps that follow."""
     return init_params() | {"unused": {"kernel": jnp.ones((1000, 1000))}}
 
 
@@ -35,7 +35,7 @@ def like(devices=8, params=init_params):
 
 
 def save(folder, *steps, keep=5):
-    """Checkpoints of states whose parameters are full of their step."""
+    """Saves states in which every number is the step."""
     with Checkpointer(folder, keep) as checkpointer:
         for step in steps:
             state = jax.tree.map(lambda leaf: jnp.full(leaf.shape, step, leaf.dtype), like())  # noqa: B023
@@ -77,10 +77,10 @@ def test_a_workdir_that_is_moved_away_is_told_and_not_made_anew(away, tmp_path):
             checkpointer.check,
             lambda: checkpointer.save(dataclasses.replace(state, step=jnp.int32(2)), {}, {}),
         ):
-            with pytest.raises(UserError, match="run was moved or removed while it was written to; under its new name"):
+            with pytest.raises(UserError, match="run was moved or removed while it was being written to"):
                 call()
         assert not folder.exists()
-        if (tmp_path / "moved").exists():  # else another one of that name may be it, for all that a disk says
+        if (tmp_path / "moved").exists():  # else the disk may give a new folder the old one's identity
             folder.mkdir()
             with pytest.raises(UserError, match="was moved or removed"):
                 checkpointer.check()
@@ -93,7 +93,7 @@ def test_a_save_is_the_state_of_its_moment_while_training_goes_on(tmp_path):
         for _ in range(3):
             trainer.run(2)
             checkpointer.save(trainer.state, {}, {})
-            trainer.run(4, 4)  # its buffers are donated, and written again, while Orbax writes
+            trainer.run(4, 4)  # donates and overwrites its buffers while Orbax writes
     again = Trainer(ADAMW, 8, params=ballast)
     for _ in range(3):
         again.run(2)
@@ -152,7 +152,7 @@ def test_a_damaged_checkpoint_is_named_passed_over_and_saved_again(damage, tmp_p
         True
     ] * 2
     assert not any("\n" in line for line in warned)
-    # Training goes on from 2, and what it saves at 4 and 6 must not be lost to the ruins.
+    # Training goes on from 2; the damaged folders must not prevent its saves at 4 and 6.
     assert int(restore(tmp_path).step) == 2
     save(tmp_path, 4)
     assert int(restore(tmp_path).step) == 4
@@ -167,18 +167,18 @@ def test_all_damaged_is_the_users_to_mend(tmp_path, caplog):
     before = tiny.snapshot(tmp_path)
     with pytest.raises(UserError, match=r"none of the checkpoints \[4, 2\] in .* can be read .*; restore"):
         restore(tmp_path)
-    assert "passed over" not in caplog.text  # one line tells it all
+    assert "passed over" not in caplog.text  # the error says it all in one line
     assert tiny.snapshot(tmp_path) == before
 
 
-# What TensorStore raises under `ulimit -n 16`, and a file server on a soft mount.
+# TensorStore raises NO_HANDLES under `ulimit -n 16`; a file server on a soft mount causes ETIMEDOUT.
 NO_HANDLES = ValueError("RESOURCE_EXHAUSTED: Error opening: Too many open files [os_error_code='24']")
 LACKING = [MemoryError(), OSError(errno.EMFILE, "Too many open files"), NO_HANDLES, OSError(errno.ETIMEDOUT, "late")]
 
 
 @pytest.mark.parametrize("error", LACKING, ids=str)
 def test_what_the_machine_lacks_is_no_damage(error, tmp_path, monkeypatch):
-    """Else a start without memory would set the newest checkpoint aside and lose the steps since the one before."""
+    """Else a start without enough memory would set the newest checkpoint aside and lose its latest steps."""
     save(tmp_path, 2, 4)
     before = tiny.snapshot(tmp_path)
     real = checksums.check
@@ -195,7 +195,7 @@ def test_what_the_machine_lacks_is_no_damage(error, tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_of_another_model_is_named_and_left_alone(tmp_path, caplog):
-    """By hand: the toy's kernel has another shape, or the other model has one more parameter."""
+    """The other model's kernel has another shape, or it has one more parameter."""
     save(tmp_path, 2, 4)
     before = tiny.snapshot(tmp_path)
     wider = like().params | {"kernel": jax.ShapeDtypeStruct((7, 9), jnp.float32)}
@@ -246,7 +246,7 @@ def stray(path):
 
 @pytest.mark.parametrize("damage", [flip_a_bit, cut_a_byte, remove, stray])
 def test_the_smallest_damage_to_any_file_is_found(damage, tmp_path):
-    """Each file in turn; without the sums, Orbax restores some flipped bits as other weights."""
+    """Damages each file in turn; without the checksums, Orbax restores some flipped bits as other weights."""
     save(tmp_path, 3)
     folder = tmp_path / "checkpoints" / "3"
     checksums.check(folder)
@@ -298,7 +298,7 @@ def test_a_flipped_bit_of_the_weights_is_named_and_the_older_checkpoint_used(tmp
 
 @pytest.mark.parametrize("damage", [flip_a_bit, half, remove, lambda path: path.write_bytes(b"\xff")])
 def test_damaged_sums_are_damage(damage, tmp_path):
-    """A checkpoint never has its name without them, so one that has none was damaged later."""
+    """A checkpoint gets its name only after its checksums, so one without them was damaged later."""
     save(tmp_path, 2, 4)
     damage(tmp_path / "checkpoints" / "4" / checksums.NAME)
     assert int(restore(tmp_path).step) == 2
@@ -338,7 +338,7 @@ for step, size in ((1, 10), (2, 1_000_000)):
 
 @pytest.mark.parametrize("how", ["check", "save", "exit"])
 def test_what_cannot_be_written_in_the_background_is_one_line_and_the_older_checkpoint_stays(how, tmp_path):
-    """A limit on the size of files stands for a full disk: TensorStore's write fails in its thread all the same."""
+    """A limit on the file size stands in for a full disk: TensorStore's write fails in its thread just the same."""
     done = subprocess.run([sys.executable, "-c", FULL, how, tmp_path], capture_output=True, text=True, timeout=120)
     told = done.stdout.splitlines()
     assert told == [
@@ -350,7 +350,7 @@ def test_what_cannot_be_written_in_the_background_is_one_line_and_the_older_chec
 
 
 def test_a_folder_with_the_name_of_another_step_is_damage(tmp_path, caplog):
-    """Whole as its sums are, it would keep Orbax from saving any step below its name."""
+    """Although its checksums match, it would keep Orbax from saving any step below its name."""
     save(tmp_path, 1, 2)
     shutil.copytree(tmp_path / "checkpoints/2", tmp_path / "checkpoints/9")
     assert restore(tmp_path).step == 2

@@ -1,4 +1,4 @@
-"""What the classifier sees in training, by a network that notes its input."""
+"""Tests what the classifier sees in training, with a network that records its input."""
 
 from types import SimpleNamespace
 
@@ -17,7 +17,7 @@ B, K, T = 1600, 5, 20
 
 @pytest.fixture(scope="module")
 def seen():
-    """(x_t, t, loss, (sums, counts)) of a batch of images that are 0.5 throughout."""
+    """Returns x_t, t, loss, (sums, counts) for a batch of images that are 0.5 throughout."""
     schedule = make_schedule("rectified", T, 0.1, 0.2)
     noted = {}
 
@@ -39,7 +39,7 @@ def test_three_quarters_of_the_images_are_clean_and_have_t_0(seen):
 
 
 def test_of_the_noisy_images_half_are_in_the_first_quarter_of_the_noise(seen):
-    """And sqrt(b) - sqrt(a) of them between any a and b; of 400, 0.1 is four standard deviations of a half."""
+    """A share of sqrt(b) - sqrt(a) lies between any a and b; of 400, 0.1 is four standard deviations of a half."""
     t = seen.t[np.any(seen.x_t != 0.5, axis=(1, 2, 3))]
     assert set(t.tolist()) == set(range(T))
     shares = np.histogram(t, [0, 5, 10, 15, 20])[0] / len(t)
@@ -47,7 +47,7 @@ def test_of_the_noisy_images_half_are_in_the_first_quarter_of_the_noise(seen):
 
 
 def test_noise_is_as_loud_as_t_says(seen):
-    """On the straight path x_t = (1 - s) x_0 + s eps, s = (t + 1) / T; 48 values an image."""
+    """On the rectified schedule x_t = (1 - s) x_0 + s eps, with s = (t + 1) / T; an image has 48 values."""
     noisy = np.any(seen.x_t != 0.5, axis=(1, 2, 3))
     s = (seen.t[noisy] + 1) / T
     eps = (seen.x_t[noisy] - (1 - s)[:, None, None, None] * 0.5) / s[:, None, None, None]
@@ -63,7 +63,7 @@ def test_a_network_that_knows_nothing_loses_the_log_of_the_classes(seen):
 
 
 def test_half_of_the_images_are_mirrored_and_each_keeps_its_label():
-    """Ramps that have their label in the last channel, where a network without noise reads it: a loss of 0."""
+    """The images are ramps with their label in the last channel; without noise, the network reads it: a loss of 0."""
     noted = {}
 
     def apply(params, x_t, t_B):
@@ -81,7 +81,7 @@ def test_half_of_the_images_are_mirrored_and_each_keeps_its_label():
 
 
 def test_crops_move_the_images():
-    """Nine moves by a pixel or none, of images that are 0.5 throughout: one in nine stays whole."""
+    """Images that are 0.5 throughout move by -1, 0 or 1 pixels along each axis: one in nine stays whole."""
     schedule, moved = make_schedule("rectified", T, 0.1, 0.2), []
 
     def apply(params, x_t, t_B):

@@ -1,4 +1,4 @@
-"""What the diffusion loss draws for an image, by a network that notes its input; test_step.py has it in training."""
+"""Tests what the diffusion loss draws, with a network that records its input; for training, see test_step.py."""
 
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ from tests.training.toy import OBJECTIVE
 
 @pytest.fixture(scope="module")
 def drawn():
-    """What one call of `batch_loss` draws for 400 latents of label 0, 7 or mirrored 90, and its loss."""
+    """Returns the draws and loss of one `batch_loss` for 400 latents, which are 7, or 90 if mirrored, with label 0."""
     count, noted = 400, {}
 
     def network(params, x_t, t_B, labels_B, keys_B):
@@ -40,6 +40,6 @@ def test_latents_of_images_or_of_mirrored_ones_are_what_is_noised(drawn):
 
 
 def test_an_images_time_noise_mirroring_and_dropped_label_know_nothing_of_each_other(drawn):
-    """Correlations of 400 independent pairs are 0 +- 0.05; of draws by one key, such as t < T / 4, above 0.7."""
+    """Correlations of 400 independent pairs are 0 +- 0.05; of draws from one key, say t and t < T / 4, above 0.7."""
     found = np.corrcoef([drawn.t, drawn.eps[:, 0, 0, 0], drawn.mirrored, drawn.dropped])
     np.testing.assert_allclose(found, np.eye(4), atol=0.2)

@@ -1,4 +1,4 @@
-"""Streamed runs are resident runs, to the bit: on any mesh, from any step, whatever the rhythm of the calls."""
+"""Streamed runs equal resident runs to the bit: on any mesh, from any step, however long the calls are."""
 
 import dataclasses
 import threading
@@ -16,7 +16,7 @@ from tests import process, tiny
 
 
 def reading_threads():
-    """Those that have not ended some seconds from now."""
+    """Returns Grain's threads that do not end within five seconds."""
     threads = [thread for thread in threading.enumerate() if thread.name.startswith("grain")]
     for thread in threads:
         thread.join(timeout=5)
@@ -24,7 +24,7 @@ def reading_threads():
 
 
 def train(workdir, resident, devices, monkeypatch, **more):
-    """The final state of a tiny run."""
+    """Returns the final state of a tiny run."""
     tiny.install(monkeypatch)
     tiny.on_devices(monkeypatch, devices)
     assert job.train(tiny.config(data__resident=resident, **more), workdir, None) == 0
@@ -35,7 +35,7 @@ def assert_equal(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-LONG = {"train__steps": 13, "train__steps_per_call": 3, "train__log_every": 4}  # two and a half epochs of five steps
+LONG = {"train__steps": 13, "train__steps_per_call": 3, "train__log_every": 4}  # 2.6 epochs of five steps
 
 
 @pytest.mark.long
@@ -49,7 +49,7 @@ def test_a_streamed_run_has_the_weights_of_a_resident_one(devices, tmp_path, mon
 
 @pytest.mark.long
 def test_a_streamed_run_that_is_resumed_reads_on_where_it_was(tmp_path, monkeypatch):
-    """Seven steps, then, in calls of another length, the rest; and once the rest is resident."""
+    """Trains seven steps, then the rest in calls of another length: once streamed, once resident."""
     whole = train(tmp_path / "whole", "false", 2, monkeypatch, **LONG)
     for resident in ("false", "true"):
         train(tmp_path / resident, "false", 2, monkeypatch, **LONG | {"train__steps": 7})
@@ -59,11 +59,11 @@ def test_a_streamed_run_that_is_resumed_reads_on_where_it_was(tmp_path, monkeypa
 
 @pytest.mark.parametrize("devices", [1, 2, 8])
 def test_the_batch_of_a_step_is_the_permutations_slice_on_any_mesh(devices):
-    """40 examples in batches of 8: five steps an epoch. The order is asked of JAX directly."""
+    """40 examples in batches of 8: five steps per epoch. The order is computed with JAX directly."""
     key, mesh, data = jax.random.key(3), tiny.mesh(devices), tiny.split()
     stream = Stream(tiny.records(), key, 8, 4, 100, mesh)
     try:
-        for step, stop in ((0, 4), (4, 7), (12, 13), (2, 4)):  # it may be asked for any step
+        for step, stop in ((0, 4), (4, 7), (12, 13), (2, 4)):  # any step may come next
             images, labels = stream(step, stop)
             assert images.shape == (4, 8, 8, 8, 3)
             assert images.sharding.spec == sharding.SPLIT_STEPS
@@ -82,7 +82,7 @@ def test_a_process_reads_what_its_own_devices_hold():
     asked = []
     records = tiny.records()
     noted = dataclasses.replace(records, read=lambda i: asked.append(i) or records.read(i))
-    positions = np.array([2, 3, 6, 7])  # of the second and the fourth of four devices
+    positions = np.array([2, 3, 6, 7])  # held by the second and the fourth of four devices
     batch = Batches(noted, jax.random.key(0), 8, positions, 5)[0]
     order = np.asarray(jax.random.permutation(jax.random.fold_in(jax.random.key(0), 0), 40))
     np.testing.assert_array_equal(asked, [order[positions]])

@@ -1,4 +1,4 @@
-"""A step that is not finite leaves no trace but its count, on any mesh and at any rhythm."""
+"""A step that is not finite leaves no trace but its count, on any mesh and however long the calls are."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ STEPS = 12
 
 
 def network(params, x_t, t_B, labels_B, keys_B):
-    """The toy, plus `params["poison"]` (0 or NaN) for images at the last timestep, 19 of 20."""
+    """Adds `params["poison"]` (0 or NaN) to the toy's output for images at the last timestep, 19 of 0..19."""
     poison = jax.lax.stop_gradient(params["poison"])
     return apply(params, x_t, t_B, labels_B, keys_B) + jnp.where(t_B == 19, poison, 0.0)[:, None, None, None]
 
@@ -34,7 +34,7 @@ def state_of(trainer):
 
 
 def without_the_steps(bad):
-    """The state after STEPS healthy steps of which those in `bad` were taken back by hand."""
+    """Returns the state after STEPS healthy steps, of which those in `bad` were undone by hand."""
     healthy = trainer(0.0)
     for step in range(1, STEPS + 1):
         before = jax.tree.map(jnp.copy, healthy.state)
@@ -45,7 +45,7 @@ def without_the_steps(bad):
 
 
 def bad_steps(devices=1):
-    """The numbers of the bad steps, each from a call of its own."""
+    """Returns the numbers of the bad steps, found with one step per call."""
     poisoned, found = trainer(np.nan, devices), []
     for step in range(1, STEPS + 1):
         before = float(poisoned.sums["bad_steps"])
@@ -57,7 +57,7 @@ def bad_steps(devices=1):
 @pytest.fixture(scope="module")
 def bad():
     found = bad_steps()
-    assert 0 < len(found) < STEPS  # 8 images of 20 timesteps: a third of the steps (1 - 0.95^8 = 0.34)
+    assert 0 < len(found) < STEPS  # 8 images, 20 timesteps: a third of the steps (1 - 0.95^8 = 0.34)
     return found
 
 
@@ -68,7 +68,7 @@ def test_a_bad_step_is_left_out_to_the_bit_on_all_devices(devices, bad):
     assert sums["bad_steps"] == len(bad)
     assert sums["steps"] == STEPS - len(bad)
     assert sums["last_bad_step"] == bad[-1]
-    np.testing.assert_array_equal(sums["bad_quarters"], [0, 0, 0, len(bad)])  # 19 of 20: the most noise
+    np.testing.assert_array_equal(sums["bad_quarters"], [0, 0, 0, len(bad)])  # t = 19 of 0..19: the most noise
     assert np.isfinite(sums["loss"])
     assert sums["quarter_count"].sum() == 8 * sums["steps"]
     exact = devices == 1
@@ -107,7 +107,7 @@ def test_the_select_of_other_devices_is_the_branch_of_cpus(good):
 
 
 def run_lengths(pattern, before=0):
-    """(now, longest) in a row after steps that were bad (x) or good (.)."""
+    """Returns the (current, longest) run of bad steps after steps that were bad (x) or good (.)."""
     sums = {"steps": jnp.zeros(())} | guard.zero_counts(before)
     for i, letter in enumerate(pattern):
         good = jnp.asarray(letter == ".")
@@ -121,7 +121,7 @@ def test_bad_steps_in_a_row_by_hand():
     assert run_lengths("..x.xx..") == (0, 2)
     assert run_lengths("x..xxx") == (3, 3)
     assert run_lengths("") == (0, 0)
-    assert run_lengths("xx.", before=2) == (0, 4)  # a row that began before the last log point
+    assert run_lengths("xx.", before=2) == (0, 4)  # a run that began before the last log point
     assert run_lengths(".x", before=2) == (1, 2)
 
 
@@ -135,7 +135,7 @@ def test_weights_that_overflowed_are_told():
 
 
 def test_advice_is_of_what_is_trained(caplog):
-    """The autoencoder sees no noise, though its losses are counted in the first quarter; only a run has a dtype."""
+    """The autoencoder sees no noise, though its losses are counted in the first quarter; only `train` has a dtype."""
     sums = {"steps": jnp.zeros(())} | guard.zero_counts(3)
     sums |= {"bad_steps": jnp.float32(3), "last_bad_step": jnp.int32(7), "bad_quarters": jnp.array([3.0, 0, 0, 0])}
     noise, finite = ", with noise of quarter 1 of 4", "; the checkpoints hold finite weights"

@@ -1,4 +1,4 @@
-"""Which leaves are split, and what devices then know of the whole: against NumPy."""
+"""Tests which leaves are split, and the gradients and norms computed from shares, against NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def shape(*sizes):
     ("sizes", "parts", "axis"),
     [
         ((16, 8), 8, 0),
-        ((11, 8), 8, 1),  # a class table: ten classes and none
+        ((11, 8), 8, 1),  # a class table: ten classes and "no class"
         ((3, 3, 64, 16), 8, 2),
         ((11, 9), 8, WHOLE),
         ((8,), 8, WHOLE),  # a vector
@@ -72,7 +72,7 @@ def test_gradient_and_norm_of_shares(devices):
 
 @pytest.mark.parametrize(("row_3", "taken"), [(0.0, 0), (0.1, 2)])
 def test_a_bad_number_in_one_devices_share_leaves_the_step_out_on_all(row_3, taken):
-    """d|row 3|/d row 3 is NaN at 0: in the gradient of the last device's share alone, while the loss is finite."""
+    """d|row 3|/d row 3 is NaN at 0: only in the gradient of the last device's share, while the loss is finite."""
 
     def network(params, x_t, t_B, labels_B, keys_B):
         return apply(params, x_t, t_B, labels_B, keys_B) + jnp.linalg.norm(params["embedding"][3])

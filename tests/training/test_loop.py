@@ -1,4 +1,4 @@
-"""The loop's rhythm, with a call that only counts."""
+"""Tests when the loop does what, with a training call that only counts."""
 
 import dataclasses
 import random
@@ -47,7 +47,7 @@ def test_no_mark_is_ever_skipped():
 
 
 class Recorder:
-    """Hooks and a training call that note the order of events. A step's loss is its number."""
+    """Hooks and a training call that record the order of events. A step's loss is its number."""
 
     def __init__(self):
         self.events, self.rows = [], {}
@@ -89,7 +89,7 @@ def run(pace, start=0):
 
 def test_order_of_events():
     recorder = run(Pace(8, 2, 6, 5, 4))
-    # A call is under way before the loop waits for the one before it.
+    # Each call is dispatched before the loop waits for the previous one.
     assert recorder.events == [
         "call 1",
         "call 2", "at 1",
@@ -108,11 +108,11 @@ def test_a_resumed_loop_goes_on_where_the_state_is():
 def test_rows_are_means_over_the_steps_since_the_last_row():
     rows = run(Pace(8, 3, 4, 100, 0)).rows
     assert list(rows) == [4, 8]
-    assert rows[4]["loss"] == 2.5  # of 1, 2, 3, 4
+    assert rows[4]["loss"] == 2.5  # the mean of 1, 2, 3, 4
     assert rows[8]["loss"] == 6.5
     assert rows[8]["grad_norm"] == 2
     assert [rows[4][f"loss_q{q}"] for q in (1, 2, 3)] == [0.5, 1, 1.5]
-    assert np.isnan(rows[4]["loss_q4"])  # no image there
+    assert np.isnan(rows[4]["loss_q4"])  # no image in that quarter
     assert rows[4]["images_per_s"] > 0
 
 
@@ -127,19 +127,19 @@ def test_a_run_that_is_asked_to_end_saves_where_it_is():
     hooks = dataclasses.replace(recorder.hooks, stop=lambda: asked.append(1) or len(asked) > 2)
     state = TrainState(jnp.int32(0), {}, {}, ())
     assert loop.run(recorder.call, state, feed, Pace(8, 2, 6, 5, 4), 8, hooks) == 2
-    # Asked before each dispatch; the two under way are finished, the third is not begun.
+    # It is asked before each dispatch: the first two calls are finished, the third is not begun.
     assert recorder.events == ["call 1", "call 2", "at 1", "save 2"]
 
 
 def test_the_first_calls_are_short():
-    """So that slow steps show at once that they go, and how fast; each is at most as long as all before it."""
+    """So that slow steps soon show progress and speed; each call is at most as long as all calls before it."""
     for start, reached in ((0, [1, 2, 4, 8, 16, 32, 64, 96, 100]), (7, [8, 9, 11, 15, 23, 39, 71, 100])):
         events = run(Pace(100, 32, 1000, 1000, 0), start).events
         assert [event for event in events if "call" in event] == [f"call {step}" for step in reached]
 
 
 class Lazy:
-    """A sum that the devices are still at: waiting for it takes four seconds of a clock."""
+    """A sum that the devices are still computing: the first wait for it takes four seconds of a clock."""
 
     def __init__(self, value, clock):
         self.value, self.clock = value, clock
@@ -153,7 +153,7 @@ class Lazy:
 
 
 class Timed(Recorder):
-    """A call computes for four seconds, whoever waits for it; drawing takes fifty, evaluating three hundred."""
+    """A recorder whose calls compute for four seconds, whoever waits; drawing takes 50, evaluating 300."""
 
     def __init__(self, clock):
         super().__init__()
@@ -172,7 +172,7 @@ class Timed(Recorder):
 
 
 def test_the_speed_is_of_training_alone_and_of_work_that_is_done(monkeypatch):
-    """A step of eight images a call of four seconds: two images a second in every window."""
+    """A call takes one step of eight images in four seconds: two images per second in every window."""
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     recorder, state = Timed(clock), TrainState(jnp.int32(0), {}, {}, ())
@@ -182,7 +182,7 @@ def test_the_speed_is_of_training_alone_and_of_work_that_is_done(monkeypatch):
 
 
 class Failing(Recorder):
-    """From step 4 on, no step is finite."""
+    """A recorder in which no step from 4 on is finite."""
 
     def call(self, state, sums, *rest):
         first, before = int(state.step), sums
@@ -198,8 +198,8 @@ class Failing(Recorder):
 @pytest.mark.parametrize(
     ("pace", "events"),
     [
-        (Pace(20, 1, 2, 5, 0), ["log 2", "log 4", "save 5", "log 6"]),  # the row of 3 spans log points
-        (Pace(20, 1, 100, 2, 0), ["save 2", "save 4"]),  # step 6 has the third, and is not saved
+        (Pace(20, 1, 2, 5, 0), ["log 2", "log 4", "save 5", "log 6"]),  # the run of 3 spans log points
+        (Pace(20, 1, 100, 2, 0), ["save 2", "save 4"]),  # step 6 is the third, and is not saved
         (Pace(20, 1, 100, 3, 0), ["save 3"]),
     ],
 )

@@ -1,4 +1,4 @@
-"""Batches that fit the mesh, and those that do not."""
+"""Tests the mesh, and which batches split over it."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""The average of the weights: half-life and ramp in images."""
+"""Tests the average of the weights, whose half-life and ramp count images."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def weight_of_the_old(steps, batch_size, half_life, ramp, first=0):
 
 @pytest.mark.parametrize("batch_size", [10, 100])
 def test_half_of_the_weight_is_gone_after_half_life_images(batch_size):
-    late = 1_000_000  # where the ramp is over
+    late = 1_000_000  # the ramp is over
     assert weight_of_the_old(1000 // batch_size, batch_size, 1000.0, 0.05, late) == pytest.approx(0.5, rel=1e-3)
     assert weight_of_the_old(3000 // batch_size, batch_size, 1000.0, 0.05, late) == pytest.approx(0.125, rel=1e-3)
 
@@ -26,7 +26,7 @@ def test_ramp_bounds_the_half_life_by_the_images_seen():
     # From 2,000 images on, a half-life of 100 is the smaller of the two.
     assert ema_rate(jnp.asarray(200), 10, 100.0, 0.05) == pytest.approx(1 - 0.5**0.1, rel=1e-5)
     assert ema_rate(jnp.asarray(400), 10, 100.0, 0.05) == pytest.approx(1 - 0.5**0.1, rel=1e-5)
-    # At the first step none are seen: the fresh weights are forgotten at once.
+    # Before the first step no images are seen: the fresh weights are forgotten at once.
     assert ema_rate(jnp.asarray(0), 10, 1e6, 0.05) == 1
 
 
@@ -51,5 +51,5 @@ def test_fresh_state():
     assert state.step == 0
     assert state.step.dtype == jnp.int32
     np.testing.assert_array_equal(state.params["w"], state.ema_params["w"])
-    # Two buffers: a donated one must not be the other's.
+    # They need two buffers: donating one must not invalidate the other.
     assert state.params["w"].unsafe_buffer_pointer() != state.ema_params["w"].unsafe_buffer_pointer()

@@ -1,4 +1,4 @@
-"""The train step: the same numbers on any mesh and at any rhythm, and draws that differ."""
+"""Tests the train step: the same numbers on any mesh and for any length of calls, and independent draws."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from tests.training.toy import OBJECTIVE, Trainer, apply
 
 
 def close(a, b, rtol=1e-5):
-    """Whether two runs have the same state and metrics but for rounding."""
+    """Returns whether two runs have the same state and metrics up to rounding."""
     pairs = zip(jax.tree.leaves((a.state, a.sums)), jax.tree.leaves((b.state, b.sums)), strict=True)
     return all(np.allclose(x, y, rtol, atol=1e-6) for x, y in pairs)
 
@@ -29,7 +29,7 @@ def test_any_number_of_devices_takes_the_same_steps(devices, single):
 
 
 def test_fifty_steps_of_adamw_on_eight_devices():
-    """Its division by the gradient's size makes much of small differences."""
+    """AdamW divides by the gradient's size, which magnifies small differences."""
     one, eight = (Trainer(optax.adamw(0.01), devices, steps_per_call=50).run(49) for devices in (1, 8))
     for trainer in (one, eight):
         trainer.sums = jax.device_put(zero_sums(), trainer.sums["loss"].sharding)
@@ -79,14 +79,14 @@ def test_weights_scale_the_gradient_and_the_loss_but_not_the_loss_by_noise():
 
 
 def test_an_images_weight_is_that_of_its_timestep():
-    """Weight 1 for the noisier half alone: the loss is the sum of the last two quarters over the batch of 8."""
+    """Weight 1 for the noisier half only: the loss is the sum of the last two quarters over the batch of 8."""
     sums = Trainer(optax.sgd(0.01), loss_weights=np.arange(20) >= 10).run(1).sums
     np.testing.assert_allclose(sums["loss"], sums["quarter_loss"][2:].sum() / 8, rtol=1e-5)
     assert sums["quarter_loss"][:2].sum() > 0
 
 
 def test_stratified_timesteps_are_spread_over_every_batch_on_any_mesh():
-    """T = 20, batch 8: image i is in [2.5 i, 2.5 (i + 1)), whoever computes it; at the next step it draws anew."""
+    """T = 20, batch 8: image i is in [2.5 i, 2.5 (i + 1)), on any device; each step draws anew."""
     trainers = [shown(devices, 1, stratified_timesteps=True)[1] for devices in (1, 8)]
     np.testing.assert_array_equal(*trainers)
     t = np.sort(trainers[0])
@@ -104,7 +104,7 @@ def test_grad_norm_is_the_length_of_a_plain_step_and_steps_differ():
 
 
 def test_ema_follows_the_parameters():
-    # Batch 8, ramp 0.05: after k steps the half-life is 0.4 k images, the next keeps 0.5^(8 / 0.4 k) = 2^(-20 / k).
+    # Batch 8, ramp 0.05: after k steps the half-life is 0.4 k images, the next keeps 0.5^(8 / (0.4 k)) = 2^(-20 / k).
     trainer = Trainer(optax.sgd(0.05), ema_half_life=1e9)
     ema = np.asarray(trainer.state.params["kernel"], np.float64)
     for k in range(12):
@@ -115,7 +115,7 @@ def test_ema_follows_the_parameters():
 
 
 class Spy:
-    """A network that keeps what it is shown: (x_t, t, labels, the keys' data) of each device and step."""
+    """A network that records its inputs: (x_t, t, labels, the keys' data) of each device and step."""
 
     def __init__(self):
         self.seen, self.traces = [], 0
@@ -128,7 +128,7 @@ class Spy:
 
 
 def shown(devices, steps, **changed):
-    """Everything a network sees in so many steps on images that are all alike: x_t, t, labels, keys, sorted by x_t."""
+    """Returns all that a network sees in `steps` steps on identical images: x_t, t, labels, keys, sorted by x_t."""
     spy = Spy()
     grey = Split(np.full((40, 8, 8, 3), 128, np.uint8), np.arange(40, dtype=np.int32) % 3)
     trainer = Trainer(optax.sgd(0.0), devices, spy, data=grey, **changed)
@@ -143,17 +143,17 @@ def test_every_image_of_every_device_and_step_has_its_own_noise():
     x, t, labels, keys = shown(8, 3)
     assert x.shape == (24, 8, 8, 3)
     flat = x.reshape(24, -1)
-    assert np.abs(np.corrcoef(flat) - np.eye(24)).max() < 0.5  # 192 independent normals correlate by 0.07
+    assert np.abs(np.corrcoef(flat) - np.eye(24)).max() < 0.5  # the correlation of 192 independent pairs is 0 +- 0.07
     assert len(set(t)) > 8
     assert len({tuple(key) for key in keys}) == 24  # for dropout
-    # One device sees the very same images, times, labels and keys, and in two parts as well.
+    # One device sees the same images, timesteps, labels and keys, also with two microbatches.
     for others in (shown(1, 3), shown(1, 3, microbatches=2)):
         for ours, theirs in zip((x, t, labels, keys), others, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_the_keys_for_dropout_are_those_of_no_other_draw():
-    """The noise that a key would draw as `batch_loss` does is nowhere in the images."""
+    """No image contains the noise that `batch_loss` would draw from one of these keys."""
     x, t, _, keys = shown(1, 3, flip=False)
     signal, grey = OBJECTIVE.schedule.alpha[t][:, None, None, None], 128 / 127.5 - 1
     eps = (x - signal * grey) / OBJECTIVE.schedule.sigma[t][:, None, None, None]
@@ -162,11 +162,11 @@ def test_the_keys_for_dropout_are_those_of_no_other_draw():
 
 
 def test_the_share_of_labels_that_are_dropped():
-    # 100 epochs-and-a-bit of 8: 800 draws of probability 1/4, standard deviation 0.0153.
+    # 100 steps of 8 images: 800 draws of probability 1/4, standard deviation 0.0153.
     _, t, labels, _ = shown(1, 100, steps_per_call=100)
     assert abs(np.mean(labels == 3) - 0.25) < 0.06
     kept = np.bincount(labels, minlength=4)[:3]
-    assert kept.min() > 130  # the classes of the data, 200 each
+    assert kept.min() > 130  # the three classes, about 200 each
     assert t.min() == 0
     assert t.max() == 19
     assert not np.any(shown(1, 10, steps_per_call=10, label_dropout=0.0)[2] == 3)

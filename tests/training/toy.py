@@ -1,4 +1,4 @@
-"""Training calls around a network of three parameters: they compile in a second and have no model to hide behind."""
+"""Training calls around a network of three parameter arrays, which compile in a second and test no model."""
 
 import dataclasses
 from functools import partial
@@ -40,12 +40,12 @@ def apply(params, x_t, t_B, labels_B, keys_B):
 
 
 class Trainer:
-    """A run from the first step on, whose calls are made one by one."""
+    """A run from the first step on, whose calls are made one at a time."""
 
     def __init__(self, optimizer, devices=1, network=apply, params=init_params, data=None, shard=False, **changed):
         """`changed` are fields of `OBJECTIVE` or `SETTINGS`.
 
-        `shard`: the state is split over the devices, and made whole before the network sees it.
+        With `shard`, the state is split over the devices, and the parameters are gathered before the network sees them.
         """
         assert all(hasattr(OBJECTIVE, name) or hasattr(SETTINGS, name) for name in changed)
         mesh, where = tiny.mesh(devices), layout.WHOLE_STATE
