@@ -1,15 +1,15 @@
 # make demo    train on the built-in shapes, draw, report         make test    run the tests
-# make bench   time training and sampling, beside PyTorch's if .venv has requirements-peers.txt
+# make bench   time training and sampling, also PyTorch's if .venv has requirements-peers.txt
 # make lint    check style and types                              make format  let ruff rewrite the code
 # make test-slow  the tests that `make test` leaves out           make clean   delete .venv and caches
 #
 # PYTHON=python3.12       which Python makes .venv
-# GPU=1                   install the CUDA plugin before the demo
+# GPU=1                   install the CUDA plugin before the demo or `make bench`
 # RUN=runs/mine           where the demo writes
 # DEMO_FLAGS=--config.seed=1  more flags for its training
 # PYTEST_FLAGS='-k data'  more flags for pytest
 # PEERS=1                 install PyTorch and diffusers before `make bench` (some 5 GB)
-# BENCH_FLAGS=--batch=64  more flags for both of its commands
+# BENCH_FLAGS=--batch=64  more flags for both commands of `make bench`
 
 PYTHON ?=
 GPU ?=
@@ -51,19 +51,19 @@ format: .venv/requirements-dev.stamp
 	$(VENV) -m ruff check --fix .
 	$(VENV) -m ruff format .
 
-# Leaves runs/ alone: what a run made is not for a Makefile to delete.
+# Leaves runs/ alone: a Makefile should not delete what runs made.
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A stamp is newer than the file it installed, so an edited requirements file installs again and nothing else does.
+# A stamp is newer than the requirements file that it stands for, so only an edited file is installed again.
 .venv/requirements-%.stamp: requirements-%.txt .venv/requirements.stamp
 	@echo "Installing $< into .venv ..."
 	@$(PIP) -r $<
 	@touch $@
 
-# A Python counts only if it starts (a pyenv shim may not), is new enough and can make environments (on Debian a package
-# of its own).
+# A Python is used only if it starts (a pyenv shim may not), is new enough and can make environments (on Debian that
+# needs a separate package).
 .venv/requirements.stamp: requirements.txt
 	@if ! $(VENV) -m pip --version >/dev/null 2>&1; then \
 	  for python in $(PYTHONS); do \

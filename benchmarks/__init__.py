@@ -1,1 +1,1 @@
-"""Speed against peers, cost by size, and what a lent GPU is to run. See docs/performance.md."""
+"""Speed compared with peers, cost by size, and the runs for a lent GPU. See docs/performance.md."""

@@ -1,7 +1,7 @@
-"""The points of GPU_AGENDA.md, one a call; `benchmarks/gpu.sh` prepares the machine and calls this.
+"""Runs the points of GPU_AGENDA.md, one per call; `benchmarks/gpu.sh` prepares the machine and calls this.
 
-Everything goes through main.py, as a user would do it. What a later call goes on from is in `state`, what a person
-takes home in `out`.
+Points c, d and e call main.py, as a user would. `state` holds what a later call resumes from, `out` the results to take
+home.
 """
 
 import argparse
@@ -23,18 +23,18 @@ from benchmarks.pilots import PILOTS
 from dit_jax.errors import UserError
 from dit_jax.system.stop import OUT_OF_TIME
 
-AGAIN = OUT_OF_TIME  # exit code: not done yet, the same call goes on
+AGAIN = OUT_OF_TIME  # exit code: not done yet, the same call resumes
 TRIES = 2  # of a variant whose call was killed
-ENOUGH = 30.0  # seconds: with less left, nothing new is begun
-DRAWN = ["sample.sampler=ddim", "sample.steps=50", "sample.batch_size=1000"]  # how samples are drawn, whatever the run
+ENOUGH = 30.0  # seconds: with less left, nothing new is started
+DRAWN = ["sample.sampler=ddim", "sample.steps=50", "sample.batch_size=1000"]  # how samples of any run are drawn
 GUIDANCES = (1.0, 1.25, 1.5, 2.0, 3.0)
-REPORT_EPOCHS = (40, 80, 120, 160, 200)  # those that the report's table has
-STEPS_PER_EPOCH = 195  # 50,000 images at batch 256, the remainder left out
+REPORT_EPOCHS = (40, 80, 120, 160, 200)  # the epochs in the report's table
+STEPS_PER_EPOCH = 195  # 50,000 images at batch 256, without the remainder
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call: where things are, when it must end, and whether it is a rehearsal at toy size."""
+    """One call: its folders, when it must end, and whether it is a dry run at toy size."""
 
     state: Path
     out: Path
@@ -43,19 +43,19 @@ class Call:
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """The seconds that are left."""
         return self.end - time.monotonic()
 
     def pick(self, real: Any, toy: Any) -> Any:
-        """`toy` in a rehearsal."""
+        """Returns `real`, or `toy` in a dry run."""
         return toy if self.dry else real
 
     def short_of(self, seconds: float) -> bool:
-        """Whether less is left than that; a rehearsal does all."""
+        """Whether fewer than `seconds` are left; never in a dry run, which does everything."""
         return self.left < seconds and not self.dry
 
     def main(self, workdir: Path, *words: str, assignments: Sequence[str] = (), reserve: float = 0.0) -> int:
-        """`python main.py`; training ends in time to keep `reserve` seconds. Raises UserError unless 0 or AGAIN."""
+        """Runs main.py; training ends early enough to keep `reserve` seconds. Raises UserError unless 0 or AGAIN."""
         limit = max(1.0, self.left - reserve - 10.0)
         flags = [f"--config.{assignment}" for assignment in [*assignments, f"train.max_seconds={limit:.0f}"]]
         code = subprocess.run([sys.executable, "main.py", f"--workdir={workdir}", *words, *flags]).returncode
@@ -64,7 +64,7 @@ class Call:
         return code
 
     def data(self) -> list[str]:
-        """Where the data is; a rehearsal draws `shapes`."""
+        """Returns assignments that say where the data is; a dry run draws `shapes`."""
         if self.dry:
             return ["data.name=shapes", "data.flip=false", f"data.data_dir={self.state / 'data'}"]
         if not (self.state / "data" / "cifar10").exists():
@@ -80,8 +80,8 @@ TOY = [
 
 
 def correctness(call: Call) -> int:
-    """a: the tests that are marked `gpu`; in a rehearsal some of them, on the CPU, where they hold as well."""
-    as_runs_are = call.pick({"XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}, {})  # tests compile without optimisation
+    """Point a: runs the tests marked `gpu`; in a dry run some of them, on the CPU, where they hold as well."""
+    as_runs_are = call.pick({"XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}, {})  # else tests compile unoptimised
     env = os.environ | as_runs_are | {"DIT_JAX_TEST_GPU": call.pick("1", "dry")}
     some = call.pick([], ["-k", "token or bfloat16 or (ours and 72 and shape0)"])
     words = ["-m", "pytest", "-m", "gpu", "-q", "-rs", "--durations=0", "-p", "no:cacheprovider", "tests/gpu", *some]
@@ -89,10 +89,10 @@ def correctness(call: Call) -> int:
 
 
 def speed(call: Call) -> int:
-    """b: each variant in turns with the code as it is, then the peers; a call goes on where the last one stopped."""
+    """Point b: times each variant in turns with the current code, then the peers; resumes where a call stopped."""
     path = call.state / "speed.json"
     carried = Path("carry") / path.name
-    if carried.exists() and not path.exists() and not call.dry:  # what came back from a machine before
+    if carried.exists() and not path.exists() and not call.dry:  # brought back from an earlier machine
         shutil.copy(carried, path)
     table: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
@@ -106,7 +106,7 @@ def speed(call: Call) -> int:
     for name in chosen:
         for patch in patches:
             key = f"patch {patch}: {name}"
-            begun = table.get(key, {}).get("begun", 0)  # and not ended: by a call's limit once, twice by itself
+            begun = table.get(key, {}).get("begun", 0)  # tries that did not end; one may be the call's limit
             if key in table and begun not in range(1, TRIES):
                 continue
             if call.short_of(2 * ENOUGH):
@@ -130,7 +130,7 @@ def speed(call: Call) -> int:
 
 
 def timed(call: Call, patch: int, batch: int, variant: variants.Variant) -> dict[str, Any]:
-    """Images/s of the code as it is and of a variant, in turns, and their ratio; or why it could not run."""
+    """Returns the images/s of the current code and a variant, in turns, and their ratio; or why it could not run."""
     base = [f"model.patch_size={patch}", "model.dtype=bfloat16", f"train.batch_size={batch}"]
     base += call.pick([], ["model.depth=1", "model.width=32", "train.steps_per_call=2"])
     both = []
@@ -156,7 +156,7 @@ def timed(call: Call, patch: int, batch: int, variant: variants.Variant) -> dict
 
 
 def peer_flags(call: Call, task: str, out: Path) -> list[str]:
-    """The command line of `benchmarks.train` or `.sample`."""
+    """Returns the command line of `benchmarks.train` or `.sample`."""
     if call.dry:
         small = ["--config.model.depth=1", "--config.model.width=32", "--config.train.steps_per_call=2"]
         return ["--batch=2", "--dtype=float32", "--peers=", "--repeats=1", "--seconds=0.05", f"--out={out}", *small]
@@ -165,7 +165,7 @@ def peer_flags(call: Call, task: str, out: Path) -> list[str]:
 
 
 def report(call: Call) -> int:
-    """c: cifar10.py:report for 200 epochs; at each epoch of the report's table, samples are drawn and judged."""
+    """Point c: trains cifar10.py:report for 200 epochs; draws and judges samples at the report's epochs."""
     run, n = call.state / "report", call.pick(5_000, 20)
     per_epoch = call.pick(STEPS_PER_EPOCH, 1)
     if train_judge(call):
@@ -183,7 +183,7 @@ def report(call: Call) -> int:
 
 
 def train_judge(call: Call) -> int:
-    """The classifier by whose features all runs are judged, so that their figures can be compared: that of `best`."""
+    """Trains the classifier of `best`, whose features judge all runs, so that their figures can be compared."""
     folder = call.state / "judge"
     if (folder / "classifier" / "accuracy.json").exists():
         return 0
@@ -207,7 +207,7 @@ def judge(call: Call, run: Path, step: int, n: int, *settings: str) -> None:
 
 
 def judged(run: Path, step: int, **settings: Any) -> dict[str, Any] | None:
-    """The row of evaluations.jsonl for a step and these settings."""
+    """Returns the newest row of evaluations.jsonl for a step and these settings, None if there is none."""
     path = run / "evaluations.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     fits = [row for row in rows if row["step"] == step and all(row[key] == value for key, value in settings.items())]
@@ -215,7 +215,7 @@ def judged(run: Path, step: int, **settings: Any) -> dict[str, Any] | None:
 
 
 def pilots(call: Call) -> int:
-    """d: short runs of `best` with one thing changed, each judged; a table of all that are done."""
+    """Point d: short runs of `best`, mostly with one thing changed, each judged; writes a table of those done."""
     steps, n = call.pick(3_900, 2), call.pick(2_000, 20)
     if train_judge(call):
         return AGAIN
@@ -238,7 +238,7 @@ def pilots(call: Call) -> int:
 
 
 def best(call: Call) -> int:
-    """e: cifar10.py:best, its guidance scale tuned at n = 5,000, then evaluated at n = 50,000."""
+    """Point e: trains cifar10.py:best, tunes its guidance scale at n = 5,000, then evaluates it at n = 50,000."""
     run, (few, many) = call.state / "best", call.pick((5_000, 50_000), (20, 40))
     guidances = call.pick(GUIDANCES, GUIDANCES[:1])
     if train_judge(call):
@@ -246,7 +246,7 @@ def best(call: Call) -> int:
     words = [*call.data(), *call.pick([], [*TOY, "train.steps=4"])]
     if call.main(run, "--config=configs/cifar10.py:best", assignments=words, reserve=ENOUGH):
         return AGAIN
-    if not (run / "classifier").exists():  # `best` is what the judge was trained for, so it may be its own
+    if not (run / "classifier").exists():  # the judge is a classifier of `best`, so it fits this run
         shutil.copytree(call.state / "judge" / "classifier", run / "classifier")
     step = results.last_step(run)
     evaluate = [*DRAWN, "evaluate.features=classifier", *call.pick([], ["sample.steps=2"])]
@@ -266,7 +266,7 @@ def best(call: Call) -> int:
 
 
 def finish(call: Call, run: Path, name: str, recipe: str, *settings: str) -> int:
-    """Samples, and the files of results/NAME, into `out`."""
+    """Writes samples, and the files of results/NAME, to `out`."""
     words = [*DRAWN, *settings, f"sample.n={call.pick(5_000, 20)}", "sample.denoising=false"]
     call.main(run, "--mode=sample", assignments=[*words, *call.pick([], ["sample.steps=2"])])
     flags = [f"--name={name}", f"--recipe={recipe}", f"--per_class={call.pick(200, 2)}"]
@@ -279,7 +279,7 @@ POINTS: dict[str, Callable[[Call], int]] = {"a": correctness, "b": speed, "c": r
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs a point."""
+    """Runs a point and returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("point", choices=POINTS)
     parser.add_argument("--state", type=Path, required=True)

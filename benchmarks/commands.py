@@ -1,4 +1,4 @@
-"""The command lines of `benchmarks.train` and `benchmarks.sample`: which cells, which contestants, what is written."""
+"""The commands `benchmarks.train` and `benchmarks.sample`: their flags, tables, contestants and output."""
 
 import argparse
 import itertools
@@ -33,7 +33,7 @@ DEFAULT_PEERS = ("torch", "torch-compile", "torch-tuned", "torch-compile-tuned",
 
 
 def parser(about: str) -> argparse.ArgumentParser:
-    """The flags that both commands take; `--config.KEY=VALUE` is left over for `parse`."""
+    """Returns a parser of the flags that both commands take; `--config.KEY=VALUE` is left to `parse`."""
     made = argparse.ArgumentParser(
         description=about,
         allow_abbrev=False,
@@ -53,7 +53,7 @@ def parser(about: str) -> argparse.ArgumentParser:
 
 
 def split(made: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """(flags, `key=value` assignments). Raises UserError of an argument that is neither."""
+    """Returns (flags, `key=value` assignments). Raises UserError for an argument that is neither."""
     flags, rest = made.parse_known_args(argv)
     for argument in rest:
         if not argument.startswith("--config.") or "=" not in argument:
@@ -62,7 +62,7 @@ def split(made: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.
 
 
 def parse(made: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """(flags, `key=value` assignments) of `parser`. Raises UserError of what is neither, and of an unknown peer."""
+    """Does the same as `split` for `parser`; also raises UserError for an unknown peer or a number not above 0."""
     flags, assignments = split(made, argv)
     for peer in filter(None, flags.peers.split(",")):
         if peer not in PEERS:
@@ -73,7 +73,7 @@ def parse(made: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.
 
 
 def cells(flags: argparse.Namespace) -> list[tuple[str, int]]:
-    """(dtype, batch size) of every table."""
+    """Returns the (dtype, batch size) of every table."""
     try:
         batches = [int(batch) for batch in flags.batch.split(",")]
     except ValueError:
@@ -82,7 +82,7 @@ def cells(flags: argparse.Namespace) -> list[tuple[str, int]]:
 
 
 def experiment(config: str, assignments: Sequence[str]) -> Experiment:
-    """The experiment as main.py would build it."""
+    """Builds the experiment as main.py would."""
     made = configs.load(config)
     configs.override(made, assignments)
     return Experiment(resolve(made))
@@ -91,17 +91,17 @@ def experiment(config: str, assignments: Sequence[str]) -> Experiment:
 def contestants(
     task: str, made: Experiment, config: str, assignments: list[str], peers: str, apart: bool = False
 ) -> list[Contestant]:
-    """Ours, and the peers that can run here: PyTorch must be installed, the network be theirs.
+    """Returns ours, and the peers that can run here: PyTorch must be installed, and the network one that they have.
 
-    `apart`: they never are on the machine together.
+    With `apart`, they are never on the machine together, so ours need not leave them any memory.
     """
     c, s = made.config.model, made.config.sample
     batch = made.config.train.batch_size if task == "train" else s.batch_size
     shape = {"image_shape": made.info.image_shape, "num_classes": len(made.info.class_names), "batch_size": batch}
     spec = {"task": task, "dtype": c.dtype, "config": config, "assignments": assignments, **shape}
     names = [name for name in peers.split(",") if name]
-    card = machine.only_cards(1)  # PyTorch's processes drive one
-    env = huge_pages.wanted(os.environ) | card | (share() if names and not apart else {})  # the first is main.py's own
+    card = machine.only_cards(1)  # PyTorch's processes use one
+    env = huge_pages.wanted(os.environ) | card | (share() if names and not apart else {})  # huge pages as in main.py
     ours = Contestant(contest.OURS, "benchmarks.ours", spec, env, multiple=at_once(task, made))
     here = dict(configs.leaves(made.config))
     theirs = THEIRS | (THEIR_SAMPLING if task == "sample" else {})
@@ -115,17 +115,17 @@ def contestants(
 
 
 def share() -> dict[str, str]:
-    """Environment in which ours leaves a GPU's memory to others; by itself JAX takes three quarters of it at once."""
+    """Returns the environment in which ours leaves GPU memory to others; JAX's default is three quarters at once."""
     return {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.4"} if machine.gpus() else {}
 
 
 def at_once(task: str, made: Experiment) -> int:
-    """How many units ours does in one dispatch."""
+    """Returns how many units of work ours does in one dispatch."""
     return made.config.train.steps_per_call if task == "train" else 1
 
 
 def make_peer(name: str, spec: dict[str, Any]) -> Contestant | None:
-    """A PyTorch contestant, or None (and a word) where its packages are not installed."""
+    """Returns a PyTorch contestant, or prints why and returns None if its packages are not installed."""
     network, compiled, tuned = PEERS[name]
     needs = ("torch", "diffusers") if network == "diffusers" else ("torch",)
     if not contest.installed(*needs):
@@ -143,7 +143,7 @@ def run(
     batch_key: str,
     flops: Callable[[Experiment], int],
 ) -> dict[str, Any]:
-    """Every cell measured, printed, and written to `--out` as far as it got."""
+    """Measures and prints every table, and after each writes the results so far to `--out`."""
     result: dict[str, Any] = {"task": task, **machine.describe(), "cells": []}
     print(f"{result['processor']}; {', '.join(result['gpus']) or 'no GPU'}; commit {result['commit']}")
     for dtype, batch in cells(flags):
@@ -163,14 +163,14 @@ def run(
 
 
 def write(result: dict[str, Any], path: Path) -> None:
-    """Writes JSON, whole or not at all."""
+    """Writes a result as JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def guarded(main: Callable[[Sequence[str]], Any]) -> int:
-    """The exit code: what `main` returns if that is one, else 0; 2 with one line after a user's error."""
+    """Runs `main`; returns its exit code if it returns an int, else 0; after a UserError, prints it and returns 2."""
     try:
         code = main(sys.argv[1:])
     except UserError as error:

@@ -1,14 +1,15 @@
-"""What XLA makes of training or sampling for an NVIDIA GPU that is not there: kernels, traffic, memory. Nothing runs.
+"""Compiles training or sampling for an absent NVIDIA GPU and reports its kernels, traffic and memory. Nothing runs.
 
     pip install -r requirements-gpu.txt
     python -m benchmarks.compiled --config.model.dtype=bfloat16 --config.train.batch_size=512
     python -m benchmarks.compiled --config=configs/cifar10.py:best --gpu=H100 --devices=8 --out=compiled.json
     python -m benchmarks.compiled --task=sample --config.sample.sampler=ddim --config.sample.batch_size=1000
 
-XLA compiles for a GPU from a description of it. What it leaves to trials on the card (which library or tiling does a
-product) is its default here. Bytes are those of each kernel's operands and results, FLOPs those of its products. `at
-best` is what a train step, or a pass of samples, takes if each kernel, one after the other, takes as long as memory or
-matrix units need for it; links between devices take no time there. The data are 50,000 images on each device.
+XLA compiles for a GPU from a description of it. Where XLA would choose by trials on the card (which library or tiling
+computes a product), it takes its default here. Bytes are those of each kernel's operands and results, FLOPs those of
+its products. `at best` is the time of a train step, or of a pass of samples, if the kernels run one after the other and
+each takes as long as memory or the matrix units need for it; links between devices take no time. The data are 50,000
+images on each device.
 """
 
 import argparse
@@ -33,12 +34,12 @@ from dit_jax.system.environment import commit
 from dit_jax.system.files import replacing
 from dit_jax.training import loop, sharding
 
-GPUS = {  # memory bandwidth by the data sheet and as a copy reaches it, bytes/s; memory, bytes
+GPUS = {  # memory bandwidth by the data sheet, and as reached by a copy, bytes/s; memory, bytes
     "H100": (3_352_320_000_000, 3.0e12, 84_942_979_072),
     "H200": (4_800_000_000_000, 4.3e12, 151_397_597_184),
 }
-MATRIX_FLOPS = {"bfloat16": 770e12, "float32": 385e12}  # both cards, bfloat16 as measured on random data; half in TF32
-LIMITS = {  # of an H100 and an H200, in the fields of XLA's GpuTargetConfigProto
+MATRIX_FLOPS = {"bfloat16": 770e12, "float32": 385e12}  # of both; bfloat16 as measured on random data; TF32 is half
+LIMITS = {  # of both an H100 and an H200, as fields of XLA's GpuTargetConfigProto
     "threads_per_block_limit": 1024,
     "threads_per_warp": 32,
     "shared_memory_per_block": 49152,
@@ -62,7 +63,7 @@ LIMITS = {  # of an H100 and an H200, in the fields of XLA's GpuTargetConfigProt
 
 
 def target(gpu: str) -> str:
-    """XLA's description of a card."""
+    """Returns XLA's description of a card."""
     bandwidth, _, memory = GPUS[gpu]
     limits = LIMITS | {"memory_bandwidth": bandwidth, "device_memory_size": memory}
     fields = [f"{name}: {value}" for name, value in limits.items()]
@@ -74,13 +75,13 @@ def target(gpu: str) -> str:
 
 
 def devices_of(gpu: str, count: int) -> list[Any]:
-    """So many of a card on one machine, to compile for. Raises UserError without JAX's CUDA plugin."""
+    """Returns `count` GPUs of one machine to compile for. Raises UserError without JAX's CUDA plugin."""
     if count < 1:
         raise UserError(f"--devices={count}: use a number above 0")
-    jax.config.update("jax_platforms", "cpu")  # else JAX asks for a driver
+    jax.config.update("jax_platforms", "cpu")  # else JAX looks for a driver
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
     try:
-        jax.devices()  # plugins are found with the first of them
+        jax.devices()  # the first call finds the plugins
         found = topologies.get_topology_desc("", "cuda", target_config=target(gpu), topology=f"1x1x{count}")
     except Exception as error:
         line = str(error).splitlines()[0]
@@ -89,7 +90,7 @@ def devices_of(gpu: str, count: int) -> list[Any]:
 
 
 def lower_sampling(made: Experiment, abstract: Callable[..., Any]) -> Any:
-    """The sampler, of two passes: of one XLA would make no loop, and `longest_loop` is to find a pass."""
+    """Lowers the sampler for two passes: XLA makes no loop of a single one, and `longest_loop` must find a pass."""
     params = jax.tree.map(lambda x: abstract(x.shape, x.dtype), jax.eval_shape(made.init_params))
     key, draw = abstract((), jax.random.key(0).dtype), made.sampler()
     labels = abstract((2 * made.config.sample.batch_size,), np.int32)
@@ -97,7 +98,7 @@ def lower_sampling(made: Experiment, abstract: Callable[..., Any]) -> Any:
 
 
 def lower_training(made: Experiment, abstract: Callable[..., Any]) -> Any:
-    """The train call, on data that lie on the devices."""
+    """Lowers the train call for data that is on the devices."""
     sums = jax.tree.map(lambda x: abstract(x.shape, x.dtype), jax.eval_shape(loop.zero_sums))
     images = abstract((NUM_IMAGES, *made.info.image_shape), np.uint8)
     if made.config.model.latents:
@@ -107,7 +108,7 @@ def lower_training(made: Experiment, abstract: Callable[..., Any]) -> Any:
 
 
 def compile_for(made: Experiment, task: str, patch: str) -> Any:
-    """The program of a task, for the devices of the experiment's mesh."""
+    """Compiles the program of a task for the devices of the experiment's mesh."""
     whole = sharding.replicated(made.mesh)
     abstract = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=whole)  # noqa: E731
     with PATCHES[patch]():
@@ -115,7 +116,7 @@ def compile_for(made: Experiment, task: str, patch: str) -> Any:
 
 
 def told(made: Experiment, task: str, compiled: Any, found: Sequence[hlo.Kernel], gpu: str) -> dict[str, Any]:
-    """What is known of a train step, or of a pass of samples, for one of its devices."""
+    """Returns the figures of a train step, or of a pass of samples, per device; images/s are those of all devices."""
     flops_per_image = sample.count(made) if task == "sample" else flops.training(made.model, made.x_shape)
     memory, batch = compiled.memory_analysis(), made.config[task].batch_size
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -136,7 +137,7 @@ def told(made: Experiment, task: str, compiled: Any, found: Sequence[hlo.Kernel]
 
 
 def table(result: dict[str, Any]) -> str:
-    """The same, to be read."""
+    """Returns these figures as a table to read."""
     kernels, moved = result["kernels"], result["gigabytes"]
     rows = [f"{'':12}{'kernels':>8}{'GB':>9}"]
     rows += [f"{kind:12}{kernels[kind]:>8}{moved[kind]:>9.2f}" for kind in moved]
@@ -150,7 +151,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    """Compiles, prints, and returns what `--out` gets."""
+    """Compiles, prints, and returns what `--out` stores."""
     style = argparse.RawDescriptionHelpFormatter
     made = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=style)
     made.add_argument("--config", default="configs/cifar10.py:report", help="the experiment, as main.py takes it")
@@ -163,7 +164,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     flags, assignments = commands.split(made, argv)
     experiment = commands.experiment(flags.config, assignments)
     mesh = Mesh(np.asarray(devices_of(flags.gpu, flags.devices)), (sharding.AXIS,), axis_types=(AxisType.Auto,))
-    experiment.__dict__["mesh"] = mesh  # in place of all devices that are here
+    experiment.__dict__["mesh"] = mesh  # instead of the devices that are here
     experiment.check_devices()
     compiled = compile_for(experiment, flags.task, flags.patch)
     found = hlo.longest_loop(hlo.read(compiled.as_text()))

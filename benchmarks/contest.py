@@ -1,4 +1,4 @@
-"""Runs contestants, a process each, in turns (A B A B ...), and compares them."""
+"""Runs contestants, each in its own process, in turns (A B A B ...), and compares them."""
 
 import dataclasses
 import importlib.util
@@ -22,7 +22,10 @@ OURS = "dit-jax"
 
 @dataclass(frozen=True)
 class Contestant:
-    """A module to run with a spec; `multiple`: units it does at once; `comparable`: its products are those counted."""
+    """A module to run with a spec.
+
+    `multiple` is how many units it does at once, `comparable` whether its products are the ones that are counted.
+    """
 
     name: str
     module: str
@@ -33,7 +36,7 @@ class Contestant:
 
 
 class Process:
-    """A contestant that runs: `told` is what it said when it was ready."""
+    """A running contestant; `told` is what it reported when it was ready."""
 
     def __init__(self, contestant: Contestant):
         self.contestant = contestant
@@ -47,7 +50,7 @@ class Process:
         self.told = self._answer()
 
     def run(self, units: int) -> dict[str, Any]:
-        """Does so many units of work: {"seconds", "peak_bytes"}."""
+        """Does `units` units of work; returns {"seconds", "peak_bytes"}."""
         assert self.child.stdin is not None
         self.child.stdin.write(f"{units}\n")
         self.child.stdin.flush()
@@ -68,7 +71,7 @@ class Process:
 
 @contextmanager
 def running(contestants: Sequence[Contestant]) -> Iterator[list[Process]]:
-    """All of them, started one after another; one that cannot start is named and left out, unless it is ours."""
+    """Starts all, one after another. One that cannot start is named and left out; ours raises UserError instead."""
     processes: list[Process] = []
     try:
         for contestant in contestants:
@@ -85,7 +88,7 @@ def running(contestants: Sequence[Contestant]) -> Iterator[list[Process]]:
 
 
 def cold_and_cached(ours: Contestant) -> tuple[Contestant, dict[str, Any]]:
-    """Starts ours with an empty cache of compiled programs, then gives it that cache: (contestant, seconds)."""
+    """Starts ours with an empty compilation cache; returns (ours with that cache, now filled; its cold times in s)."""
     folder = tempfile.mkdtemp(prefix="dit-jax-bench-")
     ours = dataclasses.replace(ours, env=ours.env | {"JAX_COMPILATION_CACHE_DIR": folder})
     with running([ours]) as (process,):
@@ -94,7 +97,7 @@ def cold_and_cached(ours: Contestant) -> tuple[Contestant, dict[str, Any]]:
 
 @dataclass
 class Timed:
-    """The answers of a contestant, each to so many `units`; `process` is that of the first."""
+    """The answers of a contestant, each to a request of `units` units; `process` is the one of the first answer."""
 
     process: Process
     units: int
@@ -102,7 +105,7 @@ class Timed:
 
 
 def together(contestants: Sequence[Contestant], repeats: int, seconds: float) -> list[Timed]:
-    """Timings in turns of processes that all stay: those that wait keep their memory."""
+    """Times contestants in turns, in processes that all stay; those that wait keep their memory."""
     with running(contestants) as processes:
         timed = [Timed(process, units_for(process, seconds)) for process in processes]
         for _ in range(repeats):
@@ -112,12 +115,12 @@ def together(contestants: Sequence[Contestant], repeats: int, seconds: float) ->
 
 
 def apart(contestants: Sequence[Contestant], repeats: int, seconds: float) -> list[Timed]:
-    """Timings in turns of processes that start for each turn and have the machine to themselves, as a run has."""
+    """Times contestants in turns, in processes that start for each turn and are alone on the machine, as a run is."""
     timed: dict[str, Timed] = {}
     for _ in range(repeats):
         for contestant in contestants:
             with running([contestant]) as processes:
-                for process in processes:  # none, if it could not start
+                for process in processes:  # none if it could not start
                     units = units_for(process, seconds)
                     one = timed.setdefault(contestant.name, Timed(process, units))
                     one.answers.append(process.run(one.units))
@@ -132,7 +135,7 @@ def compare(
     seconds: float,
     measure: Callable[[Sequence[Contestant], int, float], list[Timed]] = together,
 ) -> dict[str, Any]:
-    """Rows, one a contestant, and the machine's peak: the best matrix product that any of them saw."""
+    """Returns one row per contestant, and the machine's peak: the fastest matrix product that any of them measured."""
     ours, cold = cold_and_cached(contestants[0])
     cache = Path(ours.env["JAX_COMPILATION_CACHE_DIR"])
     try:
@@ -148,10 +151,10 @@ def compare(
 
 
 def units_for(process: Process, seconds: float) -> int:
-    """How many units take about so many seconds, after a warm-up; a multiple of what it does at once."""
+    """Returns how many units take about `seconds` after a warm-up; a multiple of what the contestant does at once."""
     at_once = process.contestant.multiple
     took = process.run(at_once)["seconds"]
-    if took >= seconds:  # long enough to have been a warm-up of itself
+    if took >= seconds:  # long enough that warming up hardly counts
         return at_once
     took = process.run(at_once)["seconds"]
     return at_once * max(1, round(seconds / took))
@@ -160,7 +163,7 @@ def units_for(process: Process, seconds: float) -> int:
 def row_of(
     process: Process, units: int, answers: Sequence[dict[str, Any]], images: int, flops: int, peak: float
 ) -> dict[str, Any]:
-    """The figures of one contestant."""
+    """Returns the figures of one contestant."""
     times = [answer["seconds"] / units for answer in answers]
     rate = images / statistics.median(times)
     counted = process.contestant.comparable
@@ -178,7 +181,7 @@ def row_of(
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and most."""
+    """Returns the median, the least and the most."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
@@ -199,7 +202,7 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a Markdown table with columns in line."""
+    """Returns the rows as a Markdown table with aligned columns."""
     cells = [list(COLUMNS), *([make(row) for make in COLUMNS.values()] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
     lines = [
@@ -214,5 +217,5 @@ def installed(*names: str) -> bool:
 
 
 def with_env(contestant: Contestant, env: dict[str, str]) -> Contestant:
-    """The same one with more of an environment."""
+    """Returns the contestant with more environment variables."""
     return dataclasses.replace(contestant, env=contestant.env | env)

@@ -1,7 +1,7 @@
-"""What every contestant's process does: read what to build, say that it is ready, and run when told to.
+"""What every contestant's process does: read what to build, report that it is ready, and run on request.
 
-The two sides are processes of their own because allocators, thread pools and compilers are: each line on stdin asks for
-so many units of work (train steps, or batches to sample), each line on stdout is an answer in JSON.
+Each contestant is a separate process because allocators, thread pools and compilers are per process. A line on stdin
+asks for a number of units of work (train steps, or batches to sample); a line on stdout is an answer in JSON.
 """
 
 import json
@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-NUM_IMAGES = 50_000  # as CIFAR-10 has; random ones, for no speed here depends on what they show
+NUM_IMAGES = 50_000  # as many as CIFAR-10 has; random, as no speed here depends on their content
 
 
 def read_spec() -> dict[str, Any]:
-    """The only argument, and a stdout that no library can print into."""
+    """Returns the only argument, and replaces stdout by one into which no library can print."""
     sys.stdout.flush()
     sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -26,7 +26,7 @@ def read_spec() -> dict[str, Any]:
 
 
 def random_data(spec: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [n, H, W, C] and labels int64 [n]."""
+    """Returns images uint8 [n, H, W, C] and labels int64 [n]."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (NUM_IMAGES, *spec["image_shape"]), dtype=np.uint8)
     return images, rng.integers(0, spec["num_classes"], NUM_IMAGES)
@@ -35,7 +35,7 @@ def random_data(spec: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 def serve(
     told: dict[str, Any], run: Callable[[int], Any], wait: Callable[[], None], peak_bytes: Callable[[], int]
 ) -> None:
-    """Answers `told`, then for each line with a number of units the seconds they took, until stdin ends."""
+    """Answers `told`, then to each line with a number of units their seconds and the peak memory, until stdin ends."""
     print(json.dumps(told), file=sys.stdout)
     for line in sys.stdin:
         begin = time.perf_counter()
@@ -46,18 +46,18 @@ def serve(
 
 
 def peak_resident_bytes() -> int:
-    """The most memory this process had. Linux counts in KiB, macOS in bytes."""
+    """Returns the peak memory of this process. Linux counts in KiB, macOS in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def matmul_size(platform: str) -> int:
-    """Side of the square matrices that the machine's peak is measured with."""
+    """Returns the side of the square matrices with which the machine's peak is measured."""
     return 2048 if platform == "cpu" else 8192
 
 
 def best_rate(product: Callable[[], Any], wait: Callable[[Any], Any], flops: float) -> float:
-    """The fastest of 10 timings of a product, FLOP/s; on a fast device many are timed together."""
+    """Returns the fastest of 10 timings of a product, in FLOP/s; on a fast device, each times many of them."""
     wait(product())
     begin = time.perf_counter()
     wait(product())

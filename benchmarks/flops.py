@@ -1,23 +1,23 @@
-"""Floating-point operations of the network's matrix products, counted exactly from its shape; a product-add is two.
+"""Counts the floating-point operations of the network's matrix products from its shape; a multiply-add is two.
 
-Norms, activations, softmax, the optimizer and the averaging are not counted, as usual for "model FLOPs utilisation":
-they are work, but work that another implementation could do without a matrix unit.
+The count is exact. Norms, activations, softmax, the optimizer and the averaging are not counted, as usual for "model
+FLOPs utilisation": they are work, but work that needs no matrix unit.
 """
 
 from dit_jax.models.dit import DiT
 from dit_jax.models.embeddings import TIME_FREQUENCIES
 
-TRAINING = 3  # the backward pass has two products for each of the forward pass: by the operand and by the kernel
+TRAINING = 3  # the backward pass has two products per product of the forward pass: by the operand and by the kernel
 
 
 def tokens(model: DiT, image_shape: tuple[int, int, int]) -> int:
-    """Patches of an image, and one more where the condition is a token."""
+    """Returns the number of patches per image, plus one if the condition is a token."""
     H, W, _ = image_shape
     return H // model.patch_size * (W // model.patch_size) + (model.conditioning == "token")
 
 
 def block(model: DiT, N: int) -> int:
-    """One block on `N` tokens."""
+    """Returns the FLOPs of one block on `N` tokens."""
     D, K = model.width, model.num_kv_heads
     E = D // model.num_heads
     qkv = 2 * N * D * (D + 2 * K * E)
@@ -29,7 +29,7 @@ def block(model: DiT, N: int) -> int:
 
 
 def condition(model: DiT) -> int:
-    """Time and class as one vector; the table's look-up is no product, and its gradient too small a one to count."""
+    """Returns the FLOPs of the time and class vector; the table's look-up is none, its gradient too small to count."""
     D = model.width
     time = 2 * (TIME_FREQUENCIES * D + D * D)
     label = 2 * (model.class_table_width * D + D * D) if model.conditioning == "token" else 0
@@ -37,21 +37,21 @@ def condition(model: DiT) -> int:
 
 
 def forward(model: DiT, image_shape: tuple[int, int, int]) -> int:
-    """One evaluation of the network on one image."""
+    """Returns the FLOPs of one evaluation of the network on one image."""
     H, W, C = image_shape
     D = model.width
     embed = 2 * H * W * C * D  # N patches of P * P * C values
     final_adaln = 2 * D * 2 * D if model.conditioning == "adaln_zero" else 0
     N = tokens(model, image_shape)
     blocks = model.depth * block(model, N) + model.skips * 2 * N * 2 * D * D
-    return 2 * embed + final_adaln + condition(model) + blocks  # the output layer is the embedding's mirror
+    return 2 * embed + final_adaln + condition(model) + blocks  # the output layer costs as much as the embedding
 
 
 def training(model: DiT, image_shape: tuple[int, int, int]) -> int:
-    """One image in one train step: the forward pass three times."""
+    """Returns the FLOPs of one image in one train step: three times the forward pass."""
     return TRAINING * forward(model, image_shape)
 
 
 def sampling(model: DiT, image_shape: tuple[int, int, int], evaluations: int, guided: bool) -> int:
-    """One image drawn with `evaluations` of the network; guidance asks it twice each time."""
+    """Returns the FLOPs of one image drawn with `evaluations` of the network; guidance doubles them."""
     return forward(model, image_shape) * evaluations * (2 if guided else 1)

@@ -1,4 +1,4 @@
-"""What a figure was measured on: processor, cores, card, versions, commit."""
+"""Describes what a figure was measured on: processor, cores, card, versions, commit; and tunes PyTorch for it."""
 
 import atexit
 import functools
@@ -14,11 +14,11 @@ from typing import Any
 from dit_jax.system import huge_pages
 from dit_jax.system.environment import commit, cores, version_of
 
-INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # those that matter to matrix products
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # those that matter for matrix products
 
 
 def processor() -> str:
-    """The processor's name, its cores, and which of `INSTRUCTIONS` it has."""
+    """Returns the processor's name, its cores, and which of `INSTRUCTIONS` it has."""
     fields: dict[str, str] = {}
     cpuinfo = Path("/proc/cpuinfo")
     for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
@@ -31,7 +31,7 @@ def processor() -> str:
 
 
 def gpus() -> list[str]:
-    """Names and drivers of the cards that nvidia-smi sees."""
+    """Returns name, driver and memory of each card that nvidia-smi sees."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:
         return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -40,19 +40,19 @@ def gpus() -> list[str]:
 
 
 def visible_cards() -> list[str]:
-    """What CUDA calls the GPUs that a process started here sees."""
+    """Returns CUDA's names of the GPUs that a process started here sees."""
     default = ",".join(str(i) for i in range(len(gpus())))
     return [card for card in os.environ.get("CUDA_VISIBLE_DEVICES", default).split(",") if card] if default else []
 
 
 def only_cards(count: int) -> dict[str, str]:
-    """Environment in which a process sees the first `count` of them; empty without any."""
+    """Returns the environment in which a process sees only the first `count` of them; empty if there are none."""
     cards = visible_cards()[:count]
     return {"CUDA_VISIBLE_DEVICES": ",".join(cards)} if cards else {}
 
 
 def describe() -> dict[str, Any]:
-    """All of it, for the JSON of a measurement; `load` says how busy the machine was before it began."""
+    """Returns all of it for the JSON of a measurement; `load` says how busy the machine was before it began."""
     return {
         "processor": processor(),
         "gpus": gpus(),
@@ -65,12 +65,12 @@ def describe() -> dict[str, Any]:
 
 
 def tuned_for_torch() -> dict[str, str]:
-    """Environment in which PyTorch on a CPU is at its best: tcmalloc or else huge pages, and AVX-512 in its MKL.
+    """Returns the environment in which PyTorch is fastest on a CPU: tcmalloc or else huge pages, and AVX-512 in MKL.
 
-    On Intel's processors MKL takes AVX-512 by itself; on AMD's it takes slower paths, unless the function with which it
-    asks for the maker answers yes.
+    MKL uses AVX-512 by itself on Intel's processors; on AMD's it takes slower paths, unless the function by which it
+    asks whether the processor is Intel's says yes.
     """
-    allocator = preloadable("libtcmalloc")  # where the system has it; it asks for no huge pages
+    allocator = preloadable("libtcmalloc")  # if the system has it; it does not ask for huge pages
     libraries = [*allocator, *answer_for_mkl()]
     before = [path for path in [os.environ.get("LD_PRELOAD")] if path]
     pages = {} if allocator else huge_pages.wanted(os.environ)
@@ -78,7 +78,7 @@ def tuned_for_torch() -> dict[str, str]:
 
 
 def preloadable(name: str) -> list[str]:
-    """The path of a shared library in LD_LIBRARY_PATH, or that the system's linker knows; or none."""
+    """Returns the path of a shared library in LD_LIBRARY_PATH or known to the system's linker, in a list; or []."""
     folders = os.environ.get("LD_LIBRARY_PATH", "").split(":")
     found = [str(path) for folder in folders if folder for path in sorted(Path(folder).glob(f"{name}*.so*"))]
     try:
@@ -90,7 +90,7 @@ def preloadable(name: str) -> list[str]:
 
 @functools.cache
 def answer_for_mkl() -> list[str]:
-    """On AMD: a library of one function, `mkl_serv_intel_cpu_true`, that says yes; needs a C compiler. Else none."""
+    """Builds a library for AMD whose `mkl_serv_intel_cpu_true` says yes; returns [path], or [] if it cannot."""
     cpuinfo = Path("/proc/cpuinfo")
     compiler = shutil.which("cc") or shutil.which("gcc")
     if not cpuinfo.exists() or "AuthenticAMD" not in cpuinfo.read_text() or compiler is None:

@@ -1,4 +1,4 @@
-"""Ours as a contestant, in a process of its own: the train call and the sampler that main.py runs, as it runs them."""
+"""Runs ours as a contestant in its own process: the train call and the sampler, as main.py runs them."""
 
 import time
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from typing import Any
 
 from benchmarks import contestant
 
-MARK = time.perf_counter()  # before JAX is imported, which `start_s` counts
+MARK = time.perf_counter()  # before JAX is imported, so that `start_s` includes that
 
 
 def make_experiment(spec: dict[str, Any]) -> Any:
-    """The experiment of a config file and assignments."""
+    """Builds the experiment of a config file and assignments."""
     from dit_jax.experiment import Experiment
     from dit_jax.settings import configs
     from dit_jax.settings.resolving import resolve
@@ -21,7 +21,7 @@ def make_experiment(spec: dict[str, Any]) -> Any:
 
 
 def make_train(experiment: Any, spec: dict[str, Any]) -> tuple[Callable[[int], Any], float]:
-    """(run(steps), seconds to trace and compile)."""
+    """Returns (run(steps), seconds to trace and compile)."""
     import jax
     import numpy as np
 
@@ -36,7 +36,7 @@ def make_train(experiment: Any, spec: dict[str, Any]) -> tuple[Callable[[int], A
     held, a_call = [state, loop.zero_sums()], experiment.config.train.steps_per_call
 
     def run(steps: int) -> None:
-        """As the loop does: one dispatch is in flight while the next is prepared."""
+        """Runs steps like the training loop: one dispatch is in flight while the next is prepared."""
         running = None
         while steps > 0:
             now = min(steps, a_call)
@@ -50,7 +50,7 @@ def make_train(experiment: Any, spec: dict[str, Any]) -> tuple[Callable[[int], A
 
 
 def make_sample(experiment: Any, spec: dict[str, Any]) -> tuple[Callable[[int], Any], float]:
-    """(run(batches), seconds of the first batch less those of the second: to trace and compile)."""
+    """Returns (run(batches), seconds to trace and compile: those of the first batch minus those of the second)."""
     import jax
     import numpy as np
 
@@ -70,7 +70,7 @@ def make_sample(experiment: Any, spec: dict[str, Any]) -> tuple[Callable[[int], 
 
 
 def matmul_rate(dtype: str, size: int) -> float:
-    """Best FLOP/s of a product of two square matrices, sums in float32."""
+    """Returns the best FLOP/s of a product of two square matrices, summed in float32."""
     import jax
     import jax.numpy as jnp
 
@@ -80,7 +80,7 @@ def matmul_rate(dtype: str, size: int) -> float:
 
 
 def peak_bytes() -> int:
-    """The most memory that arrays had on one GPU, or the process on a CPU."""
+    """Returns the peak memory of the arrays on one GPU, or of the process on a CPU."""
     import jax
 
     found = [device.memory_stats() for device in jax.devices()]
@@ -88,7 +88,7 @@ def peak_bytes() -> int:
 
 
 def main() -> None:
-    """Serves `contest.py`."""
+    """Answers the requests of contest.py."""
     spec = contestant.read_spec()
     import jax
 

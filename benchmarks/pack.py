@@ -1,11 +1,11 @@
-"""What a lent machine without a network needs: wheels, and CIFAR-10 in two halves; and how it is unpacked there.
+"""Packs what a lent machine without a network needs, wheels and CIFAR-10 in two halves, and unpacks it there.
 
     python -m benchmarks.pack --archive DIR            # here, once: fills carry/, which git ignores
     python -m benchmarks.pack --unpack carry --state DIR   # there; benchmarks/gpu.sh does it
 
-A call carries at most 64 MiB, the checkout counted, so each takes carry/wheels and one half; the machine keeps what it
-was given while it is held. Data is unpacked to the archive that its authors publish (the same records in the same
-order, other bytes of gzip's), and prepared from it as README says.
+A call carries at most 64 MiB, including the checkout, so each takes carry/wheels and one half; the machine keeps them
+while it is held. The data is unpacked to the archive that its authors publish (the same records in the same order, but
+other gzip bytes), and prepared from it as README says.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from dit_jax.data import cifar10
 from dit_jax.errors import UserError
 from dit_jax.system.files import replacing
 
-# What the image of the lent machine lacks; versions of requirements.txt where it names them.
+# What the lent machine's image lacks; versions are those of requirements.txt, if it names them.
 WHEELS = [
     "tensorflow-datasets==4.9.10",
     "grain==0.2.18",
@@ -43,21 +43,21 @@ WHEELS = [
     "toml",
     "portpicker",
 ]
-SOURCE_ONLY = ("promise",)  # has no wheel: built here, it is pure Python
+SOURCE_ONLY = ("promise",)  # has no wheel, so it is built here; it is pure Python
 TARGET = ["--only-binary=:all:", "--python-version", "3.12", "--implementation", "cp"]
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux1")
 HALVES, LIMIT, SHAPE = 2, 50_000_000, (32, 32)
-CALL = 64 << 20  # bytes that a call takes in, the checkout counted
+CALL = 64 << 20  # bytes that a call takes in, including the checkout
 LEAVE = "`git sparse-checkout set --no-cone '/*' '!/results/'`"
 ARCHIVE = "cifar-10-binary.tar.gz"
 FILES = [*cifar10.FILES["train"], *cifar10.FILES["test"]]  # 10,000 images each, as published
 
 
 def download_wheels(folder: Path) -> None:
-    """Fetches `WHEELS` for Python 3.12 on x86-64, through pip; what is there already is not fetched again.
+    """Fetches `WHEELS` for Python 3.12 on x86-64 with pip, except those that are there already; builds `SOURCE_ONLY`.
 
     Raises:
-      UserError: pip could not.
+      UserError: pip failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
@@ -71,10 +71,10 @@ def download_wheels(folder: Path) -> None:
 
 
 def pack(archive: Path, out: Path) -> list[Path]:
-    """Writes cifar10.0.xz and cifar10.1.xz: half of the archive's records each, in its order.
+    """Writes cifar10.0.xz and cifar10.1.xz, each with half of the archive's records, in its order; returns their paths.
 
     Raises:
-      UserError: it is not the archive that CIFAR-10's authors publish, or another of its layout.
+      UserError: it is neither the archive that CIFAR-10's authors publish nor another of its layout.
     """
     contents = cifar10.read_archive(archive / ARCHIVE if archive.is_dir() else archive)
     flat = np.concatenate([np.frombuffer(contents[name], np.uint8) for name in FILES])
@@ -93,12 +93,12 @@ def pack(archive: Path, out: Path) -> list[Path]:
 
 
 def half_name(i: int) -> str:
-    """The file of half `i`."""
+    """Returns the file name of half `i`."""
     return f"cifar10.{i}.xz"
 
 
 def unpack_half(path: Path) -> np.ndarray:
-    """Records uint8 [n, 3073] as published: a label, then red, green and blue planes."""
+    """Returns records uint8 [n, 3073] as published: a label, then red, green and blue planes."""
     raw = path.read_bytes()
     n = int.from_bytes(raw[:4], "little")
     labels, images = np.frombuffer(raw[4 : 4 + n], np.uint8), codec.decode(raw[4 + n :], *SHAPE)
@@ -106,7 +106,7 @@ def unpack_half(path: Path) -> np.ndarray:
 
 
 def unpack(carry: Path, state: Path) -> bool:
-    """Decodes halves that were carried, and prepares `state`/data once both are there; returns whether it is."""
+    """Decodes the halves that were carried, and prepares `state`/data once both are there; returns whether it is."""
     state.mkdir(parents=True, exist_ok=True)
     for i in range(HALVES):
         kept = state / f"half{i}.npy"
@@ -129,7 +129,7 @@ def unpack(carry: Path, state: Path) -> bool:
 
 
 def write_archive(records: np.ndarray, state: Path) -> Path:
-    """cifar-10-binary.tar.gz, hardly compressed: it is read once."""
+    """Writes cifar-10-binary.tar.gz, uncompressed, as it is read only once; returns its path."""
     path = state / ARCHIVE
     with replacing(path) as temporary, tarfile.open(temporary, "w:gz", compresslevel=0) as tar:
         names = [*FILES, cifar10.NAMES_FILE]
@@ -143,13 +143,13 @@ def write_archive(records: np.ndarray, state: Path) -> Path:
 
 
 def tracked() -> int:
-    """Bytes of the checkout's own files, which travel with each call."""
+    """Returns the bytes of the checkout's tracked files, which travel with each call."""
     names = subprocess.run(["git", "ls-files", "-z"], capture_output=True, check=True).stdout.split(b"\0")
     return sum(path.stat().st_size for path in map(Path, map(os.fsdecode, names)) if path.is_file())
 
 
 def advice(size: int) -> str:
-    """What to do where a call with a half would carry `size` bytes."""
+    """Returns what a call with a half carries, `size` bytes, and what to do if that is too much."""
     carried = f"a call with a half carries {size / 1e6:.1f} MB of at most {CALL / 1e6:.1f}"
     less = f": leave results/ here meanwhile, by {LEAVE}, and `git sparse-checkout disable`"
     return carried + less * (size > CALL)

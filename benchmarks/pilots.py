@@ -1,4 +1,4 @@
-"""Point d of GPU_AGENDA.md: what the best recipe may gain from, one thing at a time. All of it are keys there are."""
+"""Point d of GPU_AGENDA.md: what may improve the best recipe, mostly one change at a time, all by existing keys."""
 
 # name -> what differs from `best` with patches of 4
 PILOTS: dict[str, list[str]] = {

@@ -1,4 +1,4 @@
-"""How fast batches are read from the disk, with no training: images/s of a streamed data set.
+"""Measures how fast batches are read from disk, without training: images/s of a streamed data set.
 
     python -m benchmarks.reader --data_dir data [--name shapes] [--batch_size 256] [--seconds 10]
 
@@ -15,11 +15,11 @@ from dit_jax.data import datasets
 from dit_jax.data.stream import Batches, Reader, threads_here
 
 REPEATS = 3
-STEPS_PER_CALL = 8  # training reads that far ahead, and a batch a thread (configs/default.py)
+STEPS_PER_CALL = 8  # training reads so far ahead, plus a batch per thread (configs/default.py)
 
 
 def measure(records: datasets.Records, batch_size: int, threads: int, seconds: float) -> float:
-    """Images/s of one reader, its first batches aside."""
+    """Returns the images/s of one reader, without its first batches."""
     batches = Batches(records, jax.random.key(0), batch_size, np.arange(batch_size), 2**31 - 1)
     ahead = STEPS_PER_CALL + threads
     reader, warm = Reader(batches, ahead=ahead, threads=threads), 2 * ahead
@@ -35,7 +35,7 @@ def measure(records: datasets.Records, batch_size: int, threads: int, seconds: f
 
 
 def main() -> None:
-    """Prints the readings for one thread and for one a core."""
+    """Prints the speeds with one thread and with the threads that training uses here, one per core up to 16."""
     parser = argparse.ArgumentParser(description="Measures how fast batches are read from the disk.")
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--name", default="shapes", choices=list(datasets.DATASETS))

@@ -1,4 +1,4 @@
-"""README's table of results, made from results/*/result.json.
+"""Makes README's table of results from results/*/result.json.
 
 python -m benchmarks.readme            # writes it between the two marks
 python -m benchmarks.readme --check    # exit code 1 if it is not up to date
@@ -18,7 +18,7 @@ HEAD = ["| run | hardware | steps x batch | time | result |", "|---|---|---|---|
 
 
 def table(results: Path) -> str:
-    """A row for each result.json that has one to show (`readme`), by the name of its folder."""
+    """Returns the table: a row for each result.json with a `readme` entry, in the order of folder names."""
     lines = list(HEAD)
     for path in sorted(results.glob("*/result.json")):
         row = json.loads(path.read_text()).get("readme")
@@ -29,7 +29,7 @@ def table(results: Path) -> str:
 
 
 def fill(readme: str, made: str) -> str:
-    """README's text with the table between the marks. Raises UserError without them."""
+    """Returns README's text with the table between the marks. Raises UserError unless each is there once."""
     if readme.count(BEGIN) != 1 or readme.count(END) != 1:
         raise UserError(f"README.md needs the lines {BEGIN} and {END} once each")
     before, rest = readme.split(BEGIN)
@@ -37,7 +37,7 @@ def fill(readme: str, made: str) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Writes or checks."""
+    """Writes the table to README.md, or checks it."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--check", action="store_true")
     flags = parser.parse_args(argv)

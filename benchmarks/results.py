@@ -1,10 +1,10 @@
-"""The files of results/NAME, made from a run's workdir: result.json, curve.png, grid.png and samples.png.
+"""Makes the files of results/NAME from a run's workdir: result.json, curve.png, grid.png and samples.png.
 
     python main.py --mode=sample --workdir=runs/cifar10 --config.sample.n=2000 ...
     python -m benchmarks.results runs/cifar10 --name=cifar10_report_gpu
     python -m benchmarks.readme
 
-It reads what the run wrote and measures nothing itself. Of the samples it shows the first ones: none is chosen.
+It reads what the run wrote and measures nothing itself. The samples that it shows are the first ones, not selected.
 """
 
 import argparse
@@ -26,17 +26,17 @@ from dit_jax.reporting.plots import plot_loss
 from dit_jax.system.environment import SESSIONS
 from dit_jax.system.jsonl import read_objects, read_rows
 
-# what a judge calls its figures, in words
+# a judge's names of figures, in words
 JUDGED = {"is": "Inception Score", "fd": "Frechet distance", "fd_class": "Frechet distance by class"}
 REAL = "_real_test"
 PER_ROW, GRID_PER_CLASS = 50, 10
 SAMPLING = ("sampler", "steps", "guidance", "guidance_from", "guidance_to", "spacing", "seed", "clip_x_0")
-# names of figures, or how they begin: NAME_features
+# names of figures, or their beginnings, as in kid_classifier
 FIGURES = ("fid", "fd", "accuracy", "inception_score", "kid", "precision", "recall", "density", "coverage")
 
 
 def last_step(run: Path) -> int:
-    """The last step that the run logged or, ended early, saved. Raises UserError if it logged none."""
+    """Returns the last step that the run logged or, if it ended early, saved. Raises UserError if it logged none."""
     rows = read_rows(run / "metrics.jsonl")
     if not rows:
         raise UserError(f"{run} has no metrics.jsonl with a row in it; is it a run's workdir?")
@@ -45,7 +45,7 @@ def last_step(run: Path) -> int:
 
 
 def training_seconds(run: Path) -> float:
-    """Time spent in train steps by the logged speeds: without starting, compiling, saving and drawing."""
+    """Returns the time spent in train steps by the logged speeds: without starting, compiling, saving and drawing."""
     rows, before, seconds = read_rows(run / "metrics.jsonl"), 0, 0.0
     for row in rows:
         if row.get("images") and row.get("images_per_s"):
@@ -55,10 +55,10 @@ def training_seconds(run: Path) -> float:
 
 
 def tile(images: np.ndarray, labels: np.ndarray, per_class: int) -> np.ndarray:
-    """The first `per_class` images of each class, classes in order, 50 a row without any gap: uint8 [H, W, C].
+    """Tiles the first `per_class` images of each class, in class order, 50 per row without gaps: uint8 [H, W, C].
 
     Raises:
-      UserError: a class has fewer, or they do not fill rows.
+      UserError: a class has fewer images, or the images do not fill the rows.
     """
     chosen = [np.flatnonzero(labels == label)[:per_class] for label in range(int(labels.max()) + 1)]
     short = [i for i, found in enumerate(chosen) if len(found) < per_class]
@@ -74,7 +74,7 @@ def tile(images: np.ndarray, labels: np.ndarray, per_class: int) -> np.ndarray:
 
 
 def gather(run: Path) -> dict[str, Any]:
-    """What the run's files say of how it was made and what it reached."""
+    """Returns what the run's files say about how it was made and what it reached."""
     config = read_resolved(run)
     rows = read_rows(run / "metrics.jsonl")
     step, batch = last_step(run), config.train.batch_size
@@ -93,12 +93,12 @@ def gather(run: Path) -> dict[str, Any]:
         "batch_size": batch,
         "images_seen": step * batch,
         "loss_mean_of_last_tenth_of_the_log": float(np.mean(losses[-max(1, len(losses) // 10) :])) if losses else None,
-        "figures": [figures(row) for row in evaluations if isinstance(row.get("step"), int)],  # not of --images
+        "figures": [figures(row) for row in evaluations if isinstance(row.get("step"), int)],  # --images have no step
     }
 
 
 def hardware(session: dict[str, Any]) -> str | None:
-    """A line, from what training recorded of the machine."""
+    """Returns one line on the machine from what training recorded; None if it recorded nothing."""
     if not session:
         return None
     if session["platform"] == "cpu":
@@ -107,13 +107,13 @@ def hardware(session: dict[str, Any]) -> str | None:
 
 
 def drawn_as(samples: Path) -> dict[str, Any]:
-    """How the images in a folder were drawn, as --mode=sample noted it in their grid."""
+    """Returns how the images in a folder were drawn, as --mode=sample noted it in their grid."""
     about = about_png(samples / "grid.png")
     return {key: about[key] for key in SAMPLING if key in about}
 
 
 def figures(row: dict[str, Any]) -> dict[str, Any]:
-    """Of an evaluation: its figures, with n and how the images were drawn, and those of real images."""
+    """Returns an evaluation's figures, with n and how the images were drawn, and the figures of real images."""
     wanted = lambda key: any(key == name or key.startswith(f"{name}_") for name in FIGURES)  # noqa: E731
     scores = lambda found: {k: v for k, v in found.items() if wanted(k) and isinstance(v, float)}  # noqa: E731
     about = {key: row[key] for key in ("n", "features", *SAMPLING) if key in row}
@@ -122,7 +122,7 @@ def figures(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def judged(judge: dict[str, Any]) -> str:
-    """An outside judge's figures; if it has `samples` and `real_test`, the one beside the other, of the same n."""
+    """Returns an outside judge's figures as text, each with that of real images in parentheses if it is known."""
     samples, real = judge.get("samples", judge), of_real_images(judge)
     beside = lambda name: f" ({real[name]:.3g})" if name in real else ""  # noqa: E731
     shown = {name: value for name, value in samples.items() if isinstance(value, float) and not name.endswith(REAL)}
@@ -130,14 +130,14 @@ def judged(judge: dict[str, Any]) -> str:
 
 
 def of_real_images(judge: dict[str, Any]) -> dict[str, Any]:
-    """A judge's figures of real images: those of as many, if it has them, or of names that end so."""
+    """Returns a judge's figures of real images: of the same n, if it has them, else all, else those named *REAL."""
     samples, real = judge.get("samples", judge), judge.get("real_test", {})
     named = {name.removesuffix(REAL): value for name, value in samples.items() if name.endswith(REAL)}
     return real.get("by_n", {}).get(str(samples.get("n")), real) or named
 
 
 def headline(result: dict[str, Any]) -> str:
-    """A sentence for README: an outside judge's figures, the last evaluation's, else the loss."""
+    """Returns a line for README: an outside judge's figures and the last evaluation's; the loss if there are none."""
     found = []
     if result.get("judge"):
         n = result["judge"].get("samples", result["judge"]).get("n")
@@ -157,7 +157,7 @@ def headline(result: dict[str, Any]) -> str:
 
 
 def readme_row(result: dict[str, Any]) -> dict[str, str]:
-    """The cells of README's table."""
+    """Returns the cells of a row of README's table."""
     told = result["wall_seconds"] or result["training_seconds"]
     time = f"{told / 60:.0f} min" if told >= 120 else f"{told:.0f} s"
     return {
@@ -170,7 +170,7 @@ def readme_row(result: dict[str, Any]) -> dict[str, str]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Writes the files."""
+    """Writes the files of results/NAME."""
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,9 +1,9 @@
-"""What a train step costs by batch, tokens, depth, width and devices, beside what its products alone foretell.
+"""Times a train step by batch, tokens, depth, width and devices, next to what its products alone predict.
 
     python -m benchmarks.scaling --out=results/scaling_cpu        # about five minutes on two cores: a small base model
 
 One value is changed at a time, the others are the base's. The prediction is the base's time times the ratio of the
-products' FLOPs (flops.py): it assumes that everything costs what a product costs, and that two GPUs halve it (CPU
+products' FLOPs (flops.py). It assumes that everything scales like the products, and that two GPUs halve the time (CPU
 devices share the same cores).
 """
 
@@ -26,8 +26,8 @@ from dit_jax.errors import UserError
 from dit_jax.system.files import replacing
 
 BASE = {"train.batch_size": 16, "model.width": 128, "model.depth": 4, "model.patch_size": 4, "train.steps_per_call": 4}
-SHOWN = ("model.width", "model.depth", "train.batch_size", "model.patch_size")  # of it, in the title
-# axis: (key, values); tokens are set by the patch size, devices by JAX_NUM_CPU_DEVICES
+SHOWN = ("model.width", "model.depth", "train.batch_size", "model.patch_size")  # of the base, in the title
+# axis: (key, values); the patch size sets the tokens, JAX_NUM_CPU_DEVICES or the visible GPUs the devices
 AXES: dict[str, tuple[str, tuple[int, ...]]] = {
     "batch": ("train.batch_size", (4, 8, 16, 32, 64)),
     "tokens": ("model.patch_size", (8, 4, 2)),
@@ -40,7 +40,7 @@ BASE_COLOR, PREDICTED_COLOR = "#1f3b70", "#c0602a"
 
 @dataclass(frozen=True)
 class Point:
-    """One size: `x` is where it lies on its axis, `settings` the config that makes it, on so many devices."""
+    """One size: `x` is its position on its axis, `settings` the config values that make it, on `devices` devices."""
 
     axis: str
     x: int
@@ -49,12 +49,12 @@ class Point:
 
     @property
     def assignments(self) -> list[str]:
-        """Its overrides of the config."""
+        """The overrides of the config."""
         return [f"{key}={value}" for key, value in self.settings.items()]
 
 
 def points(base: dict[str, int], axes: dict[str, tuple[str, tuple[int, ...]]], config: str) -> list[Point]:
-    """Every point of every axis; the base is in each."""
+    """Returns every point of every axis; each axis contains the base."""
     made = []
     for axis, (key, values) in axes.items():
         for value in values:
@@ -68,14 +68,14 @@ def points(base: dict[str, int], axes: dict[str, tuple[str, tuple[int, ...]]], c
 
 
 def cost(point: Point, config: str) -> float:
-    """FLOPs of a step's products on each GPU, or on the CPU, whose devices share its cores."""
+    """Returns the FLOPs of a step's products on each GPU, or on the CPU, whose devices share its cores."""
     made = commands.experiment(config, point.assignments)
     apart = point.devices if machine.visible_cards() else 1
     return flops.training(made.model, made.info.image_shape) * point.settings["train.batch_size"] / apart
 
 
 def measure(point: Point, config: str, repeats: int, seconds: float) -> dict[str, Any]:
-    """Time of a step, in a process of its own."""
+    """Measures the time of a step, in a process of its own."""
     made = commands.experiment(config, point.assignments)
     (ours,) = commands.contestants("train", made, config, point.assignments, peers="")
     env = machine.only_cards(point.devices) or {"JAX_NUM_CPU_DEVICES": str(point.devices)}
@@ -89,7 +89,7 @@ def measure(point: Point, config: str, repeats: int, seconds: float) -> dict[str
 
 
 def predict(rows: Sequence[dict[str, Any]], base_cost: float) -> None:
-    """Adds `predicted_ms` to each row: the base's median time (over all axes that measured it) by its products."""
+    """Adds `predicted_ms` to each row: the base's median time over all axes that measured it, scaled by FLOPs."""
     base = [row["step_ms"]["median"] for row in rows if row["flops"] == base_cost and row["devices"] == 1]
     milliseconds = sorted(base)[len(base) // 2]
     for row in rows:
@@ -97,7 +97,7 @@ def predict(rows: Sequence[dict[str, Any]], base_cost: float) -> None:
 
 
 def draw(rows: Sequence[dict[str, Any]], title: str, out: Path) -> None:
-    """A panel an axis: measured with its spread, and predicted."""
+    """Draws a panel per axis: the measured times with their spread, and the predicted ones."""
     axes = list(dict.fromkeys(row["axis"] for row in rows))
     figure = Figure(figsize=(3.1 * len(axes), 3.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -112,7 +112,7 @@ def draw(rows: Sequence[dict[str, Any]], title: str, out: Path) -> None:
 
 
 def draw_axis(panel: Axes, axis: str, rows: Sequence[dict[str, Any]]) -> None:
-    """One panel, both axes logarithmic."""
+    """Draws one panel, with both axes logarithmic."""
     rows = sorted(rows, key=lambda row: row["x"])
     x = [row["x"] for row in rows]
     median, least, most = ([row["step_ms"][name] for row in rows] for name in ("median", "min", "max"))
@@ -131,7 +131,7 @@ def draw_axis(panel: Axes, axis: str, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def kept(out: Path, measured: Sequence[str], about: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of an earlier call's other axes, if it measured the same commit and base on the same machine."""
+    """Returns the rows of an earlier call's other axes, if it measured the same commit and base on the same machine."""
     path = out / "scaling.json"
     before = json.loads(path.read_text()) if path.exists() else {}
     if any(before.get(key) != about[key] for key in ("commit", "processor", "gpus", "config", "base")):
@@ -140,7 +140,7 @@ def kept(out: Path, measured: Sequence[str], about: dict[str, Any]) -> list[dict
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags."""
+    """Returns the parser of the flags."""
     made = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -153,7 +153,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    """Measures, predicts, draws."""
+    """Measures, predicts and draws; returns what scaling.json stores."""
     flags = parser().parse_args(argv)
     unknown = [name for name in flags.axes.split(",") if name not in AXES]
     if unknown:

@@ -1,8 +1,8 @@
-"""Training on resident and on streamed data, in turn: images/s of the demo's model.
+"""Compares training on resident and on streamed data, in turns: images/s of the demo's model.
 
     python -m benchmarks.streaming --data_dir data [--rounds 5]
 
-Both runs end with the same weights, which it says.
+It also says whether both runs end with the same state, as they should.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from dit_jax.training import loop
 
 
 class Contestant:
-    """A compiled training run whose data are resident or streamed."""
+    """A compiled training run whose data is resident or streamed."""
 
     def __init__(self, data_dir: str, resident: str):
         config = shapes.get_config()
@@ -33,7 +33,7 @@ class Contestant:
         self.call = call.lower(self.state, self.sums, *self.feed.shapes, np.int32(1)).compile()
 
     def run(self, calls: int) -> float:
-        """Images/s over so many dispatches; as the loop, it waits for one while the next runs."""
+        """Returns the images/s over `calls` dispatches; like the loop, it waits for one while the next runs."""
         count, running, start = self.train.steps_per_call, None, time.perf_counter()
         for _ in range(calls):
             data = self.feed(self.step, self.step + count)
@@ -46,7 +46,7 @@ class Contestant:
 
 
 def main() -> None:
-    """Prints each round, and whether both runs have the same weights."""
+    """Prints each round, and whether both runs end with the same state."""
     parser = argparse.ArgumentParser(description="Compares training on resident and on streamed data.")
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,7 +1,7 @@
-"""The report's network in plain PyTorch, written for `benchmarks` alone: what ours is timed against.
+"""The report's network in plain PyTorch, written only for `benchmarks`, to compare our speed with.
 
-Token conditioning, grouped-query attention, pre-norm blocks without affine norms; the same shapes, and so the same
-products, as `dit_jax.models.dit.DiT(conditioning='token')`. Attention is PyTorch's own fused one.
+It has token conditioning, grouped-query attention, and pre-norm blocks without affine norms; the same shapes, and so
+the same products, as `dit_jax.models.dit.DiT(conditioning='token')`. Attention is PyTorch's own fused one.
 """
 
 # pyright: reportMissingImports=false
@@ -14,7 +14,7 @@ TIME_FREQUENCIES = 256
 
 
 def sinusoid(t: torch.Tensor) -> torch.Tensor:
-    """[cos(t w_i), sin(t w_i)]: [B] -> [B, 256]."""
+    """Returns [cos(t w_i), sin(t w_i)]: [B] -> [B, 256]."""
     half = TIME_FREQUENCIES // 2
     frequencies = 10_000.0 ** (-torch.arange(half, device=t.device) / half)
     angles = t.float()[:, None] * frequencies
@@ -22,14 +22,14 @@ def sinusoid(t: torch.Tensor) -> torch.Tensor:
 
 
 def grid_positions(side: int, width: int) -> torch.Tensor:
-    """Fixed 2-D sin-cos positions, [side * side, width]; what they hold does not matter here."""
+    """Returns fixed 2-D sin-cos positions, [side * side, width]; their values do not affect the speed."""
     angles = torch.arange(side)[:, None] * 10_000.0 ** (-torch.arange(width // 4) / (width // 4))
     table = torch.cat([angles.sin(), angles.cos()], dim=1)
     return torch.cat([table.repeat(side, 1), table.repeat_interleave(side, dim=0)], dim=1)
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP, each added to the stream: [B, N, D] -> [B, N, D]."""
+    """Pre-norm attention and MLP, each added to the residual stream: [B, N, D] -> [B, N, D]."""
 
     def __init__(self, width: int, heads: int, kv_heads: int, mlp_ratio: int):
         super().__init__()
@@ -97,8 +97,8 @@ class TorchDiT(nn.Module):
 class DiffusersDiT(nn.Module):
     """`diffusers`' DiTTransformer2DModel of the same width, depth, heads and patches, called as TorchDiT is.
 
-    It is the original DiT: adaptive norms (with a time embedding of its own in every block) and as many key/value heads
-    as query heads. So it does more work an image than the report's network.
+    It is the original DiT: adaptive norms (with a separate time embedding in every block) and as many key/value heads
+    as query heads. So it does more work per image than the report's network.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""One PyTorch contestant in a process of its own: the same train step or sampling loop as ours, in plain PyTorch."""
+"""Runs a PyTorch contestant in its own process: the same train step or sampling loop as ours, in plain PyTorch."""
 
 # pyright: reportMissingImports=false
 
@@ -28,21 +28,21 @@ NETWORK_KEYS = (
 
 
 def make_network(spec: dict[str, Any], device: torch.device) -> torch.nn.Module:
-    """The network that `spec` asks for, with weights that a training could start from."""
+    """Builds the network that `spec` asks for, with weights from which training could start."""
     torch.manual_seed(0)
     network = NETWORKS[spec["network"]](**{key: spec[key] for key in NETWORK_KEYS})
     return network.to(device)
 
 
 def autocast(spec: dict[str, Any], device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Products in bfloat16 where ours are."""
+    """Returns a context in which products are in bfloat16 if ours are."""
     return torch.autocast(device.type, torch.bfloat16, enabled=spec["dtype"] == "bfloat16")
 
 
 def make_train(spec: dict[str, Any], device: torch.device) -> Callable[[int], None]:
-    """run(steps): whole train steps: data, flips, noise, dropped labels, loss, clipping, AdamW, average.
+    """Returns run(steps) of whole train steps: data, flips, noise, dropped labels, loss, clipping, AdamW, average.
 
-    The numbers are the report's; none of them changes the speed.
+    The hyperparameters are the report's; none of them affects the speed.
     """
     network = make_network(spec, device)
     average = [p.detach().clone() for p in network.parameters()]
@@ -82,7 +82,7 @@ def make_train(spec: dict[str, Any], device: torch.device) -> Callable[[int], No
 
 
 def make_sample(spec: dict[str, Any], device: torch.device) -> Callable[[int], None]:
-    """run(batches): DDIM over `sampler_steps` timesteps, guidance in one doubled pass."""
+    """Returns run(batches) of DDIM over `sampler_steps` timesteps, with guidance in one doubled pass."""
     network = make_network(spec, device).eval()
     network = torch.compile(network) if spec["compile"] else network
     alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0).to(device)
@@ -116,25 +116,25 @@ def make_sample(spec: dict[str, Any], device: torch.device) -> Callable[[int], N
 
 
 def matmul_rate(dtype: str, device: torch.device, size: int) -> float:
-    """Best FLOP/s of a product of two square matrices."""
+    """Returns the best FLOP/s of a product of two square matrices."""
     kind = getattr(torch, dtype)
     a, b = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
     return contestant.best_rate(lambda: a @ b, lambda _: wait(device), 2 * size**3)
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done all it was given."""
+    """Waits until the device has done everything that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory that tensors had on a GPU, or the process on a CPU."""
+    """Returns the peak memory of the tensors on a GPU, or of the process on a CPU."""
     return torch.cuda.max_memory_allocated() if device.type == "cuda" else contestant.peak_resident_bytes()
 
 
 def main() -> None:
-    """Serves `contest.py`."""
+    """Answers the requests of contest.py."""
     spec = contestant.read_spec()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     make = {"train": make_train, "sample": make_sample}[spec["task"]]

@@ -1,7 +1,7 @@
-"""Ways to compute the same train step, to be timed on a GPU: settings, environments, and patches of the code.
+"""Other ways to compute a train step, to be timed on a GPU: settings, environments, and patches of the code.
 
-A variant is no option of dit-jax. What wins moves into the code, with its figure in docs/performance.md; what does not
-is deleted here.
+A variant is not an option of dit-jax. If it wins, it moves into the code, with its figure in docs/performance.md;
+otherwise it is deleted here.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ OURS = attention.grouped_query_attention
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the code as it is; `patch` names one of PATCHES."""
+    """What differs from the current code; `patch` names one of PATCHES."""
 
     assignments: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
@@ -30,12 +30,12 @@ class Variant:
 
 
 def pad(array: jax.Array, length: int) -> jax.Array:
-    """Zeros after the tokens, axis 1, up to `length`."""
+    """Appends zeros to the tokens, axis 1, up to `length`."""
     return jnp.pad(array, [(0, 0), (0, length - array.shape[1])] + [(0, 0)] * (array.ndim - 2))
 
 
 def cudnn_attention(q_BNKGE: jax.Array, k_BMKE: jax.Array, v_BMKE: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """cuDNN's in place of ours. JAX's way to it trains on an even number of tokens alone, so one may be added."""
+    """Computes attention with cuDNN. JAX's interface to it trains only on even numbers of tokens, so it may add one."""
     B, N, K, G, E = q_BNKGE.shape
     length = N + N % 2
     q, k, v = (pad(x, length).astype(dtype) for x in (q_BNKGE.reshape(B, N, K * G, E), k_BMKE, v_BMKE))
@@ -49,9 +49,9 @@ def cudnn_attention(q_BNKGE: jax.Array, k_BMKE: jax.Array, v_BMKE: jax.Array, dt
 def padded_attention(
     q_BNKGE: jax.Array, k_BMKE: jax.Array, v_BMKE: jax.Array, dtype: jnp.dtype, length: int
 ) -> jax.Array:
-    """Ours on tokens padded to `length`. By eight features more, added keys have scores at which a softmax is 0."""
+    """Runs ours on tokens padded to `length`. Eight more features give added keys scores at which a softmax is 0."""
     N, E = q_BNKGE.shape[1], q_BNKGE.shape[-1]
-    q_BNKGE = q_BNKGE * np.float32(((E + 8) / E) ** 0.5)  # for the root that attention divides by
+    q_BNKGE = q_BNKGE * np.float32(((E + 8) / E) ** 0.5)  # as attention will divide by sqrt(E + 8)
     more = lambda x, value: jnp.concatenate([x, jnp.full((*x.shape[:-1], 8), value, x.dtype)], axis=-1)  # noqa: E731
     q, v = (pad(x, max(N, length)) for x in (more(q_BNKGE, 1.0), v_BMKE))
     k = pad(more(k_BMKE, 0.0), max(N, length)).at[:, N:, :, E:].set(-1e4)
@@ -59,7 +59,7 @@ def padded_attention(
 
 
 def replace_attention(function: Callable[..., Any]) -> Any:
-    """Another attention, from here on in this context."""
+    """Returns a context in which `function` replaces our attention."""
     return mock.patch.object(attention, "grouped_query_attention", function)
 
 
@@ -71,12 +71,12 @@ PATCHES: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
 
 
 def flag(text: str) -> Variant:
-    """A flag of XLA's."""
+    """Returns a variant with a flag of XLA's for GPUs."""
     return Variant(env={"XLA_FLAGS": f"--xla_gpu_{text}"})
 
 
 VARIANTS: dict[str, Variant] = {
-    **{f"attention {name}": Variant(patch=name) for name in PATCHES if name},  # in order of worth
+    **{f"attention {name}": Variant(patch=name) for name in PATCHES if name},  # most promising first
     "6 heads of 64, cudnn": Variant(("model.num_heads=6",), patch="cudnn"),
     "steps_per_call=1": Variant(("train.steps_per_call=1",)),
     "steps_per_call=64": Variant(("train.steps_per_call=64",)),
@@ -89,5 +89,5 @@ VARIANTS: dict[str, Variant] = {
     "latency hiding": flag("enable_latency_hiding_scheduler=true"),
     "autotune 0": flag("autotune_level=0"),
     "triton gemm any": flag("triton_gemm_any=true"),
-    "exhaustive tiling": flag("exhaustive_tiling_search=true"),  # may tune for longer than a call has
+    "exhaustive tiling": flag("exhaustive_tiling_search=true"),  # may tune for longer than a call lasts
 }

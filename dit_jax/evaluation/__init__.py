@@ -1,1 +1,1 @@
-"""How good samples are: features of images, and distances between sets of features."""
+"""Measures how good samples are, by distances between sets of image features."""

@@ -1,6 +1,6 @@
-"""Distances between two sets of features, and the Inception Score: pure functions in float64.
+"""Distances between two sets of features, and the Inception Score, as pure functions in float64.
 
-Features may come in float32 and are widened a block of rows at a time, so 50,000 x 2048 of them need no second copy.
+Float32 features are widened a block of rows at a time, so 50,000 x 2048 of them need no second copy.
 N counts images, D is the width of a feature vector, K counts classes.
 """
 
@@ -16,12 +16,12 @@ BLOCK = 1_000  # rows widened to float64 at a time: 16 MB at D = 2048
 
 
 def blocks(n: int, size: int = BLOCK) -> Iterator[slice]:
-    """0..n cut into slices of `size`, the last one shorter."""
+    """Returns slices of length `size` that cover 0..n-1; the last one may be shorter."""
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
 def widened(features_ND: np.ndarray) -> np.ndarray:
-    """A float64 copy. Raises UserError if a value is not finite: one NaN would make every distance NaN."""
+    """Returns features as float64. Raises UserError if a value is not finite: one NaN would make every distance NaN."""
     wide = np.asarray(features_ND, np.float64)
     if not np.isfinite(wide).all():
         raise UserError("a feature vector holds NaN or infinity: look for NaN in the images or the network's weights")
@@ -32,8 +32,8 @@ def widened(features_ND: np.ndarray) -> np.ndarray:
 class Moments:
     """What a Gaussian fit needs of N feature vectors, in memory that does not grow with N.
 
-    count: N; mean_D: their mean; scatter_DD: sum of (x - mean)(x - mean)^T. All float64. Parts taken on other devices,
-    on other hosts or before a restart merge in any order.
+    count: N; mean_D: their mean; scatter_DD: the sum of (x - mean)(x - mean)^T. The arrays are float64. Parts computed
+    on other devices or hosts, or before a restart, can be merged in any order.
     """
 
     count: int
@@ -42,12 +42,12 @@ class Moments:
 
     @classmethod
     def empty(cls, D: int) -> "Moments":
-        """Of no vectors at all."""
+        """Returns the moments of no vectors."""
         return cls(0, np.zeros(D), np.zeros((D, D)))
 
     @classmethod
     def of(cls, features_ND: np.ndarray) -> "Moments":
-        """Of all rows, block by block."""
+        """Returns the moments of all rows, computed block by block."""
         moments = cls.empty(features_ND.shape[1])
         for rows in blocks(len(features_ND)):
             block_ND = widened(features_ND[rows])
@@ -57,11 +57,11 @@ class Moments:
         return moments
 
     def update(self, features_ND: np.ndarray) -> "Moments":
-        """With further rows. Costs D^2 whatever their number: some hundred at a time is fast."""
+        """Returns the moments with more rows added. Each call costs D^2 besides, so add some hundred rows at a time."""
         return self.merge(Moments.of(features_ND))
 
     def merge(self, other: "Moments") -> "Moments":
-        """Of both sets together.
+        """Returns the moments of both sets together.
 
         Source: Chan, Golub & LeVeque 1983, Algorithms for Computing the Sample Variance, eq. 2.1.
         """
@@ -78,24 +78,25 @@ class Moments:
 
     @property
     def covariance_DD(self) -> np.ndarray:
-        """Divided by N - 1, as the published FID code does. Raises UserError for fewer than two vectors."""
+        """The covariance, over N - 1 as in the published FID code. Raises UserError for fewer than two vectors."""
         if self.count < 2:
             raise UserError(f"a covariance needs at least 2 images, got {self.count}: evaluate more")
         return self.scatter_DD / (self.count - 1)
 
 
 def root(covariance_DD: np.ndarray) -> np.ndarray:
-    """A [D, rank] with A A^T = the covariance, and no column for what is rounding error beside the largest variance."""
+    """Returns A [D, rank] with A A^T = the covariance; variances that are mere rounding errors get no column."""
     variances, directions = np.linalg.eigh(covariance_DD)
     kept = variances > len(variances) * np.finfo(np.float64).eps * max(variances[-1], 0.0)
     return directions[:, kept] * np.sqrt(variances[kept])
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """Squared Frechet (2-Wasserstein) distance of the two Gaussians: |mean_a - mean_b|^2 + tr(A + B - 2 sqrt(A B)).
+    """Returns the squared Frechet (2-Wasserstein) distance of two Gaussians.
 
-    With A = F F^T and B = G G^T, tr sqrt(A B) is the sum of the singular values of F^T G: all real, and as exact for
-    covariances of low rank, where square roots of zero eigenvalues would turn rounding into 1e-8 each. Never negative.
+    It is |mean_a - mean_b|^2 + tr(A + B - 2 sqrt(A B)), and never negative. With A = F F^T and B = G G^T, tr sqrt(A B)
+    is the sum of the singular values of F^T G. These are real, and equally exact for covariances of low rank, where
+    square roots of zero eigenvalues would turn rounding errors into 1e-8 each.
 
     Raises UserError for fewer than two images in a set.
     Source: Dowson & Landau 1982; Heusel et al. 2017, eq. 6 (FID, with Inception's features).
@@ -104,16 +105,16 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def _distance(step_D: np.ndarray, root_a: np.ndarray, root_b: np.ndarray) -> float:
-    """The Frechet distance of covariances that are given by roots [D, any]."""
+    """Returns the Frechet distance for covariances that are given by roots [D, any]."""
     common = np.linalg.svd(root_a.T @ root_b, compute_uv=False).sum() if root_a.size and root_b.size else 0.0
     return max(0.0, float(step_D @ step_D + np.square(root_a).sum() + np.square(root_b).sum() - 2 * common))
 
 
 def expected_bias(reference: Moments, count: int, seed: int = 0) -> float:
-    """About the Frechet distance from `reference` of `count` images that are as good as the reference's own.
+    """Returns about the Frechet distance from `reference` of `count` images that are as good as the reference's own.
 
-    Simulated once: so many draws from the reference's Gaussian against that Gaussian. The D x D variances that a
-    distance adds up make one draw a good average. Takes count x D float64 of memory.
+    It is simulated once, with `count` draws from the reference's Gaussian against that Gaussian. As a distance adds up
+    D x D variances, one simulation is a good average. It takes count x D float64 of memory.
 
     Raises UserError for fewer than two images.
     """
@@ -126,10 +127,10 @@ def expected_bias(reference: Moments, count: int, seed: int = 0) -> float:
 
 
 def bias_warning(a: Moments, b: Moments) -> str | None:
-    """One line that says how biased the distance is when a covariance cannot have full rank, else None.
+    """Returns one line on how biased the distance is if a covariance cannot have full rank, else None.
 
-    The bias is simulated from the larger set. If that is too small itself, its variances are too few and the bias is
-    larger than said, hence "at least".
+    The bias is simulated from the larger set. If that is too small itself, it lacks some of the variances, and the bias
+    is larger than stated, hence "at least".
 
     Raises UserError for fewer than two images in a set.
     """
@@ -147,7 +148,7 @@ def bias_warning(a: Moments, b: Moments) -> str | None:
 def class_frechet_distances(
     reference_ND: np.ndarray, reference_labels_N: np.ndarray, samples_ND: np.ndarray, sample_labels_N: np.ndarray
 ) -> dict[int, float]:
-    """Frechet distance between the images of each label, for every label of the reference.
+    """Returns the Frechet distance between the images of each label, for every label of the reference.
 
     Raises UserError if a label has fewer than two images in either set.
     """
@@ -165,7 +166,7 @@ def class_frechet_distances(
 
 
 def _mean_and_root(features_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [D] of the rows and a root [D, any] of their covariance: of few rows they are one themselves."""
+    """Returns the mean [D] of the rows and a root [D, any] of their covariance; few rows are themselves a root."""
     count, D = features_ND.shape
     if count > D:
         moments = Moments.of(features_ND)
@@ -176,20 +177,20 @@ def _mean_and_root(features_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class InceptionScore(NamedTuple):
-    """Mean over the splits, and the standard deviation over them (divided by their number); None for a single one."""
+    """Mean and standard deviation over the splits (divided by their number); the latter is None for a single split."""
 
     mean: float
     std: float | None
 
 
 def inception_score(logits_NK: np.ndarray, splits: int = 10, seed: int = 0) -> InceptionScore:
-    """exp(mean KL(p(class | image) || p(class))) over each split, 1..K.
+    """Returns exp(mean KL(p(class | image) || p(class))) of each split, in 1..K, averaged over the splits.
 
-    `logits_NK` are logits or log-probabilities; minus infinity is probability 0. The images are shuffled by `seed`
-    first, as splits of samples in the order of their labels would each see few classes.
+    `logits_NK` are logits or log-probabilities; minus infinity means probability 0. The images are first shuffled by
+    `seed`, because splits of samples in the order of their labels would each see few classes.
 
     Raises UserError for fewer images than splits, and for NaN.
-    Source: Salimans et al. 2016, section 4; its code takes ten splits.
+    Source: Salimans et al. 2016, section 4; their code takes ten splits.
     """
     count = len(logits_NK)
     if not 1 <= splits <= count:
@@ -200,7 +201,7 @@ def inception_score(logits_NK: np.ndarray, splits: int = 10, seed: int = 0) -> I
 
 
 def _score(logits_NK: np.ndarray) -> float:
-    """The Inception Score of one split."""
+    """Returns the Inception Score of one split."""
     logits = np.asarray(logits_NK, np.float64)
     highest = logits.max(1, keepdims=True)
     if not np.isfinite(highest).all():
@@ -208,27 +209,27 @@ def _score(logits_NK: np.ndarray) -> float:
     log_p = logits - highest
     log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))
     p = np.exp(log_p)
-    mean = p.mean(0, keepdims=True)  # 0 also where the smallest of numbers has no share
+    mean = p.mean(0, keepdims=True)  # may underflow to 0 although some p is not 0
     log_mean = np.log(mean, where=mean > 0, out=np.zeros_like(mean))
     terms = np.multiply(p, log_p - log_mean, where=(p > 0) & (mean > 0), out=np.zeros_like(p))
     return float(np.exp(terms.sum(1).mean()))
 
 
 class Kid(NamedTuple):
-    """Mean over the subsets and its standard error, which a single subset does not have."""
+    """Mean over the subsets and its standard error; the latter is None for a single subset."""
 
     mean: float
     standard_error: float | None
 
 
 def kid(a_ND: np.ndarray, b_ND: np.ndarray, subset_size: int = 1_000, subsets: int = 100, seed: int = 0) -> Kid:
-    """Kernel distance: the unbiased estimate of MMD^2 with the kernel (x . y / D + 1)^3; it may be below 0.
+    """Returns KID, the unbiased estimate of MMD^2 with the kernel (x . y / D + 1)^3, which may be below 0.
 
-    Averaged over pairs of subsets: as many disjoint ones as both sets hold, at most `subsets`; fewer images than
-    `subset_size` make one. Disjoint subsets are independent, so the standard error is a true one.
+    It is averaged over pairs of disjoint subsets: as many as both sets hold, at most `subsets`. Fewer images than
+    `subset_size` make one subset. Disjoint subsets are independent, so the standard error is a true one.
 
     Raises UserError for fewer than two images in a set.
-    Source: Binkowski et al. 2018, eq. 4 and section 4; its code draws 100 overlapping subsets of 1,000.
+    Source: Binkowski et al. 2018, eq. 4 and section 4; their code draws 100 overlapping subsets of 1,000.
     """
     count = min(len(a_ND), len(b_ND))
     size = min(subset_size, count)
@@ -243,7 +244,7 @@ def kid(a_ND: np.ndarray, b_ND: np.ndarray, subset_size: int = 1_000, subsets: i
 
 
 def mmd2(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
-    """Unbiased estimate of the squared maximum mean discrepancy, with the cubic kernel of KID.
+    """Returns the unbiased estimate of the squared maximum mean discrepancy with the cubic kernel of KID.
 
     Source: Gretton et al. 2012, eq. 3.
     """
@@ -256,7 +257,7 @@ def _kernel(a_ND: np.ndarray, b_ND: np.ndarray) -> np.ndarray:
 
 
 def _mean_of_pairs(a_ND: np.ndarray) -> float:
-    """Mean kernel of two different rows."""
+    """Returns the mean of the kernel over pairs of different rows."""
     kernel_NN = _kernel(a_ND, a_ND)
     n = len(a_ND)
     return float((kernel_NN.sum() - np.trace(kernel_NN)) / (n * (n - 1)))

@@ -1,4 +1,4 @@
-"""From two sets of images to figures: each set is summed up once, in memory that hardly grows, and then compared."""
+"""Computes figures from two sets of images: sums up each set once, in memory that hardly grows, and compares them."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -13,9 +13,9 @@ from dit_jax.evaluation.neighbours import neighbour_scores
 
 logger = logging.getLogger(__name__)
 LEAST_IMAGES = 10  # one for each split of the Inception Score
-FEW_TO_SCORE = 1_000  # images below which the Inception Score, which a split's count bounds, says little
-KEPT = 10_000  # feature vectors that are kept of a set, for the metrics that need them one by one
-# feature -> its name of each metric: figures of different features never share one
+FEW_TO_SCORE = 1_000  # images below which the Inception Score says little: it is at most the images in a split
+KEPT = 10_000  # feature vectors that are kept per set, for metrics that need them one by one
+# feature network -> its name for each metric, so that figures of different networks never share a name
 NAMES = {
     "inception": {"frechet": "fid", "by_class": "fid_by_class"},
     "classifier": {"frechet": "fd_classifier", "by_class": "fd_classifier_by_class"},
@@ -24,10 +24,10 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Reference:
-    """What the metrics take of the images that others are compared with.
+    """What the metrics need of the images that others are compared with.
 
-    moments: of all features; features_ND: float32, of all images or of `KEPT` drawn by a fixed seed; labels_N: theirs,
-    if known.
+    moments: of all features; features_ND: float32, of all images or of `KEPT` drawn by a fixed seed; labels_N: the
+    labels of the latter, if known.
     """
 
     moments: Moments
@@ -41,9 +41,9 @@ class Reference:
 
 @dataclass(frozen=True)
 class Summary(Reference):
-    """What the metrics take of the images that are judged.
+    """What the metrics need of the images that are judged.
 
-    logits_NK: float32, of all images; all_labels_N: those of all, if known.
+    logits_NK: float32, of all images; all_labels_N: the labels of all images, if known.
     """
 
     logits_NK: np.ndarray
@@ -51,13 +51,13 @@ class Summary(Reference):
 
 
 def in_proportion(class_counts: np.ndarray, n: int) -> np.ndarray:
-    """Labels int32 [n] in the shares that the classes have of a data set; all in turn where they have equally many.
+    """Returns labels int32 [n] in the proportions of a data set's classes; all classes in turn if these are equal.
 
-    A distance between sets of other shares would measure those too. The j-th image of a class comes at
+    A distance between sets of other proportions would measure those too. The j-th image of a class comes at
     (j + 1/2) / its share (Sainte-Lague's method), so the labels of fewer images are the first of those of more.
     """
     shares = class_counts / class_counts.sum()
-    most = np.ceil(shares * (n + len(shares) / 2) + 1)  # by n + K/2 each class is at most 1/2 behind: n have come
+    most = np.ceil(shares * (n + len(shares) / 2) + 1)  # at place n + K/2 each class is at most 1/2 behind: n have come
     labels = np.repeat(np.arange(len(shares), dtype=np.int32), most.astype(int) * (shares > 0))
     first = np.searchsorted(labels, np.arange(len(shares)))
     place = (np.arange(len(labels)) - first[labels] + 0.5) / shares[labels]
@@ -65,9 +65,9 @@ def in_proportion(class_counts: np.ndarray, n: int) -> np.ndarray:
 
 
 def summarize(extract: Extract, chunks: Iterable[np.ndarray], count: int, labels: np.ndarray | None) -> Summary:
-    """Sums up `count` images, which come in chunks uint8 [any, H, W, C]; labels int [count] or None.
+    """Sums up `count` images, which arrive in chunks uint8 [any, H, W, C], with labels int [count] or None.
 
-    Besides moments and kept features, 4 K bytes an image are held.
+    Besides the moments and the kept features, it holds 4 K bytes per image, its logits.
     """
     is_kept = np.zeros(count, bool)
     is_kept[np.random.default_rng(0).permutation(count)[:KEPT]] = True
@@ -85,14 +85,14 @@ def summarize(extract: Extract, chunks: Iterable[np.ndarray], count: int, labels
 
 
 def accuracy(summary: Summary) -> float:
-    """Share of the images whose likeliest class is their label, 0..1."""
+    """Returns the share of images whose likeliest class is their label, 0..1."""
     return float(np.mean(summary.logits_NK.argmax(1) == summary.all_labels_N))
 
 
 def scores(feature: str, reference: Reference, samples: Summary, class_names: Sequence[str]) -> dict[str, object]:
-    """Every figure that compares `samples` with `reference`, under names that carry the feature; see NAMES.
+    """Returns every figure that compares `samples` with `reference`, under names with the feature network; see NAMES.
 
-    By class, and the classifier's accuracy, only where the samples have labels.
+    Figures by class, and the classifier's accuracy, are included only if the samples have labels.
 
     Raises UserError for too few images.
     """
@@ -115,7 +115,7 @@ def scores(feature: str, reference: Reference, samples: Summary, class_names: Se
 
 
 def class_distances(reference: Reference, samples: Summary, class_names: Sequence[str]) -> dict[str, float] | None:
-    """Frechet distances of the kept images by class name; None without labels, or with a class of fewer than two."""
+    """Returns Frechet distances of kept images by class name; None without labels, or if a class has fewer than two."""
     if samples.labels_N is None or reference.labels_N is None:
         return None
     drawn, real = (np.bincount(labels, minlength=len(class_names)) for labels in (samples.labels_N, reference.labels_N))

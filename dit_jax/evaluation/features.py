@@ -1,4 +1,4 @@
-"""What metrics compare: each image as a feature vector, by a network that is named together with its weights' hash."""
+"""Turns images into the feature vectors that metrics compare, by a network with a name and a hash of its weights."""
 
 import hashlib
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from dit_jax.evaluation.inception_weights import SHA256, load_inception
 from dit_jax.models.inception import Inception
 from dit_jax.system.together import whole
 
-BATCH = 64  # images that a device, or all of a CPU's, has at a time: Inception takes 5 MB of activations for each
+BATCH = 64  # images per device, or on all CPU devices, at a time: Inception takes 5 MB of activations per image
 
 Extract = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -24,7 +24,7 @@ Extract = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 class Extractor:
     """extract(images uint8 [n, H, W, C]) -> (features [n, D], logits [n, K]), float32, for any n >= 1.
 
-    `sha256` is of the weights: figures from others are not comparable.
+    `sha256` is the hash of the weights; figures from other weights are not comparable.
     """
 
     name: str
@@ -33,9 +33,9 @@ class Extractor:
 
 
 def make_extract(network: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]], weights: Any, mesh: Mesh) -> Extract:
-    """Runs network(weights, images uint8 [B, H, W, C]) jitted, each batch split over the mesh's only axis.
+    """Returns an `extract` that runs network(weights, images uint8 [B, H, W, C]) jitted and split over the mesh.
 
-    Products of float32 are exact ones, where GPUs would take them in TF32: figures must not depend on the card.
+    Float32 products are computed exactly, where GPUs would use TF32, because figures must not depend on the card.
     """
     (axis,) = mesh.axis_names
     exact = jax.default_matmul_precision("highest")(network)
@@ -57,7 +57,7 @@ def make_extract(network: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]
 
 
 def classifier_features(apply: Callable[..., Any], params: Any, mesh: Mesh) -> Extractor:
-    """The project's classifier, apply(params, x, t) -> (features, logits), shown clean images: t = 0."""
+    """Returns the project's classifier, apply(params, x, t) -> (features, logits), on clean images: t = 0."""
 
     def network(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = images.astype(jnp.float32) / 127.5 - 1
@@ -67,9 +67,9 @@ def classifier_features(apply: Callable[..., Any], params: Any, mesh: Mesh) -> E
 
 
 def inception_features(path: str, mesh: Mesh) -> Extractor:
-    """FID's Inception, with weights from `path` or the environment; logits without bias, as published scores have.
+    """Returns FID's Inception, with weights from `path` or the environment; logits without bias as in published scores.
 
-    Raises UserError without the weights.
+    Raises UserError if the weights are missing.
     """
     variables = load_inception(path)
 
@@ -81,7 +81,7 @@ def inception_features(path: str, mesh: Mesh) -> Extractor:
 
 
 def weights_hash(params: Any) -> str:
-    """SHA-256 of a tree of arrays: names, shapes, dtypes and bytes, in the tree's order."""
+    """Returns the SHA-256 of a tree of arrays: names, shapes, dtypes and bytes, in the tree's order."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         array = whole(leaf)

@@ -1,4 +1,4 @@
-"""The weights of FID's Inception-v3: where they lie, whether they are the published ones, and as our parameters."""
+"""Finds the weights of FID's Inception-v3, checks that they are the published ones, and converts them."""
 
 import hashlib
 import os
@@ -16,16 +16,16 @@ from dit_jax.system.files import expanded
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
-# The file's name has the first eight digits. torch-fidelity publishes the same file as `weights-inception-...`.
+# The file's name has its first eight digits. torch-fidelity publishes the same file as `weights-inception-...`.
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-VARIABLE = "DIT_JAX_INCEPTION"  # names the file where the config does not
+VARIABLE = "DIT_JAX_INCEPTION"  # names the file if the config does not
 EPSILON = 1e-3  # added to the variances of the batch norms
 
 
 def load_inception(path: str | None) -> dict[str, Any]:
-    """The variables of `Inception`, from the file at `path`, else from the one that $DIT_JAX_INCEPTION names.
+    """Loads the variables of `Inception` from the file at `path`, else from the one that $DIT_JAX_INCEPTION names.
 
-    Raises UserError if neither names a file, or it is not the published one.
+    Raises UserError if neither names a file, or the file is not the published one.
     """
     file = find_weights(path, os.environ)
     check_hash(file)
@@ -33,7 +33,7 @@ def load_inception(path: str | None) -> dict[str, Any]:
 
 
 def find_weights(path: str | None, environment: Mapping[str, str]) -> Path:
-    """The file that `path` or the environment names. Raises UserError without one."""
+    """Returns the file that `path` or the environment names. Raises UserError if there is none."""
     named = path or environment.get(VARIABLE)
     advice = (
         f"fetch {URL} and name it by --config.evaluate.inception_path=FILE or {VARIABLE}=FILE; "
@@ -48,7 +48,7 @@ def find_weights(path: str | None, environment: Mapping[str, str]) -> Path:
 
 
 def check_hash(file: Path) -> None:
-    """Raises UserError unless the file is the published one, byte for byte: a FID from others has no comparison."""
+    """Raises UserError unless the file is the published one, byte for byte: an FID from others is not comparable."""
     try:
         with file.open("rb") as stream:
             actual = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -59,10 +59,10 @@ def check_hash(file: Path) -> None:
 
 
 def convert(tensors: dict[str, np.ndarray], file: Path) -> dict[str, Any]:
-    """PyTorch's weights as variables {"params": ...} of float32, each batch norm folded into its convolution.
+    """Converts PyTorch's weights to variables {"params": ...} in float32; folds batch norms into the convolutions.
 
     A kernel w with batch norm gamma, beta, mean, variance becomes w s with bias beta - mean s, where
-    s = gamma / sqrt(variance + 1e-3), in float64. `file` is for the message.
+    s = gamma / sqrt(variance + 1e-3), computed in float64. `file` is for the error message.
 
     Raises UserError for missing, surplus or misshapen tensors.
     """
@@ -100,6 +100,6 @@ def convert(tensors: dict[str, np.ndarray], file: Path) -> dict[str, Any]:
 
 
 def parameter_shapes() -> dict[str, Any]:
-    """The tree of the network's parameters, as shapes; nothing is computed."""
+    """Returns the shapes of the network's parameters as a tree, without computing anything."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.uint8)
     return jax.eval_shape(Inception().init, jax.random.key(0), image)["params"]

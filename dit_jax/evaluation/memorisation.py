@@ -1,4 +1,4 @@
-"""How near samples lie to training images, beside how near unseen real images lie to them."""
+"""Measures how close samples are to training images, compared with how close unseen real images are."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,15 +10,16 @@ from dit_jax.evaluation.distances import blocks, widened
 from dit_jax.evaluation.neighbours import squared_distances
 
 NEIGHBOURS = 50  # Carlini et al. 2023, section 5.1
-VALUES = 1 << 22  # float64 of a block, 32 MB: of the training images, and of their distances
+VALUES = 1 << 22  # float64 numbers in a block, 32 MB: of training vectors, and of their distances
 
 
 @dataclass
 class NearestSearch:
-    """The `k` nearest of a stream of vectors to each of N queries, in memory that does not grow with the stream.
+    """Finds the `k` vectors of a stream nearest to each of N queries, in memory that does not grow with the stream.
 
     views_VND: V versions of each query, such as an image and its mirror image; the nearest one counts. `distances_NK`
-    (Euclidean, float64, rising) and `indices_NK` (places in the stream; of equal ones the first) have K = min(k, seen).
+    (Euclidean, float64, ascending) and `indices_NK` (positions in the stream; the first of equal ones) have
+    K = min(k, seen).
     """
 
     views_VND: Sequence[np.ndarray]
@@ -33,7 +34,7 @@ class NearestSearch:
         self.indices_NK = np.empty((len(self.views_VND[0]), 0), np.int64)
 
     def update(self, vectors_MD: np.ndarray) -> None:
-        """Takes the next vectors of the stream."""
+        """Processes the next vectors of the stream."""
         N, D = self.views_VND[0].shape
         for rows in blocks(len(vectors_MD), max(1, VALUES // max(N, D))):
             block_MD = vectors_MD[rows]
@@ -43,7 +44,7 @@ class NearestSearch:
             self.seen += len(block_MD)
 
     def _keep(self, squared: np.ndarray, indices: np.ndarray) -> None:
-        """The k smallest of each row; candidates stand in the order of the stream, which a stable sort keeps."""
+        """Keeps the k smallest of each row; candidates are in stream order, which a stable sort preserves."""
         if squared.shape[1] > self.k:
             bound = np.partition(squared, self.k - 1, axis=1)[:, self.k - 1 : self.k]
             squared = np.where(squared <= bound, squared, np.inf)
@@ -57,13 +58,13 @@ class NearestSearch:
 
 
 def memorisation_ratio(distances_NK: np.ndarray) -> np.ndarray:
-    """Distance to the nearest training image over the mean distance to the K nearest, itself included: 0..1, [N].
+    """Returns the distance to the nearest training image over the mean distance to the K nearest: 0..1, [N].
 
-    1 is as near to one training image as to the others around, 0 a copy (also where all K are copies). A ratio, as
-    flat images lie near to many.
+    The nearest one is included in the mean. 1 means as close to one training image as to the others nearby, 0 a copy
+    (also if all K are copies). It is a ratio because flat images are close to many.
 
-    Source: Carlini et al. 2023, Extracting Training Data from Diffusion Models, section 5.1 with n = 50, who take the
-    mean over the neighbours of the training image that was found; here they are those of the sample.
+    Source: Carlini et al. 2023, Extracting Training Data from Diffusion Models, section 5.1 with n = 50. They
+    take the mean over the neighbours of the training image that was found; here it is over those of the sample.
     """
     mean_N = distances_NK.mean(1)
     return np.divide(distances_NK[:, 0], mean_N, out=np.zeros(len(mean_N)), where=mean_N > 0)
@@ -71,10 +72,11 @@ def memorisation_ratio(distances_NK: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MemorisationScores:
-    """What the ratios of n images come to.
+    """Statistics of the ratios of n images.
 
-    median, lowest: of the ratios; half_share: of ratios below 1/2 (Carlini et al. 2023, alpha = 0.5); third_share: of
-    images whose nearest is less than a third as far as the second (Yoon et al. 2023); both 0..1. neighbours: K.
+    median, lowest: of the ratios; half_share: share of ratios below 1/2 (Carlini et al. 2023, alpha = 0.5);
+    third_share: share of images whose nearest training image is less than a third as far as the second nearest (Yoon et
+    al. 2023); both 0..1. neighbours: K.
     """
 
     n: int
@@ -86,7 +88,7 @@ class MemorisationScores:
 
 
 def memorisation_scores(distances_NK: np.ndarray) -> MemorisationScores:
-    """Scores of N images from their distances to the K >= 2 nearest training images, rising.
+    """Returns the scores of N images from their distances to the K >= 2 nearest training images, ascending.
 
     Source: see `memorisation_ratio`; Yoon et al. 2023, Diffusion Probabilistic Models Generalize when They Fail to
     Memorize.
@@ -103,5 +105,5 @@ def memorisation_scores(distances_NK: np.ndarray) -> MemorisationScores:
 
 
 def pixels(images: np.ndarray) -> np.ndarray:
-    """uint8 [n, H, W, C] as vectors [n, H W C] in 0..255; in float64 their distances are exact."""
+    """Returns uint8 [n, H, W, C] as vectors [n, H W C] in 0..255, whose squared distances are exact in float64."""
     return images.reshape(len(images), -1)

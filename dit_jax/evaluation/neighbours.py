@@ -1,6 +1,7 @@
-"""Fidelity and variety of samples from nearest neighbours among features.
+"""Fidelity and variety of samples, from nearest neighbours among features.
 
-Each set's manifold is the union of balls round its images, each out to its k-th nearest neighbour of the same set.
+The manifold of a set is the union of balls around its images, each as large as the distance to the image's k-th nearest
+neighbour in the same set.
 """
 
 from typing import NamedTuple
@@ -10,17 +11,18 @@ import numpy as np
 from dit_jax.errors import UserError
 from dit_jax.evaluation.distances import blocks, widened
 
-TILE = 2_000  # a tile of pairwise distances is 32 MB in float64
-# of |a|^2 + |b|^2: float32 rounding alone may set two equal vectors so far apart
+TILE = 2_000  # images on a side; a tile of pairwise distances is 32 MB in float64
+# a share of |a|^2 + |b|^2: float32 rounding alone may make the squared distance of equal vectors so large
 UNSEEN = float(np.finfo(np.float32).eps) ** 2
 
 
 class NeighbourScores(NamedTuple):
-    """precision, recall, coverage in 0..1; density from 0, about 1 for samples like the reference; images compared.
+    """precision, recall, coverage in 0..1; density >= 0, about 1 for samples like the reference; images compared.
 
-    precision: share of samples within the reference's manifold; recall: share of the reference within the samples'.
-    density: reference balls that a sample lies in, over k; coverage: share of reference balls that hold a sample.
-    A rim belongs to the ball for precision and recall and not for density and coverage, as in their authors' codes.
+    precision: share of samples within the reference's manifold; recall: share of the reference within the samples';
+    density: mean number of reference balls that a sample lies in, over k; coverage: share of reference balls that
+    contain a sample. The rim belongs to a ball for precision and recall, but not for density and coverage, as in their
+    authors' code.
     """
 
     precision: float
@@ -39,11 +41,11 @@ def neighbour_scores(
     limit: int = 10_000,
     seed: int = 0,
 ) -> NeighbourScores:
-    """Improved precision and recall with k = `precision_k`; density and coverage with k = `density_k`.
+    """Returns improved precision and recall with k = `precision_k`, density and coverage with k = `density_k`.
 
-    The time grows with the product of the counts, so of a larger set `limit` images are drawn by `seed`. All four
-    depend on the counts: compare only figures of the same ones. A set needs more than k images to have a k-th
-    neighbour.
+    The time grows with the product of the counts, so `limit` images are drawn from a larger set by `seed`. All four
+    scores depend on the counts, so compare only figures of the same counts. A set needs more than k images to have a
+    k-th neighbour.
 
     Raises UserError for fewer images than that.
     Source: Kynkaanniemi et al. 2019, eq. 1-2 (k = 3); Naeem et al. 2020, eq. 3 and 4 (k = 5).
@@ -52,7 +54,7 @@ def neighbour_scores(
     _check_counts(len(reference_ND), len(samples_ND), max(precision_k, density_k))
     reference_radii = _squared_radii(reference_ND, (precision_k, density_k))
     (sample_radii,) = _squared_radii(samples_ND, (precision_k,))
-    hits = np.zeros(len(samples_ND))  # balls of density_k that the sample lies in
+    hits = np.zeros(len(samples_ND))  # how many balls with density_k a sample lies in
     precise = np.zeros(len(samples_ND), bool)
     recalled = np.zeros(len(reference_ND), bool)
     covered = np.zeros(len(reference_ND), bool)
@@ -75,7 +77,7 @@ def neighbour_scores(
 
 
 def _drawn(features_ND: np.ndarray, limit: int, seed: int) -> np.ndarray:
-    """At most `limit` rows, drawn by `seed`."""
+    """Returns at most `limit` rows, drawn by `seed`."""
     count = len(features_ND)
     return features_ND if count <= limit else features_ND[np.random.default_rng(seed).permutation(count)[:limit]]
 
@@ -89,7 +91,7 @@ def _check_counts(reference_count: int, sample_count: int, k: int) -> None:
 
 
 def squared_distances(a_ND: np.ndarray, b_MD: np.ndarray) -> np.ndarray:
-    """float64 [N, M] of all pairs, by |a|^2 + |b|^2 - 2 a.b; 0 where it is less than float32 features can tell."""
+    """Returns |a|^2 + |b|^2 - 2 a.b of all pairs, float64 [N, M]; 0 if it is too small for float32 to tell."""
     a, b = widened(a_ND), widened(b_MD)
     lengths = np.square(a).sum(1)[:, None] + np.square(b).sum(1)[None]
     squared = a @ b.T
@@ -101,14 +103,14 @@ def squared_distances(a_ND: np.ndarray, b_MD: np.ndarray) -> np.ndarray:
 
 
 def _squared_radii(features_ND: np.ndarray, ks: tuple[int, ...]) -> np.ndarray:
-    """Squared distance of every row to its k-th nearest other row, for every k: float64 [len(ks), N]."""
+    """Returns the squared distance of every row to its k-th nearest other row, for every k: float64 [len(ks), N]."""
     count, most = len(features_ND), max(ks)
     nearest = np.full((count, most), np.inf)
     for rows in blocks(count, TILE):
-        for columns in blocks(rows.stop, TILE):  # a pair's distance is that of both: half of the tiles will do
+        for columns in blocks(rows.stop, TILE):  # distances are symmetric, so half of the tiles suffice
             squared = squared_distances(features_ND[rows], features_ND[columns])
             if rows == columns:
-                np.fill_diagonal(squared, np.inf)  # a row is no neighbour of its own
+                np.fill_diagonal(squared, np.inf)  # a row is not its own neighbour
             else:
                 nearest[columns] = _smallest(nearest[columns], squared.T)
             nearest[rows] = _smallest(nearest[rows], squared)
@@ -116,6 +118,6 @@ def _squared_radii(features_ND: np.ndarray, ks: tuple[int, ...]) -> np.ndarray:
 
 
 def _smallest(found: np.ndarray, more: np.ndarray) -> np.ndarray:
-    """Of every row of both the smallest values, as many as `found` has: [N, count], [N, M] -> [N, count]."""
+    """Returns the smallest values in each row of both, as many as `found` has: [N, count], [N, M] -> [N, count]."""
     count = found.shape[1]
     return np.partition(np.concatenate([found, more], axis=1), count - 1, axis=1)[:, :count]

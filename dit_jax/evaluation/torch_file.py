@@ -1,10 +1,11 @@
-"""Tensors out of a file that PyTorch saved, without PyTorch and without unpickling.
+"""Reads tensors from a file that PyTorch saved, without PyTorch and without unpickling.
 
 Such a file describes its tensors by a pickle, a program that Python's `pickle` would run and that may call anything.
 Here it is read as data: `pickletools` lists its instructions, and a small machine follows those that build numbers,
-texts, lists and dicts. It can name functions but has none to call: two names are understood, all others are refused.
+strings, lists and dicts. The machine never calls a function that the file names: it knows two names, and refuses to
+call any other.
 
-Both forms are read: the zip archive (PyTorch 1.6 and newer), and the older stream of pickles and raw storages.
+Both formats are read: the zip archive (PyTorch 1.6 and newer), and the older stream of pickles and raw storages.
 Source: torch/serialization.py of PyTorch (legacy: `_legacy_save`, zip: `_save`).
 """
 
@@ -19,24 +20,24 @@ import numpy as np
 
 from dit_jax.errors import UserError
 
-MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older form
+MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older format
 DTYPES = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
-LIMIT = 1 << 30  # bytes: ten times the file that this is for
+LIMIT = 1 << 30  # bytes: ten times the size of the file that this module is for
 
 
 class _Unreadable(Exception):
-    """What is wrong with the file; the caller adds its name."""
+    """Says what is wrong with the file; the caller adds the file's name."""
 
 
 class Name(NamedTuple):
-    """A function or class that the pickle names; never looked up."""
+    """A function or class that the pickle names; it is never looked up."""
 
     module: str
     name: str
 
 
 class Storage(NamedTuple):
-    """A flat array that the file keeps apart from the pickle."""
+    """A flat array that the file stores outside the pickle."""
 
     key: str
     dtype: np.dtype
@@ -44,7 +45,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A view of a storage, counted in elements."""
+    """A view of a storage; offset and strides count elements."""
 
     storage: Storage
     offset: int
@@ -53,9 +54,9 @@ class Tensor(NamedTuple):
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a saved state dict, by name: float32 or int64.
+    """Returns the tensors of a saved state dict by name, float32 or int64.
 
-    Raises UserError for whatever is no such file, names anything but tensors, or is damaged.
+    Raises UserError if the file is not such a file, holds anything but tensors, or is damaged.
     """
     try:
         if path.stat().st_size > LIMIT:
@@ -70,13 +71,13 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     except (_Unreadable, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is refused as a file of PyTorch weights: {error}; get it again") from None
     except (ValueError, TypeError, LookupError, AttributeError, EOFError, RuntimeError, OverflowError) as error:
-        # Whatever a wrong program of bytes makes of the reader's own lists.
+        # What a malformed program makes the reader's own operations on lists and dicts raise.
         reason = f"its pickle is malformed ({type(error).__name__})"
         raise UserError(f"{path} is refused as a file of PyTorch weights: {reason}; get it again") from None
 
 
 def _view(tensor: Tensor, arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """A copy of the tensor's elements. Raises _Unreadable if it reaches outside its storage."""
+    """Returns a copy of the tensor's elements. Raises _Unreadable if it reaches outside its storage."""
     flat = arrays[tensor.storage.key]
     numbers = (tensor.offset, *tensor.shape, *tensor.strides)
     if len(tensor.shape) != len(tensor.strides) or not all(isinstance(n, int) and n >= 0 for n in numbers):
@@ -91,7 +92,7 @@ def _view(tensor: Tensor, arrays: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, np.ndarray]]:
-    """What the pickle builds, and the storages by key."""
+    """Returns what the pickle builds, and the storages by key."""
     with zipfile.ZipFile(file) as archive:
         if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
             raise _Unreadable("its archive is compressed, which PyTorch's are not")
@@ -107,7 +108,7 @@ def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, np.ndarray]]:
 
 
 def _read_legacy(file: BinaryIO) -> tuple[Any, dict[str, np.ndarray]]:
-    """What the main pickle builds, and the storages by key."""
+    """Returns what the main pickle builds, and the storages by key."""
     file.seek(0)
     if file.read(2) != b"\x80\x02":
         raise _Unreadable("it is neither a zip archive nor starts as a pickle")
@@ -115,7 +116,7 @@ def _read_legacy(file: BinaryIO) -> tuple[Any, dict[str, np.ndarray]]:
     storages: dict[str, Storage] = {}
     if _build(file, storages) != MAGIC:
         raise _Unreadable("it lacks PyTorch's magic number")
-    _build(file, storages)  # the version of the form
+    _build(file, storages)  # the version of the format
     if not _build(file, storages)["little_endian"]:
         raise _Unreadable("its numbers are big-endian")
     root = _build(file, storages)
@@ -135,9 +136,9 @@ def _array(content: bytes, storage: Storage) -> np.ndarray:
 
 
 def _build(file: BinaryIO, storages: dict[str, Storage]) -> Any:
-    """What one pickle describes, the file then standing behind it; adds to `storages` those that it mentions.
+    """Returns what one pickle describes, and leaves the file just behind it; adds its storages to `storages`.
 
-    Stack and memo are those of the pickle machine; a mark is an own object on the stack.
+    Stack and memo are those of the pickle machine; a mark is a separate object on the stack.
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
@@ -165,7 +166,7 @@ def _build(file: BinaryIO, storages: dict[str, Storage]) -> Any:
 
 
 def _storage(description: tuple) -> Storage:
-    """From ('storage', type, key, place, count) and, in the older form, None for a whole storage."""
+    """Reads ('storage', type, key, place, count), to which the older format adds None if the storage is not a view."""
     kind, storage_type, key, _, count, *view = description
     known = isinstance(storage_type, Name) and storage_type.module == "torch" and storage_type.name in DTYPES
     if kind != "storage" or not known or any(view):
@@ -176,7 +177,7 @@ def _storage(description: tuple) -> Storage:
 
 
 def _call(stack: list[Any]) -> None:
-    """The two calls that a state dict is made of; neither calls anything that the file names."""
+    """Carries out the two calls that a state dict consists of; neither calls anything that the file names."""
     arguments, function = stack.pop(), stack.pop()
     if function == Name("collections", "OrderedDict") and arguments in ((), ([],)):
         stack.append({})
@@ -191,7 +192,7 @@ def _call(stack: list[Any]) -> None:
 
 
 class _Mark:
-    """Where a tuple, or a run of items, begins on the stack."""
+    """Marks where a tuple, or a run of items, begins on the stack."""
 
 
 def _since_mark(stack: list[Any]) -> list[Any]:
@@ -211,7 +212,7 @@ def _tuple(size: int) -> Callable[[list[Any]], None]:
 
 
 def _plain(stack: list[Any], kind: type) -> Any:
-    """The list or dict on top of the stack, which the next items go into."""
+    """Returns the list or dict on top of the stack, which the next items go into."""
     if type(stack[-1]) is not kind:
         raise TypeError
     return stack[-1]
@@ -238,7 +239,7 @@ def _append_all(stack: list[Any]) -> None:
 
 
 LITERAL_NAMES = ("BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1")
-# Opcodes that push what they say.
+# Opcodes that push a value.
 LITERALS: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(LITERAL_NAMES, lambda value: value),
     "NONE": lambda _: None,
@@ -249,7 +250,7 @@ LITERALS: dict[str, Callable[[Any], Any]] = {
     "EMPTY_DICT": lambda _: {},
     "MARK": lambda _: _Mark(),
 }
-# Opcodes that work on the stack alone.
+# Opcodes that only use the stack.
 COMMANDS: dict[str, Callable[[list[Any]], None]] = {
     "TUPLE": lambda stack: stack.append(tuple(_since_mark(stack))),
     "TUPLE1": _tuple(1),
@@ -260,5 +261,5 @@ COMMANDS: dict[str, Callable[[list[Any]], None]] = {
     "SETITEM": _set_item,
     "SETITEMS": _set_items,
     "REDUCE": _call,
-    "BUILD": list.pop,  # attributes of the dict, such as its version: left out
+    "BUILD": list.pop,  # drops attributes of the dict, such as its version
 }

@@ -1,1 +1,1 @@
-"""What main.py can be asked to do, a module a mode, and what modes share."""
+"""The modes of main.py, one module per mode, and what they share."""

@@ -1,4 +1,4 @@
-"""The mode evaluate: images of a run, or made elsewhere, against the real ones."""
+"""The mode evaluate: compares images of a run, or images made elsewhere, with real ones."""
 
 import hashlib
 import json
@@ -49,7 +49,7 @@ CHUNK = 1_000  # images drawn between two saves, rounded up to whole batches
 
 @dataclass(frozen=True)
 class Source:
-    """The images to evaluate, what is told of them beside the figures, and the run that draws them, if one does."""
+    """The images to evaluate, what the result says about them besides figures, and the run that draws them, if any."""
 
     images: Images
     about: dict[str, Any]
@@ -57,13 +57,14 @@ class Source:
 
 
 def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path | None = None) -> None:
-    """Writes the figures of `evaluate.n` samples to WORKDIR/evaluation.json, a row to evaluations.jsonl, and a table.
+    """Evaluates `evaluate.n` samples: writes WORKDIR/evaluation.json, adds a row to evaluations.jsonl, prints a table.
 
-    With `images`, a folder or an NPZ file, those are judged instead, to WORKDIR/evaluation_images.json. Else there are
-    also the loss by noise and the bound in bits, of the run's network on test images.
+    If `images` is given, a folder of pictures or an NPZ file, they are judged instead, and the result goes to
+    WORKDIR/evaluation_images.json. Otherwise the result also has the network's loss by noise level and its bound in
+    bits, both on test images.
 
     Raises:
-      UserError: no checkpoint, no weights for the features, or images that are none.
+      UserError: there is no checkpoint, the weights of the feature network are missing, or `images` cannot be used.
     """
     require(out is None, "--out", out, "evaluation writes to --workdir; omit --out")
     check_workdir(workdir, config, SAMPLE_FREE_KEYS)
@@ -106,7 +107,7 @@ def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path |
 def floor_of(
     extractor: Extractor, reference: Reference, test: datasets.Records, names: Sequence[str]
 ) -> dict[str, object]:
-    """The figures of real test images; none, with a word, where there are too few of them."""
+    """Returns the figures of the real test images; if there are too few, logs a warning and leaves the figures out."""
     about = {"split": "test", "n": test.count}
     if test.count < LEAST_IMAGES:
         logger.warning("%d test images are too few for a floor, %d would do", test.count, LEAST_IMAGES)
@@ -115,7 +116,7 @@ def floor_of(
 
 
 def sum_up(extractor: Extractor, images: Images, unit: str) -> Summary:
-    """`summarize`, with a line of progress."""
+    """Runs `summarize` and shows its progress."""
     with Progress(images.count, unit) as progress:
 
         def told() -> Iterator[np.ndarray]:
@@ -129,7 +130,7 @@ def sum_up(extractor: Extractor, images: Images, unit: str) -> Summary:
 
 
 def from_elsewhere(path: Path, experiment: Experiment) -> Source:
-    """Images of a folder or an NPZ file. Raises UserError if they are not those of the data set's kind."""
+    """Opens a folder or an NPZ file of images. Raises UserError if they do not fit the data set or are too few."""
     info = experiment.info
     skip = experiment.config.evaluate.broken_images == "skip"
     images = open_images(path, info.image_shape, len(info.class_names), skip_broken=skip)
@@ -140,7 +141,7 @@ def from_elsewhere(path: Path, experiment: Experiment) -> Source:
 
 
 def from_run(config: ConfigDict, workdir: Path, class_counts: np.ndarray) -> Source:
-    """The run's samples, in the classes' shares of the training images; those drawn before are on the disk."""
+    """Returns the run's samples, with classes in the proportions of the training images; reuses those on disk."""
     run, n = loading.load(workdir, config), config.evaluate.n
     batch_size = min(config.sample.batch_size, n)
     labels = in_proportion(class_counts, -(-n // batch_size) * batch_size)
@@ -156,17 +157,17 @@ def from_run(config: ConfigDict, workdir: Path, class_counts: np.ndarray) -> Sou
 
 
 def progress_of(run: loading.Run, num_examples: int) -> dict[str, Any]:
-    """Images and epochs that the checkpoint has seen."""
+    """Returns how many images and epochs the checkpoint has been trained on."""
     batch_size = run.experiment.config.train.batch_size
     per_epoch = max(1, steps_per_epoch(num_examples, batch_size))  # the folder may have shrunk since
     return {"images": run.step * batch_size, "epoch": run.step / per_epoch}
 
 
 def held_out_figures(run: loading.Run, test: datasets.Records) -> dict[str, Any]:
-    """Of the first `evaluate.loss_n` test images `loss_by_noise`, and `bits_per_dim` with its parts.
+    """Returns `loss_by_noise`, and `bits_per_dim` with its parts, on the first `evaluate.loss_n` test images.
 
-    Not the latter where x_0 is predicted: the bound counts its error by the SNR, a million where there is least noise.
-    Nor of a run on latents, which says nothing of an image's likelihood.
+    `bits_per_dim` is left out if the network predicts x_0, as the bound weights its error by the SNR, a million at the
+    lowest noise. It is also left out for a run on latents, which does not bound the likelihood of images.
     """
     experiment, c = run.experiment, run.experiment.config
     count, T = min(c.evaluate.loss_n, test.count), experiment.schedule.num_steps
@@ -190,10 +191,10 @@ def held_out_figures(run: loading.Run, test: datasets.Records) -> dict[str, Any]
 
 
 def drawn(run: loading.Run, labels: np.ndarray, n: int, batch_size: int, folder: Path) -> Iterator[np.ndarray]:
-    """The first n images of `labels`, which fill whole batches, uint8, in chunks.
+    """Yields the first n images with the classes `labels`, which fill whole batches, uint8, in chunks.
 
-    Each chunk is on the disk before it is given, and read from there next time. Batches begin where they would if
-    nobody had stopped them, so the images are the same to the bit.
+    Each chunk is saved before it is yielded, and read from disk next time. After an interruption, batches begin where
+    they would have without it, so the images are bitwise the same.
     """
     size = -(-CHUNK // batch_size) * batch_size
     for first in range(0, n, size):
@@ -209,7 +210,7 @@ def drawn(run: loading.Run, labels: np.ndarray, n: int, batch_size: int, folder:
 
 
 def draw(run: loading.Run, labels: np.ndarray, first: int) -> np.ndarray:
-    """Images number `first` and on, uint8 [len(labels), H, W, C]."""
+    """Draws the images from number `first` on, uint8 [len(labels), H, W, C]. Raises UserError if any has diverged."""
     c = run.experiment.config.sample
     images = whole(run.sample(run.weights, jax.random.key(c.seed), labels, first))
     lost = count_diverged(images)
@@ -220,13 +221,13 @@ def draw(run: loading.Run, labels: np.ndarray, first: int) -> np.ndarray:
 
 
 def read_chunk(path: Path, count: int, shape: tuple[int, int, int]) -> np.ndarray | None:
-    """At least `count` images that were kept; None where there are fewer, or the file is not whole."""
+    """Returns the images in a saved chunk, at least `count`; None if there are fewer, or the file cannot be read."""
     try:
         with np.load(path, allow_pickle=False) as file:
             images = file["images"]  # checked by the archive's CRC
     except FileNotFoundError:
         return None
-    except Exception as error:  # a damaged header raises whatever Python's tokenizer likes
+    except Exception as error:  # a damaged header can raise any error of Python's tokenizer
         logger.warning("%s cannot be read (%s): these images are drawn again", path, error)
         return None
     sound = isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == shape
@@ -234,13 +235,13 @@ def read_chunk(path: Path, count: int, shape: tuple[int, int, int]) -> np.ndarra
 
 
 def keep(result: dict[str, Any], workdir: Path, name: str) -> None:
-    """Writes WORKDIR/name and appends the same as a line to WORKDIR/evaluations.jsonl."""
+    """Writes the result to WORKDIR/name, and appends it as a line to WORKDIR/evaluations.jsonl."""
     write_json(workdir / name, result)
     evaluations.append(workdir, result)
 
 
 def table(result: dict[str, Any], figures: Iterable[str]) -> str:
-    """Each figure beside that of real images."""
+    """Returns a table with each figure next to that of real images."""
     floor = result["floor"]
     lines = [f"{'':28}{result['n']:>11,} images{floor['n']:>11,} real"]
     for name in dict.fromkeys((*floor, *figures)):

@@ -1,4 +1,4 @@
-"""What the evaluations in training and after it share: the features that a config names, and how images are drawn."""
+"""What the evaluations during and after training share: the feature network and the settings of sampling."""
 
 from pathlib import Path
 from typing import Any
@@ -10,20 +10,20 @@ from dit_jax.evaluation.evaluate import LEAST_IMAGES
 from dit_jax.evaluation.features import Extractor, inception_features
 from dit_jax.experiment import Experiment
 
-# Of `sample.*`, those that no image of an evaluation depends on.
+# The keys of `sample.*` that the images of an evaluation do not depend on.
 NOT_SETTINGS = ("n", "labels", "batch_size", "checkpoint", "task", "images", "mask", "strength", "denoising")
 
 
 def load_features(config: ConfigDict, workdir: Path, experiment: Experiment) -> Extractor:
-    """The network that `evaluate.features` names. Raises UserError without its weights."""
+    """Loads the network that `evaluate.features` names. Raises UserError if its weights are missing."""
     if config.evaluate.features == "inception":
         return inception_features(config.evaluate.inception_path, experiment.mesh)
     return load_classifier(workdir, config)[1]
 
 
 def floor_warning(real: int, samples: int) -> str | None:
-    """One line where fewer real images are judged than samples, so that their figures are no floor of these."""
-    if real >= samples or real < LEAST_IMAGES:  # of so few there are no figures
+    """Returns a warning if fewer real images than samples are judged, as their figures are then no floor; else None."""
+    if real >= samples or real < LEAST_IMAGES:  # so few images get no figures
         return None
     return (
         f"real figures are of {real} test images and the samples' of {samples}: of fewer images distances are larger "
@@ -32,5 +32,5 @@ def floor_warning(real: int, samples: int) -> str | None:
 
 
 def sampling_settings(config: ConfigDict) -> dict[str, Any]:
-    """Every key of `sample.*` that the images depend on."""
+    """Returns every key of `sample.*` that the images depend on."""
     return {name: value for name, value in config.sample.items() if name not in NOT_SETTINGS}

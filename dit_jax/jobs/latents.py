@@ -1,4 +1,4 @@
-"""What a run is trained on: the images of its data or, with `model.latents`, what its autoencoder makes of them."""
+"""Provides what a run trains on: the images of its data or, with `model.latents`, their latents."""
 
 import hashlib
 import json
@@ -25,18 +25,18 @@ from dit_jax.system.together import first_before_others, whole
 from dit_jax.training import sharding
 
 logger = logging.getLogger(__name__)
-VERSION = 1  # of how latents are made and kept
+VERSION = 1  # of how latents are made and stored
 
 
 def training_records(experiment: Experiment, images: Records, probe: list[Any], stop: Stop) -> Records:
-    """What training takes of a split: itself, or its latents, which are encoded now unless they were before.
+    """Returns what training reads of a split: the split itself, or its latents, which are encoded now if necessary.
 
-    `probe` tells the split from others. The latents lie in DATA_DIR/latents, for every run with this autoencoder; the
-    first process encodes for all that see the same folder, on its own devices.
+    `probe` identifies the split. The latents are stored in DATA_DIR/latents, for every run with this autoencoder; the
+    first process encodes for all processes that see the same folder, on its own devices.
 
     Raises:
-      UserError: no autoencoder is at hand, or there is no room for its latents.
-      EndedError: as `encode_to`.
+      UserError: the autoencoder was not loaded, or there is no room for its latents.
+      EndedError: see `encode_to`.
     """
     config = experiment.config
     if not config.model.latents:
@@ -55,15 +55,15 @@ def training_records(experiment: Experiment, images: Records, probe: list[Any], 
 
 
 def encode_to(folder: Path, images: Records, encoder: latents.Encoder, stop: Stop) -> None:
-    """`latents.keep` with what a user wants to know of it.
+    """Runs `latents.keep`: checks the free space first, shows the progress, and ends early if asked to.
 
     Raises:
-      UserError: there is no room.
-      EndedError: a signal came, or `stop`'s time was over when another part was there.
+      UserError: there is not enough room.
+      EndedError: a signal arrived, or `stop`'s time limit had passed when a part was complete.
     """
     todo = latents.missing(folder, images.count, encoder.shape)
     if not todo:
-        return  # another run has made them, while this one waited for it
+        return  # another run made them while this one waited for it
     needed, free = latents.nbytes(todo, encoder.shape), shutil.disk_usage(folder).free
     if needed > free:
         sizes = f"{needed / 2**30:.2f} GiB, of which {free / 2**30:.2f} are free"
@@ -89,7 +89,7 @@ def encode_to(folder: Path, images: Records, encoder: latents.Encoder, stop: Sto
 def make_encoder(
     codec: Codec, mesh: Mesh, image_shape: tuple[int, ...], shape: tuple[int, ...], flip: bool
 ) -> latents.Encoder:
-    """Encodes images, and with `flip` the mirrored ones too, on the devices of this process."""
+    """Returns an encoder on the devices of this process, which with `flip` also encodes the mirrored images."""
     own = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
     mesh = jax.make_mesh((len(own),), (sharding.AXIS,), axis_types=(AxisType.Auto,), devices=own)
     weights = jax.tree.map(lambda leaf: sharding.put_replicated(whole(leaf), mesh), codec.weights)

@@ -1,4 +1,4 @@
-"""The modes of main.py by name."""
+"""Runs the modes of main.py by name."""
 
 import logging
 from collections.abc import Callable
@@ -16,19 +16,19 @@ from dit_jax.system.together import check_alike, check_devices, is_first, severa
 
 logger = logging.getLogger(__name__)
 
-# Keys in which the processes of a run may differ: where their machine has something.
+# Keys in which the processes of a run may differ, as they say where something is on the machine.
 PLACES = ("data.data_dir", "data.root", "data.content", "evaluate.inception_path", "sample.images", "sample.mask",
           "autoencoder.pretrained")  # fmt: skip
-# JAX's settings that change what a seed draws.
+# The settings of JAX that change what a seed draws, and the values that every run uses.
 NUMBERS = {"jax_enable_x64": False, "jax_default_prng_impl": "threefry2x32", "jax_threefry_partitionable": True,
            "jax_random_seed_offset": 0}  # fmt: skip
 MODES = ("train", "sample", "train_autoencoder", "train_classifier", "evaluate", "report")
 
 
 def job_of(mode: str) -> Callable[..., Any]:
-    """The job of a mode: (config, workdir, out), and `images` of evaluate, -> an exit code or None.
+    """Returns the job of a mode: (config, workdir, out) -> an exit code or None; `evaluate`'s also takes `images`.
 
-    Imported when it is asked for: a start of training waits neither for matplotlib nor for Inception.
+    A job is imported only when requested, so that the start of training waits for neither matplotlib nor Inception.
     """
     if mode == "train":
         from dit_jax.jobs.train import train as job
@@ -46,16 +46,16 @@ def job_of(mode: str) -> Callable[..., Any]:
 
 
 def trained_folder(mode: str, workdir: str | None) -> Path | None:
-    """The folder of which a mode is the only trainer, None if it does not train or the folder was not named.
+    """Returns the folder in which only this mode may train; None if it does not train, or without a `workdir`.
 
-    Of `train_autoencoder` it is the run's, which may be about to learn those latents.
+    For `train_autoencoder` it is the run's folder, because the run may be about to learn those latents.
     """
     below = {"train": "", "train_autoencoder": "", "train_classifier": "classifier"}
     return expanded(workdir) / below[mode] if workdir and mode in below else None
 
 
 def fix_numbers() -> None:
-    """Takes JAX's own settings of random numbers and widths for all runs alike, whatever the environment says."""
+    """Gives every run the same JAX settings for random numbers and bit widths, whatever the environment says."""
     for name, value in NUMBERS.items():
         if getattr(jax.config, name) != value:
             logger.warning("%s is taken as %s: a run's numbers are those of its config alone", name.upper(), value)
@@ -63,16 +63,17 @@ def fix_numbers() -> None:
 
 
 def named(flag: str, path: str | None) -> Path | None:
-    """The path that a flag names, None where it was not given. Raises UserError where it names nothing."""
+    """Returns the path that a flag names, or None if it was not given. Raises UserError if it is empty."""
     require(path != "", flag, "''", "an unset variable perhaps; name a folder or a file, or omit it")
     return None if path is None else expanded(path)
 
 
 def run(mode: str, config: ConfigDict, workdir: Path, out: str | None, images: str | None) -> int:
-    """Runs a mode and returns the exit code. `images` is for `evaluate` alone.
+    """Runs a mode and returns its exit code. Only `evaluate` takes `images`.
 
     Raises:
-      UserError: `images` with another mode, a report by several processes, and what the mode itself refuses.
+      UserError: another mode is given `images`, several processes run `report`, the processes differ in their configs
+        or numbers of devices, or the mode itself raises it.
     """
     fix_numbers()
     evaluates = mode == "evaluate"

@@ -1,4 +1,4 @@
-"""The sums of training images that evaluations compare with, kept from one evaluation, and one run, to the next."""
+"""Stores the feature sums of training images, which evaluations compare with, for later evaluations and runs."""
 
 import hashlib
 import json
@@ -19,15 +19,15 @@ from dit_jax.system.files import write_npz
 from dit_jax.system.together import all_true, first_before_others, is_first
 
 logger = logging.getLogger(__name__)
-VERSION = 1  # of how images become features and features sums: another one takes none of the others'
+VERSION = 1  # of how images become features, and features sums; files of other versions are not used
 
 
 def reference_of(
     config: ConfigDict, extractor: Extractor, train: Records, sum_up: Callable[[], Reference]
 ) -> Reference:
-    """What `sum_up` gives of the training split, or gave before, by the same network of the same images.
+    """Returns `sum_up()` of the training split, or the stored result from the same network and the same images.
 
-    It lies in DATA_DIR/references, for every run with these data: 116 MB of Inception's features, some 5 MB of a
+    It is stored in DATA_DIR/references, for every run on these data: 116 MB for Inception's features, about 5 MB for a
     classifier's.
     """
     path = place(config, extractor, train)
@@ -37,21 +37,21 @@ def reference_of(
         return known
     found = sum_up()
     with first_before_others():
-        # The others find the first one's there if all have the same folder.
+        # If all processes share the folder, the others find the first one's file there.
         if known is None and (is_first() or read(path, train.count) is None):
             keep(path, found)
     return found
 
 
 def place(config: ConfigDict, extractor: Extractor, train: Records) -> Path:
-    """The file, named by all that the sums depend on."""
+    """Returns the path of the file, whose name has a hash of everything that the sums depend on."""
     of = [VERSION, extractor.name, extractor.sha256, train.origin, KEPT, train.probe()]
     name = f"{config.data.name}-{extractor.name}-{hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]}.npz"
     return check_data_dir(config.data.data_dir) / "references" / name
 
 
 def keep(path: Path, reference: Reference) -> None:
-    """Writes the file; where that cannot be, only says so."""
+    """Writes the file; if that fails, only logs a warning."""
     moments = reference.moments
     arrays = {"mean": moments.mean_D, "scatter": moments.scatter_DD, "features": reference.features_ND}
     try:
@@ -61,7 +61,7 @@ def keep(path: Path, reference: Reference) -> None:
 
 
 def read(path: Path, count: int) -> Reference | None:
-    """The sums of `count` labelled images; None where there are none, or the file is not whole."""
+    """Returns the stored sums of `count` labelled images; None if there are none, or the file cannot be used."""
     try:
         with np.load(path, allow_pickle=False) as file:  # each array is checked by the archive's CRC
             mean_D, scatter_DD, features_ND, labels_N = (
@@ -70,7 +70,7 @@ def read(path: Path, count: int) -> Reference | None:
             found = int(file["count"])
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except Exception as error:  # a damaged header raises whatever Python's tokenizer likes
+    except Exception as error:  # a damaged header can raise any error of Python's tokenizer
         logger.warning("%s cannot be read (%s): the training images are summed up again", path, error)
         return None
     kept = min(count, KEPT)

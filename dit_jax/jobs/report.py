@@ -1,4 +1,4 @@
-"""The mode report: one page of all that a workdir says about its run. It reads, and writes nothing but that page."""
+"""The mode report: writes one page with everything that a workdir says about its run, and nothing else."""
 
 import hashlib
 import json
@@ -34,11 +34,11 @@ from dit_jax.system.jsonl import read_objects
 from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir, make_folder
 
 logger = logging.getLogger(__name__)
-FROM_NOISE = ("generate", "interpolate")  # tasks of sampling
+FROM_NOISE = ("generate", "interpolate")  # sampling tasks that start from noise
 
 
 def report(config: ConfigDict, workdir: Path, out: Path | None) -> None:
-    """Draws `report.html` in `out` (default: WORKDIR) from what is in the workdir; what is not there, the page says.
+    """Writes `report.html` to `out` (default: WORKDIR) from what the workdir has; the page says what is missing.
 
     Raises:
       UserError: the workdir has no config or no log yet, it holds another run, or `out` is a file.
@@ -79,7 +79,7 @@ def report(config: ConfigDict, workdir: Path, out: Path | None) -> None:
 
 
 def read_log(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """(rows of metrics.jsonl, notes of lines that are none). Raises UserError without a config or a row."""
+    """Returns (rows of metrics.jsonl, notes on damaged lines). Raises UserError if there is no config or no row."""
     configs.read(workdir)
     notes: list[str] = []
     found = read_noting(workdir / "metrics.jsonl", notes)
@@ -93,7 +93,7 @@ def read_log(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def read_noting(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; says so, and notes it, where lines are none or the file cannot be read."""
+    """Returns the objects in a file of JSON lines; logs and notes lines, or a whole file, that cannot be read."""
     try:
         objects, damaged = read_objects(path)
     except OSError as error:
@@ -108,7 +108,7 @@ def read_noting(path: Path, notes: list[str]) -> list[dict[str, Any]]:
 
 
 def read_evaluations(workdir: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """Rows of evaluations.jsonl, and of the JSON files beside it that are not among them."""
+    """Returns the rows of evaluations.jsonl, and those in the JSON files beside it that it lacks."""
     rows = read_noting(workdir / "evaluations.jsonl", notes)
     for name in ("evaluation.json", "evaluation_images.json"):
         try:
@@ -125,7 +125,7 @@ def read_evaluations(workdir: Path, notes: list[str]) -> list[dict[str, Any]]:
 
 
 def clock_of(rows: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]], batch_size: int) -> Clock:
-    """Images by step, and steps by epoch as the log counts them, else as the evaluations' training split has it."""
+    """Returns the images per step, and the steps per epoch by the log or else by an evaluation's training split."""
     for row in reversed(rows):
         epoch = number(row.get("epoch"))
         if epoch and row["step"]:
@@ -138,7 +138,7 @@ def clock_of(rows: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any
 
 
 def samples_and_neighbours(experiment: Experiment, workdir: Path, commands: dict[str, str]) -> tuple[Html, Html]:
-    """The sections on the samples of the workdir: by class, and beside their nearest training images."""
+    """Returns the sections on the workdir's samples: by class, and beside their nearest training images."""
     folder, info, how = workdir / "samples", experiment.info, commands["sample"]
     none = missing("Without samples there is nothing to look for among the training images.")
     if not (folder / "samples.npz").is_file():
@@ -158,7 +158,7 @@ def samples_and_neighbours(experiment: Experiment, workdir: Path, commands: dict
 def nearest_section(
     experiment: Experiment, workdir: Path, samples: Images, about: dict[str, Any], commands: dict[str, str]
 ) -> Html:
-    """The samples beside their nearest training images, or why that cannot be."""
+    """Returns the section with samples beside their nearest training images, or the reason why it is missing."""
     task = about.get("task", "generate")
     if task not in FROM_NOISE:
         return missing(
@@ -183,7 +183,7 @@ def nearest_section(
 
 
 def read_denoising(path: Path, how: str) -> Html:
-    """The section on the denoising, from the picture that `sample` leaves."""
+    """Returns the section on the denoising, from the picture that the mode `sample` leaves."""
     if not path.is_file():
         return missing("How images come about is not pictured yet. Once there is a checkpoint, this does it:", how)
     try:

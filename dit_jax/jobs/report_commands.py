@@ -1,4 +1,4 @@
-"""The command lines on the page of a report: what goes on with its workdir, and what makes the run again elsewhere."""
+"""The command lines on a report's page: those that continue in its workdir, and those that repeat the run elsewhere."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,12 @@ from dit_jax.models.dit import PRESETS
 from dit_jax.reporting.images import about_png
 from dit_jax.settings import configs
 
-AGAIN = "runs/again"  # where the run is made once more
-AFTER_TRAINING = ("train_classifier", "sample", "evaluate")  # the modes that the page has to show, in their order
+AGAIN = "runs/again"  # the workdir in which those commands repeat the run
+AFTER_TRAINING = ("train_classifier", "sample", "evaluate")  # the modes whose commands the page shows, in their order
 
 
 def commands_of(config: ConfigDict, workdir: Path, evaluations: Sequence[dict[str, Any]] = ()) -> dict[str, str]:
-    """Command lines by mode, and `resume` and `again`; `evaluations` are the rows of the workdir, newest last."""
+    """Returns command lines by mode, `resume` and `again`; `evaluations` are the workdir's rows, the newest last."""
     resume = f"python main.py --workdir {shlex.quote(str(workdir))}"
     commands = {mode: f"{resume} --mode={mode}" for mode in (*AFTER_TRAINING, "report")}
     first = ["train_autoencoder"] * config.model.latents
@@ -36,19 +36,20 @@ def commands_of(config: ConfigDict, workdir: Path, evaluations: Sequence[dict[st
 
 
 def overrides(config: ConfigDict) -> list[str]:
-    """`--config.KEY=VALUE` of every key of a resolved config that is not as in configs/default.py and its preset."""
+    """Returns `--config.KEY=VALUE` for every key of a resolved config that differs from default.py and its preset."""
     plain = dict(configs.leaves(default.get_config()))
     preset = {f"model.{key}": value for key, value in PRESETS[config.model.preset].items()}
     known = plain | {key: value for key, value in preset.items() if plain.get(key) is None}
-    known["autoencoder.sha256"] = config.autoencoder.sha256  # the next run's is its own
+    known["autoencoder.sha256"] = config.autoencoder.sha256  # the repeated run trains its own autoencoder
     changed = [(key, value) for key, value in configs.leaves(config) if value is not None and known.get(key) != value]
     return [_flag(key, value) for key, value in changed]
 
 
 def flags_of_modes(config: ConfigDict, workdir: Path, evaluations: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
-    """The flags of each of `AFTER_TRAINING` that made what lies in the workdir: only training keeps its own.
+    """Returns, for each mode in `AFTER_TRAINING`, the flags that made what is in the workdir.
 
-    As far as what it left tells them: the classifier's config, what `grid.png` knows of itself, the newest evaluation.
+    Only training stores its flags. The others are read, as far as possible, from the classifier's config, the settings
+    stored in `grid.png`, and the newest evaluation.
     """
     try:
         classifier = configs.read(workdir / "classifier").to_dict().get("classifier", {})
@@ -66,7 +67,7 @@ def flags_of_modes(config: ConfigDict, workdir: Path, evaluations: Sequence[dict
 
 
 def _changed(config: ConfigDict, section: str, found: Mapping[str, Any]) -> list[str]:
-    """Flags of what was `found` other than in a section of the config; what no key may be is passed over."""
+    """Returns flags for the values `found` that differ from the config's section; skips values of the wrong type."""
     both = [(key, value, found[key]) for key, value in config[section].items() if key in found]
     kinds = {float: (float, int)}
     changed = [(key, new) for key, old, new in both if new != old and isinstance(new, kinds.get(type(old), type(old)))]

@@ -1,4 +1,4 @@
-"""For a report: the training images nearest to samples, by pixels and by features, in one pass over them all."""
+"""Finds the training images nearest to samples, by pixels and by features, in one pass over them, for a report."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -17,16 +17,16 @@ from dit_jax.experiment import Experiment
 from dit_jax.reporting.report_images import Memorisation, Neighbour, Suspect
 from dit_jax.system.progress import Progress
 
-COMPARED = 1_000  # samples, at most, and as many test images
-VALUES = 1 << 24  # numbers in their pixels, at most: of large images fewer are taken
-SUSPECTS, NEAREST = 8, 3  # samples pictured beside their neighbours
+COMPARED = 1_000  # samples compared, at most, and as many test images
+VALUES = 1 << 24  # pixel values of these samples, at most: fewer large images are compared
+SUSPECTS, NEAREST = 8, 3  # samples pictured, and neighbours beside each
 SAMPLES, REAL = "samples", "real test images"
 
 Embed = Callable[[np.ndarray], np.ndarray]
 
 
 def features_at_hand(config: ConfigDict, workdir: Path, experiment: Experiment) -> Extractor | None:
-    """The run's classifier, the smaller network, else Inception if its weights are there, else None."""
+    """Returns the run's classifier (the smaller network), else Inception if its weights are there, else None."""
     try:
         return load_classifier(workdir, config)[1]
     except UserError:
@@ -40,11 +40,11 @@ def features_at_hand(config: ConfigDict, workdir: Path, experiment: Experiment) 
 def memorisation_of(
     experiment: Experiment, samples: Images, train: Records, test: Records, extractor: Extractor | None
 ) -> Memorisation:
-    """How near the first samples, and as many test images, lie to training images, and the samples that lie nearest.
+    """Measures how close the first samples, and as many test images, are to training images; finds the closest samples.
 
-    Where training mirrors its images, the mirror image of a sample counts too.
+    If training mirrors its images, the mirror image of a sample counts too.
 
-    Raises UserError: features that are not finite, or a single training image.
+    Raises UserError if features are not finite, or there is only a single training image.
     """
     if train.count < 2:
         raise UserError("there is a single training image, and no second nearest to compare with")
@@ -71,7 +71,7 @@ def memorisation_of(
 def search(
     embeds: dict[str, Embed], sets: dict[str, np.ndarray], train: Records, flip: bool
 ) -> dict[str, dict[str, NearestSearch]]:
-    """embedding -> set -> its search, done; the training images pass by once, a chunk at a time."""
+    """Returns embedding -> set -> its completed search; the training images are read once, in chunks."""
     views = lambda queries: (queries, queries[:, :, ::-1]) if flip else (queries,)  # noqa: E731
     searches = {
         distance: {name: NearestSearch([embed(view) for view in views(queries)]) for name, queries in sets.items()}
@@ -94,7 +94,7 @@ def suspects_of(
     train: Records,
     class_names: tuple[str, ...],
 ) -> list[Suspect]:
-    """The samples with the lowest ratios by pixels, lowest first, and their neighbours by each distance."""
+    """Returns the samples with the lowest ratios by pixels, lowest first, with their neighbours by each distance."""
     ratio_N = memorisation_ratio(searches["pixels"][SAMPLES].distances_NK)
 
     def nearest(distance: str, i: int) -> list[Neighbour]:

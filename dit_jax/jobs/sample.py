@@ -1,4 +1,4 @@
-"""The job `sample`: draws images, or changes some, and pictures how they come about."""
+"""The mode sample: draws images or edits given ones, and pictures how they come about."""
 
 import hashlib
 import itertools
@@ -30,21 +30,22 @@ PICTURED = 10  # images, at most, in the pictures of the denoising
 
 
 class Task(NamedTuple):
-    """What to draw: labels [n], a sampler, and what it takes beside them, [n, ...] each."""
+    """What to draw: labels [n], a sampler, and the sampler's other inputs, each [n, ...]."""
 
     labels: np.ndarray
     sample: Sample
     inputs: tuple[np.ndarray, ...] = ()
-    row_of: np.ndarray | None = None  # of each image in the grid, [n]; None is one row a label
+    row_of: np.ndarray | None = None  # of each image in the grid, [n]; None means a row per label
 
 
 def sample(config: ConfigDict, workdir: Path, out: Path | None) -> None:
-    """Does `sample.task` with the weights of `sample.weights`: `samples.npz` and pictures in `out`.
+    """Runs `sample.task` with the weights that `sample.weights` names; writes `samples.npz` and pictures to `out`.
 
     `out` is WORKDIR/samples by default.
 
     Raises:
-      UserError: no checkpoint, one of another config, images that do not fit, or `out` is a file.
+      UserError: there is no checkpoint, the workdir holds a run of another config, the given images do not fit, or
+        `out` is a file.
     """
     check_workdir(workdir, config, SAMPLE_FREE_KEYS)
     out = out or workdir / "samples"
@@ -61,10 +62,10 @@ def sample(config: ConfigDict, workdir: Path, out: Path | None) -> None:
         task = TASKS[config.sample.task](run, *given)
     images = draw_all(run, task)
     if config.sample.task == "inpaint":
-        images = np.where(given[2], images, given[0])  # to the bit, also where latents were drawn
+        images = np.where(given[2], images, given[0])  # keeps the known pixels to the bit, even if latents were drawn
     about = settings_of(run) | {"n": len(images), "images_sha256": hashlib.sha256(images.tobytes()).hexdigest()}
     if is_first():
-        for stale in ("grid.png", "denoising.png", "denoising.gif"):  # none may be found beside samples of another time
+        for stale in ("grid.png", "denoising.png", "denoising.gif"):  # none may remain beside new samples
             if (out / stale).is_file():
                 (out / stale).unlink()
         write_npz(out / "samples.npz", arrays | {"images": images, "labels": task.labels})
@@ -77,15 +78,16 @@ def sample(config: ConfigDict, workdir: Path, out: Path | None) -> None:
 
 
 def read_given(config: ConfigDict, experiment: Experiment) -> tuple[np.ndarray, ...]:
-    """(images uint8 [n, H, W, C], labels [n], mask bool [H, W, 1] or nothing) for a task that starts from images.
+    """Returns (images uint8 [n, H, W, C], labels [n]) for a task that starts from images; () for the other tasks.
 
-    Labels are `sample.labels` in turn, or those of the file if that is empty; () for the other tasks.
+    A mask, bool [H, W, 1], is added for inpainting. Labels are `sample.labels` in turn or, if that is empty, the
+    file's; if there are none, all classes in turn.
     """
     c, shape = config.sample, experiment.info.image_shape
     if c.task in ("generate", "interpolate"):
         return ()
     found = open_images(expanded(c.images), shape, len(experiment.info.class_names), "sample.images", fit=True)
-    parts = itertools.islice(found.chunks(), -(-c.n // CHUNK))  # of a large folder only what is needed is decoded
+    parts = itertools.islice(found.chunks(), -(-c.n // CHUNK))  # decodes only what is needed of a large folder
     images, labels = np.concatenate(list(parts))[: c.n], found.labels
     if labels is None and not c.labels and len(experiment.info.class_names) > 1:
         logger.warning("sample.images=%s has no labels, so all classes are taken in turn; name those of the images by "
@@ -98,12 +100,12 @@ def read_given(config: ConfigDict, experiment: Experiment) -> tuple[np.ndarray, 
 
 
 def to_float(images: np.ndarray) -> np.ndarray:
-    """uint8 to float32 in [-1, 1]."""
+    """Converts uint8 to float32 in [-1, 1]."""
     return images.astype(np.float32) / 127.5 - 1
 
 
 def encoded(run: loading.Run, images: np.ndarray) -> np.ndarray:
-    """What the run diffuses of images uint8 [n, H, W, C]: float32 pixels in [-1, 1], or latents."""
+    """Converts images uint8 [n, H, W, C] to what the run diffuses: float32 pixels in [-1, 1], or latents."""
     codec, size = run.experiment.codec, run.experiment.config.sample.batch_size
     encode = jax.jit(codec.encode)
     parts = (to_float(images[first : first + size]) for first in range(0, len(images), size))
@@ -111,12 +113,12 @@ def encoded(run: loading.Run, images: np.ndarray) -> np.ndarray:
 
 
 def generate(run: loading.Run) -> Task:
-    """`sample.n` images from noise."""
+    """Returns the task of drawing `sample.n` images from noise."""
     return Task(run.experiment.labels(), run.sample)
 
 
 def interpolate(run: loading.Run) -> Task:
-    """A row a label: `sample.n` images in all, in even steps from one noise to another along the arc between them."""
+    """Returns the task of one row per label, `sample.n` images in all, evenly along the arc between two noises."""
     c = run.experiment.config.sample
     chosen = parse_labels(c.labels, run.experiment.info.class_names)
     columns = max(2, -(-c.n // len(chosen)))
@@ -134,16 +136,16 @@ def interpolate(run: loading.Run) -> Task:
 
 
 def image_to_image(run: loading.Run, images: np.ndarray, labels: np.ndarray) -> Task:
-    """Given images, noised up to `sample.strength` of the steps and drawn again as their labels."""
+    """Returns the task of noising images to `sample.strength` of the steps and drawing them again as `labels`."""
     strength = run.experiment.config.sample.strength
     timesteps = editing.last_steps(run.experiment.timesteps(), strength)
     return Task(labels, run.task(tasks.image_to_image(strength), timesteps), (encoded(run, images),))
 
 
 def inpaint(run: loading.Run, images: np.ndarray, labels: np.ndarray, mask: np.ndarray) -> Task:
-    """Given images, drawn anew where the mask is white."""
+    """Returns the task of redrawing given images where the mask is white."""
     height, width, _ = run.experiment.x_shape
-    known = ~mask.reshape(height, mask.shape[0] // height, width, -1, 1).any((1, 3))  # of a latent: all of its pixels
+    known = ~mask.reshape(height, mask.shape[0] // height, width, -1, 1).any((1, 3))  # for latents: if all pixels are
     known = np.broadcast_to(known, (len(images), *known.shape))
     return Task(labels, run.task(tasks.inpaint), (encoded(run, images), known))
 
@@ -157,7 +159,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 
 
 def invert(run: loading.Run, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The noise float32 [n, H, W, C], of pixels or latents, that DDIM draws the images from."""
+    """Returns the noise, float32 [n, H, W, C] for pixels or latents, from which DDIM draws the images."""
     experiment = run.experiment
     plan = editing.ddim_inverse(experiment.schedule, experiment.timesteps())
     to_noise = make_sample(experiment, plan, tasks.from_noise, decode=False)
@@ -165,18 +167,18 @@ def invert(run: loading.Run, images: np.ndarray, labels: np.ndarray) -> np.ndarr
 
 
 def psnr(images: np.ndarray, reference: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of uint8 images in dB, over all of them; infinite if they are equal."""
+    """Returns the peak signal-to-noise ratio of uint8 images in dB, over all of them; infinite if they are equal."""
     error = np.square(images.astype(np.float64) - reference).mean()
     return float("inf") if error == 0 else 10 * np.log10(255**2 / error)
 
 
 def settings_of(run: loading.Run) -> dict[str, Any]:
-    """The checkpoint, and every key of `sample.*`: what the images depend on."""
+    """Returns what the images depend on: the checkpoint's step and every key of `sample.*`."""
     return {"step": run.step} | dict(run.experiment.config.sample.items())
 
 
 def picture_denoising(run: loading.Run, labels: np.ndarray, out: Path, about: dict[str, Any]) -> None:
-    """`denoising.png` and `denoising.gif`: how the first images came about, as many as classes, ten at most."""
+    """Writes `denoising.png` and `denoising.gif` of the first images: as many as there are classes, ten at most."""
     count = min(PICTURED, len(np.unique(labels)))
     plan = run.experiment.plan()
     watched = frames_of(np.flatnonzero(plan.keep))
@@ -193,7 +195,7 @@ def picture_denoising(run: loading.Run, labels: np.ndarray, out: Path, about: di
 
 
 def grid(images: np.ndarray, task: Task, class_names: Sequence[str]) -> np.ndarray:
-    """The picture of what a task has drawn, uint8 [height, width, 3]."""
+    """Returns a picture of what a task has drawn, uint8 [height, width, 3]."""
     if task.row_of is None:
         return label_grid(images, task.labels, class_names)
     firsts = np.unique(task.row_of, return_index=True)[1]
@@ -201,9 +203,9 @@ def grid(images: np.ndarray, task: Task, class_names: Sequence[str]) -> np.ndarr
 
 
 def draw_all(run: loading.Run, task: Task, convert: Callable[[np.ndarray], np.ndarray] = to_uint8) -> np.ndarray:
-    """Images [n, H, W, C] of a task, a batch at a time; the last is filled up, so one compile serves all.
+    """Draws a task's images [n, H, W, C] in batches; the last one is padded, so that one compiled program serves all.
 
-    `convert` makes uint8 of what is drawn.
+    `convert` is applied to each batch; by default it makes uint8.
     """
     c, n, images, lost = run.experiment.config.sample, len(task.labels), None, 0
     key, batch_size = jax.random.key(c.seed), min(c.batch_size, n)

@@ -1,4 +1,4 @@
-"""What a new run begins with: fresh weights, or those of another run (fine-tuning)."""
+"""Provides what a new run starts with: fresh weights, or those of another run (fine-tuning)."""
 
 import logging
 import math
@@ -18,16 +18,16 @@ from dit_jax.training import sharding
 from dit_jax.training.state import Params, TrainState
 
 logger = logging.getLogger(__name__)
-# Where these differ, what the network has learnt to say or to see is another thing.
+# If these keys differ, what the network has learnt to read or to predict has another meaning.
 MEANING = ("model.latents", "autoencoder.sha256", "model.num_heads", "model.num_kv_heads", "model.positions",
            "model.qk_norm", "diffusion.prediction", "diffusion.schedule", "diffusion.num_steps",
            "diffusion.beta_start", "diffusion.beta_end", "diffusion.zero_terminal_snr")  # fmt: skip
-# Of how that run is sampled, what decides its weights, or asks for files of its own.
+# Overrides that load the newest averaged weights of the other run, and no classifier, however it is sampled.
 AS_NEWEST = ("sample.checkpoint=newest", "sample.weights=ema", "sample.classifier_scale=0")
 
 
 def check_source(config: ConfigDict, workdir: Path) -> None:
-    """Raises UserError, before anything is prepared, if a run that is new has no `train.init_from` to begin with."""
+    """Raises UserError, before anything is prepared, if a new run's `train.init_from` names no run to start from."""
     path = config.train.init_from
     if path and not any((workdir / "checkpoints").glob("[0-9]*")):
         other, fix = expanded(path), "there is no run; name a workdir that has a config.json and checkpoints"
@@ -36,12 +36,12 @@ def check_source(config: ConfigDict, workdir: Path) -> None:
 
 
 def first_state(experiment: Experiment) -> TrainState:
-    """The state before the first step: of fresh weights, or with `train.init_from` of another run's averaged ones.
+    """Returns the state before the first step: fresh weights or, with `train.init_from`, another run's averaged ones.
 
-    What has another shape there, or is not there, begins fresh: the class table of other classes, say.
+    Parameters that the other run lacks, or has in another shape, start fresh: the class table for other classes, say.
 
     Raises:
-      UserError: that run cannot be read, or none of its weights fits.
+      UserError: the other run cannot be read, or none of its weights fits.
     """
     path = experiment.config.train.init_from
     if not path:
@@ -57,13 +57,13 @@ def first_state(experiment: Experiment) -> TrainState:
     share = 1 - sum(left.values()) / count(params)
     require(share > 0, "train.init_from", path, "none of its weights fits this model; use its model.* keys")
     rest = f", all but {', '.join(left)}" if left else ""
-    tenths = math.floor(1000 * share) / 10  # all but some are not 100%
+    tenths = math.floor(1000 * share) / 10  # rounded down: 100% means all
     logger.info("beginning with the weights of %s at step %d (%.1f%%%s)", path, source.step, tenths, rest)
     return experiment.init_state(params)
 
 
 def taken_over(fresh: Params, given: Params) -> tuple[Params, dict[str, int]]:
-    """(`fresh` with each leaf of `given` that has its name and shape, the names and sizes of those that stay fresh)."""
+    """Returns (`fresh` with the leaves of `given` that match in path and shape, {name: size} of the other leaves)."""
     there, left = dict(jax.tree_util.tree_leaves_with_path(given)), {}
 
     def take(path: Any, leaf: jax.Array) -> jax.Array:
@@ -76,7 +76,7 @@ def taken_over(fresh: Params, given: Params) -> tuple[Params, dict[str, int]]:
 
 
 def warn_of_other_meaning(theirs: Experiment, ours: Experiment, path: str) -> None:
-    """Says so where that run's network has learnt something else than this one is to learn."""
+    """Logs a warning if the other run's network has learnt another task than this one is to learn."""
     before, now = ({**dict(configs.leaves(each.config)), "classes": each.info.class_names} for each in (theirs, ours))
     changed = [f"{key}: {before[key]} -> {now[key]}" for key in (*MEANING, "classes") if before[key] != now[key]]
     if changed:

@@ -1,4 +1,4 @@
-"""A mode of main.py: train a run. experiment.py computes, reporting shows."""
+"""The mode train: trains a run. What it computes is in experiment.py, what it shows in reporting/."""
 
 import contextlib
 import dataclasses
@@ -35,19 +35,19 @@ from dit_jax.training.state import TrainState
 from dit_jax.workdir import ANOTHER, begun, check_nothing_lost, check_savable, check_workdir, make_folder
 
 logger = logging.getLogger(__name__)
-MANY_EPOCHS = 1_000  # CIFAR-10's recipes here have 200; of 50,000 images others have trained for some thousands
-WATCH_PER_CLASS, WATCH_CLASSES, WATCH_STEPS = 4, 10, 25  # the grid drawn while training: DDIM, small and quick
+MANY_EPOCHS = 1_000  # the CIFAR-10 recipes here have 200; others train for a few thousand on 50,000 images
+WATCH_PER_CLASS, WATCH_CLASSES, WATCH_STEPS = 4, 10, 25  # of the grid drawn during training: DDIM, small and quick
 
 
 def train(config: ConfigDict, workdir: Path, out: Path | None) -> int:
-    """Trains a run in `workdir`, or goes on with the one that is there; ends with `loss.png`.
+    """Trains a run in `workdir`, or resumes the one that is there; at the end, draws `loss.png`.
 
-    Returns the exit code: 0, or that of `Stop` where the run was ended early and saved.
+    Returns the exit code: 0, or `Stop`'s if the run was ended early and saved.
 
     Raises:
       UserError: the workdir holds another run or is in use, the data or the autoencoder is missing, or the batch does
-        not fit devices or data; later, the disk is full, or too many steps in a row were not finite.
-      EndedError: it was asked to end while latents were encoded.
+        not fit the devices or the data; later, the disk is full, or too many steps in a row were not finite.
+      EndedError: it was asked to end while it encoded latents.
     """
     require(out is None, "--out", out, "training writes to --workdir; omit --out")
     check_workdir(workdir, config)
@@ -57,12 +57,13 @@ def train(config: ConfigDict, workdir: Path, out: Path | None) -> int:
 def run_training(
     experiment: Experiment, workdir: Path, free: tuple[str, ...] = configs.FREE_KEYS, fix: str = ANOTHER
 ) -> int:
-    """`train` of any experiment; `free` are the keys that a resumed one may change, `fix` is for who changes others.
+    """Does the same as `train` for any experiment, and returns the exit code.
 
-    A network beside a run, which is measured after its last step, also has the code of a stop that came in that one.
+    A resumed run may change the keys `free`; `fix` tells the user what to do after changing others. A companion network
+    is measured after its last step, so if it was asked to end during that step, `Stop`'s code is returned as well.
     """
     config, section = experiment.config, experiment.section
-    stop = Stop(config.train.max_seconds)  # the time of preparing data counts
+    stop = Stop(config.train.max_seconds)  # its time limit includes preparing the data
     check_workdir(workdir, config, free, fix)
     check_savable(workdir)
     batch_size, best = config.train.batch_size, partial(evaluations.best_step, workdir)
@@ -75,7 +76,7 @@ def run_training(
             make_folder(workdir, "--workdir")
         stack.enter_context(stop)
         stack.enter_context(only_trainer(workdir))
-        check_workdir(workdir, config, free, fix)  # again: only now nobody else can write there
+        check_workdir(workdir, config, free, fix)  # again, as others can no longer write there
         checkpointer = stack.enter_context(Checkpointer(workdir, config.train.keep_checkpoints, best=best))
         state = checkpointer.restore(experiment.abstract_state())
         if state is None and is_first():
@@ -106,7 +107,7 @@ def run_training(
         call = experiment.train_call(feed.streamed)
         compiled = call.lower(state, loop.zero_sums(), *feed.shapes, np.int32(1)).compile()
         feed.ready()
-        stop.listen()  # before, there is nothing to save: a signal may end the process
+        stop.listen()  # until here there is nothing to save, so a signal may end the process
         step = loop.run(compiled, state, feed, pace_of(config, section), batch_size, hooks)
     if step < config.train.steps or training_evaluation.owed(config, workdir, step):
         logger.info("saved step %d of %d in %s; the same command goes on", step, config.train.steps, workdir)
@@ -120,7 +121,7 @@ def run_training(
 
 
 def open_training_images(experiment: Experiment, workdir: Path) -> tuple[datasets.Records, list[Any]]:
-    """The training images, prepared if they were not, and their `probe`, the same in all processes.
+    """Returns the training images, prepared if necessary, and their `probe`, which is the same in all processes.
 
     Raises:
       UserError: the data is missing or differs between processes, or it is too small for a batch or an evaluation.
@@ -140,7 +141,7 @@ def open_training_images(experiment: Experiment, workdir: Path) -> tuple[dataset
 
 
 def find_data(experiment: Experiment, workdir: Path) -> None:
-    """Notes in the config which copy of a folder of pictures is used, and says so if a resumed run had another.
+    """Notes in the config which content of a folder of pictures is used; `refresh` logs if a resumed run had another.
 
     Raises:
       UserError: the folder cannot be used, or has other classes than the run.
@@ -155,7 +156,7 @@ def find_data(experiment: Experiment, workdir: Path) -> None:
 
 
 def finished(workdir: Path, step: int, section: str) -> None:
-    """Says that there is nothing left to train; `section` of the config has the number of steps."""
+    """Logs that nothing is left to train; draws `loss.png` if missing or old. `section` has the number of steps."""
     logger.info("%s has all of its %d steps; set --config.%s.steps higher to go on", workdir, step, section)
     picture, rows = workdir / "loss.png", workdir / "metrics.jsonl"
     missing = not picture.exists() or (rows.exists() and picture.stat().st_mtime < rows.stat().st_mtime)
@@ -164,15 +165,15 @@ def finished(workdir: Path, step: int, section: str) -> None:
 
 
 def draw_loss(workdir: Path) -> None:
-    """Draws `loss.png`, by the first process."""
-    from dit_jax.reporting.plots import plot_loss  # here, as no start should wait for matplotlib
+    """Draws `loss.png` in the first process."""
+    from dit_jax.reporting.plots import plot_loss  # imported here, as no start should wait for matplotlib
 
     if is_first():
         plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
 
 
 def warn_of_many_epochs(config: ConfigDict, count: int) -> None:
-    """Says so where the `count` training images will be seen so often that a model learns them by heart."""
+    """Warns if the `count` training images will be seen so often that a model may memorise them."""
     steps, batch_size = config.train.steps, config.train.batch_size
     epochs = steps * batch_size // count
     if epochs > MANY_EPOCHS:
@@ -182,7 +183,7 @@ def warn_of_many_epochs(config: ConfigDict, count: int) -> None:
 
 
 def warn_of_new_decay(workdir: Path, config: ConfigDict, step: int, section: str) -> None:
-    """Says so when a resumed run's cosine rate now ends at another step: it is then no longer the run it was."""
+    """Warns if a resumed run's cosine schedule now ends at another step, which makes it another run."""
     if step and config.optimizer.schedule == "cosine":
         before = configs.read(workdir).train.steps
         if before != config.train.steps:
@@ -193,7 +194,7 @@ def warn_of_new_decay(workdir: Path, config: ConfigDict, step: int, section: str
 
 
 def pace_of(config: ConfigDict, section: str = "train") -> loop.Pace:
-    """When the loop logs, saves and draws; `section` is the experiment's."""
+    """Returns when the loop logs, saves, draws and evaluates; `section` is the experiment's."""
     t = config.train
     return loop.Pace(
         steps=t.steps,
@@ -208,7 +209,7 @@ def pace_of(config: ConfigDict, section: str = "train") -> loop.Pace:
 
 
 def describe(writer: MetricWriter, config: ConfigDict, state: TrainState, step: int) -> None:
-    """Writes the parameter overview and the hyperparameters to TensorBoard."""
+    """Writes the parameter overview and the hyperparameters to TensorBoard, and logs the number of parameters."""
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     logger.info("%s parameters", f"{parameter_overview.count_parameters(state.params):,}")
     writer.write_texts(step, {"parameters": f"```\n{overview}\n```"})
@@ -223,7 +224,7 @@ def make_hooks(
     stop: Stop,
     num_examples: int,
 ) -> loop.Hooks:
-    """What the loop does at its log, save and draw points, and when it ends early."""
+    """Returns what the loop calls to log, save, draw and show progress, and to ask whether to end early."""
     config, batch_size = experiment.config, experiment.config.train.batch_size
     per_epoch = steps_per_epoch(num_examples, batch_size)
 
@@ -241,7 +242,7 @@ def make_hooks(
 
 
 def watch_samples(experiment: Experiment, writer: MetricWriter, sample: Sample, step: int, state: TrainState) -> None:
-    """Writes a small grid of the EMA weights' samples to TensorBoard; the same noise every time."""
+    """Writes a small grid of the EMA weights' samples to TensorBoard, from the same noise every time."""
     names = experiment.info.class_names
     labels = np.repeat(np.arange(min(len(names), WATCH_CLASSES)), WATCH_PER_CLASS)
     images = to_uint8(whole(sample(state.ema_params, jax.random.key(experiment.config.sample.seed), labels)))

@@ -1,4 +1,4 @@
-"""The mode train_autoencoder: trains the autoencoder of a workdir, and measures what it makes of images."""
+"""The mode train_autoencoder: trains a workdir's autoencoder, and measures its latents and reconstructions."""
 
 import logging
 import math
@@ -43,19 +43,19 @@ from dit_jax.workdir import ANOTHER, SAMPLE_FREE_KEYS, begun, check_savable, che
 logger = logging.getLogger(__name__)
 OWN_KEYS = ("autoencoder.downsample", "autoencoder.channels", "autoencoder.width", "autoencoder.depth",
             "autoencoder.kl_weight", "autoencoder.batch_size", "autoencoder.learning_rate")  # fmt: skip
-# Images, and pixels in them, at most: of training images for the latents' mean and deviation, of test images for PSNR.
+# The most images, and pixels in them, to measure: training images for the latents' statistics, test images for PSNR.
 MEASURED, PIXELS = 10_000, 2**28
-BATCH, BATCH_PIXELS = 100, 2**20  # of them at a time
+BATCH, BATCH_PIXELS = 100, 2**20  # of these at a time
 
 
 def train_autoencoder(config: ConfigDict, workdir: Path, out: Path | None) -> int:
-    """Trains the autoencoder in WORKDIR/autoencoder, or goes on; ends with `latents.json` and `reconstructions.png`.
+    """Trains the autoencoder in WORKDIR/autoencoder, or resumes; ends with `latents.json` and `reconstructions.png`.
 
-    With `autoencoder.pretrained` the weights of that file stand there instead. Returns the exit code, as `train`.
+    With `autoencoder.pretrained`, the weights of that file are put there instead. Returns the exit code, like `train`.
 
     Raises:
-      UserError: as `train`; the workdir holds a run of another config, or one that has learnt these latents, or
-        the file is none.
+      UserError: as in `train`; or the workdir holds a run of another config, or one that has learnt latents which would
+        change, or the pretrained file cannot be used.
     """
     require(out is None, "--out", out, "the autoencoder goes to WORKDIR/autoencoder; omit --out")
     check_workdir(workdir, config, SAMPLE_FREE_KEYS)
@@ -70,7 +70,7 @@ def train_autoencoder(config: ConfigDict, workdir: Path, out: Path | None) -> in
 
 
 def train_or_put(config: ConfigDict, workdir: Path, experiment: AutoencoderExperiment) -> int:
-    """What is left of `train_autoencoder` when nobody else trains in the workdir."""
+    """Does the part of `train_autoencoder` during which nobody else may train in the workdir."""
     c, folder, code = config.autoencoder, workdir / experiment.section, 0
     if c.pretrained:
         put_pretrained(workdir, experiment)
@@ -82,7 +82,7 @@ def train_or_put(config: ConfigDict, workdir: Path, experiment: AutoencoderExper
         fix = f"move {folder} away to train another"
         if learnt_with(workdir):
             _, state = restore(AutoencoderExperiment, workdir, config)
-            step = max(int(state.step), measured_step(folder))  # the checkpoint of what was measured may be damaged
+            step = max(int(state.step), measured_step(folder))  # the checkpoint that was measured may be damaged
             further = f"the run in {workdir} has learnt the latents of step {step}; {ANOTHER}"
             require(c.steps <= step, "autoencoder.steps", c.steps, further)
             fix = f"the run in {workdir} has learnt its latents: {ANOTHER}"
@@ -93,17 +93,17 @@ def train_or_put(config: ConfigDict, workdir: Path, experiment: AutoencoderExper
 
 
 def put_pretrained(workdir: Path, experiment: AutoencoderExperiment) -> None:
-    """Saves the weights of `autoencoder.pretrained` as those of step 0 in WORKDIR/autoencoder, unless they are there.
+    """Saves the weights of `autoencoder.pretrained` as step 0 in WORKDIR/autoencoder, unless they are there already.
 
     Raises:
-      UserError: another autoencoder is there.
+      UserError: the file cannot be used, or another autoencoder is there.
     """
     folder, config = workdir / experiment.section, experiment.config
     path = expanded(config.autoencoder.pretrained)
     params = load_autoencoder(path, jax.eval_shape(experiment.init_params))
     with first_before_others():
         find_data(experiment, folder)
-    if any(found.name.isdigit() for found in (folder / "checkpoints").glob("*")):  # not what a kill left half-written
+    if any(found.name.isdigit() for found in (folder / "checkpoints").glob("*")):  # ignores what a killed save left
         _, state = restore(AutoencoderExperiment, workdir, config)
         fix = f"{folder} holds another autoencoder; use another workdir"
         require(weights_hash(state.ema_params) == weights_hash(jax.tree.map(jnp.asarray, params)),
@@ -121,9 +121,9 @@ def put_pretrained(workdir: Path, experiment: AutoencoderExperiment) -> None:
 
 
 def measure(workdir: Path, experiment: AutoencoderExperiment) -> None:
-    """Keeps mean and deviation of the latents' channels, and how well test images come back, in latents.json.
+    """Writes the mean and deviation of each latent channel, and the PSNR of reconstructions, to latents.json.
 
-    What was measured of these weights stays as it is: a run may have learnt it.
+    An earlier measurement of the same weights is kept, because a run may have learnt with it.
     """
     made, state = restore(AutoencoderExperiment, workdir, experiment.config)
     folder, channels = workdir / experiment.section, made.latent_shape[-1]
@@ -139,14 +139,14 @@ def measure(workdir: Path, experiment: AutoencoderExperiment) -> None:
         raise UserError(f"{folder}: channels {dead} of the latents say nothing; use fewer autoencoder.channels")
     try:
         about |= reconstructed(codec, datasets.open_split(experiment.source, "test"), folder)
-    except UserError as error:  # pictures of one's own, one a class
+    except UserError as error:  # a folder with one picture per class has no test images
         logger.warning("the autoencoder is trained, but how good it is cannot be said: %s", error)
     if is_first():
         write_json(folder / LATENTS_JSON, about)
 
 
 def statistics(codec: Codec, train: Records) -> dict[str, Any]:
-    """Mean and standard deviation of each of the latents' channels, over all places of the images measured."""
+    """Returns the mean and standard deviation of each latent channel, over all positions in the measured images."""
     encode, count, images = jax.jit(codec.encode), 0, 0
     total = squares = np.float64(0)
     for batch in measured(train):
@@ -158,7 +158,7 @@ def statistics(codec: Codec, train: Records) -> dict[str, Any]:
 
 
 def reconstructed(codec: Codec, test: Records, folder: Path) -> dict[str, Any]:
-    """How near to themselves test images come back, over all of their values; the first ones also in a picture."""
+    """Returns the PSNR of reconstructed test images, over all of their values; pictures the first reconstructions."""
     again = jax.jit(lambda weights, x: codec.decode(weights, codec.encode(weights, x)))
     squares, values, images, rows = 0.0, 0, 0, []
     for batch in measured(test):
@@ -176,7 +176,7 @@ def reconstructed(codec: Codec, test: Records, folder: Path) -> dict[str, Any]:
 
 
 def measured(records: Records) -> Iterator[np.ndarray]:
-    """MEASURED images spread evenly over a split, or all of them, a batch at a time: uint8 [any, H, W, C]."""
+    """Yields images spread evenly over a split, MEASURED and PIXELS at most, in batches: uint8 [any, H, W, C]."""
     height, width, _ = records.image_shape
     most = max(1, min(MEASURED, PIXELS // (height * width)))
     index = np.unique(np.linspace(0, records.count - 1, most).astype(int))

@@ -1,4 +1,4 @@
-"""The mode train_classifier: trains the classifier of a workdir and says how good it is."""
+"""The mode train_classifier: trains a workdir's classifier and measures its accuracy."""
 
 import logging
 from pathlib import Path
@@ -23,12 +23,12 @@ OWN_KEYS = ("diffusion.", "classifier.width", "classifier.depth", "classifier.cr
 
 
 def train_classifier(config: ConfigDict, workdir: Path, out: Path | None) -> int:
-    """Trains the classifier in WORKDIR/classifier, or goes on; ends with its accuracy on the clean test images.
+    """Trains the classifier in WORKDIR/classifier, or resumes; at the end, measures its accuracy on clean test images.
 
-    Returns the exit code, as `train`.
+    Returns the exit code, like `train`.
 
     Raises:
-      UserError: as `train`; the workdir holds a run of another config.
+      UserError: as in `train`; or the workdir holds a run of another config.
     """
     require(out is None, "--out", out, "the classifier goes to WORKDIR/classifier; omit --out")
     check_workdir(workdir, config, SAMPLE_FREE_KEYS)
@@ -44,12 +44,12 @@ def train_classifier(config: ConfigDict, workdir: Path, out: Path | None) -> int
 
 
 def report_accuracy(experiment: ClassifierExperiment, workdir: Path) -> None:
-    """Prints the accuracy on the test split, if there is one, and keeps it in WORKDIR/classifier/accuracy.json."""
+    """Logs the accuracy on the test split, if there is one, and writes it to WORKDIR/classifier/accuracy.json."""
     config = experiment.config
     step, extractor = load_classifier(workdir, config)
     try:
         test = Images.stored(datasets.open_split(experiment.source, "test"))
-    except UserError as error:  # pictures of one's own, one a class
+    except UserError as error:  # a folder with one picture per class has no test images
         logger.warning("the classifier is trained, but how good it is cannot be said: %s", error)
         return
     summary = summarize(extractor.extract, test.chunks(), test.count, test.labels)

@@ -1,7 +1,7 @@
 """The small evaluation that training makes every `evaluate.every_steps`: a row of figures, and the best checkpoint.
 
-It reads the state and changes nothing: the run is the same with it and without. `evaluations.jsonl` says which steps
-have one, so a run that was ended in the middle of one makes it when it goes on.
+It only reads the state, so the run is the same with it and without. `evaluations.jsonl` says which steps have one, so a
+run that was ended in the middle of an evaluation makes it when it is resumed.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class PutOffError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class TrainingEvaluation:
-    """Evaluates the EMA weights of a state. What it needs is loaded at its first evaluation and kept."""
+    """Evaluates the EMA weights of a state. The data that it needs is loaded at the first evaluation and kept."""
 
     experiment: Experiment
     workdir: Path
@@ -51,7 +51,7 @@ class TrainingEvaluation:
     stop: Stop
 
     def __call__(self, step: int, state: TrainState) -> None:
-        """Makes the evaluation of `step` unless there is one; or, asked to end, says that it is put off."""
+        """Makes the evaluation of `step` unless there is one; if the run is asked to end, logs that it is put off."""
         if not owed(self.experiment.config, self.workdir, step):
             return
         start = time.perf_counter()
@@ -65,14 +65,14 @@ class TrainingEvaluation:
             evaluations.append(self.workdir, figures | about | {"seconds": round(time.perf_counter() - start, 2)})
 
     def figures(self, step: int, state: TrainState) -> tuple[dict[str, object], dict[str, Any]]:
-        """The figures of `step`, and all that they depend on."""
+        """Returns the figures of `step`, and everything that they depend on."""
         config, name = self.experiment.config, self.extractor.name
         reference, real = self.real_sets
         samples = self.sum_up(Images(self.count, self.labels, lambda: self.drawn(state)))
         names, t = self.experiment.info.class_names, config.train
         seen = {"images": step * t.batch_size, "epoch": step / steps_per_epoch(reference.count, t.batch_size)}
         settings = sampling_settings(config) | {"weights": "ema", "sampler": config.evaluate.training_sampler}
-        settings["classifier_scale"] = 0.0  # no classifier guides here
+        settings["classifier_scale"] = 0.0  # no classifier guides these samples
         about = {"during": evaluations.TRAINING, "step": step} | seen | settings | {"steps": self.steps}
         about |= {"n": samples.count, "features": name, "features_sha256": self.extractor.sha256}
         about["warning"] = bias_warning(reference.moments, samples.moments)
@@ -88,14 +88,14 @@ class TrainingEvaluation:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """In the classes' shares of the training images."""
+        """The class of each image, in the proportions of the training images."""
         train = Images.stored(datasets.open_split(self.experiment.source, "train"))
         counts = np.bincount(np.asarray(train.labels), minlength=len(self.experiment.info.class_names))
         return in_proportion(counts, self.count)
 
     @property
     def steps(self) -> int:
-        """Steps of the sampler."""
+        """The number of sampler steps."""
         c = self.experiment.config
         return min(c.evaluate.training_steps, c.diffusion.num_steps)
 
@@ -105,14 +105,14 @@ class TrainingEvaluation:
 
     @cached_property
     def real_sets(self) -> tuple[Reference, Summary]:
-        """(the training split; as many images of the test split as are drawn)."""
+        """The sums of (the training split, as many test images as samples are drawn)."""
         train, test = (datasets.open_split(self.experiment.source, split) for split in ("train", "test"))
         make = lambda: self.sum_up(Images.stored(train))  # noqa: E731
         reference = reference_of(self.experiment.config, self.extractor, train, make)
         return reference, self.sum_up(Images.stored(test.first(self.count)))
 
     def sum_up(self, images: Images) -> Summary:
-        """`summarize`, left by `PutOffError` when the run is asked to end."""
+        """Runs `summarize`; raises PutOffError when the run is asked to end."""
 
         def chunks() -> Iterator[np.ndarray]:
             for chunk in images.chunks():
@@ -123,7 +123,7 @@ class TrainingEvaluation:
             return summarize(self.extractor.extract, chunks(), images.count, images.labels)
 
     def drawn(self, state: TrainState) -> Iterator[np.ndarray]:
-        """`count` images, uint8, a batch at a time; the last one filled up, so that one compile serves all."""
+        """Yields `count` images, uint8, in batches, all drawn at one size, so that one compiled program serves all."""
         c, labels = self.experiment.config.sample, self.labels
         size = min(c.batch_size, self.count)
         for first in range(0, self.count, size):
@@ -142,7 +142,7 @@ class TrainingEvaluation:
 
 
 def owed(config: ConfigDict, workdir: Path, step: int) -> bool:
-    """Whether `step` should have an evaluation and has none; of several processes, as the first one sees it."""
+    """Whether `step` should have an evaluation and has none; with several processes, as the first one sees it."""
     every = config.evaluate.every_steps
     due = step > 0 and every > 0 and (step % every == 0 or step == config.train.steps)
     if not due:
@@ -152,13 +152,13 @@ def owed(config: ConfigDict, workdir: Path, step: int) -> bool:
 
 
 def first_features(summary: Reference, count: int) -> Reference:
-    """A reference with the first `count` feature vectors alone: the time of some scores grows with the product."""
+    """Returns a reference with only the first `count` feature vectors, as some scores' time grows with the product."""
     labels_N = None if summary.labels_N is None else summary.labels_N[:count]
     return dataclasses.replace(summary, features_ND=summary.features_ND[:count], labels_N=labels_N)
 
 
 def check_sets(experiment: Experiment, train_count: int) -> None:
-    """Raises UserError, before any training, if there are no test images, or too few others, to compare with."""
+    """Raises UserError, before any training, if there are no test images or too few training images to compare with."""
     every = experiment.config.evaluate.every_steps
     if every:
         datasets.open_split(experiment.source, "test")
@@ -167,10 +167,10 @@ def check_sets(experiment: Experiment, train_count: int) -> None:
 
 
 def prepare(experiment: Experiment, workdir: Path) -> Callable[[MetricWriter, Stop], TrainingEvaluation] | None:
-    """Makes the evaluation, of the writer and stop of a run; None with `evaluate.every_steps` 0.
+    """Returns a function that makes the evaluation from a run's writer and stop; None if `evaluate.every_steps` is 0.
 
     Raises:
-      UserError: the features that it would need are not there; said before any training.
+      UserError: the feature network that it needs is not there; raised before any training.
     """
     if not experiment.config.evaluate.every_steps:
         return None

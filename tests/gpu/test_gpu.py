@@ -1,4 +1,4 @@
-"""A GPU computes what a CPU computes. Run on a machine with one: DIT_JAX_TEST_GPU=1 pytest -m gpu tests/gpu
+"""A GPU computes what a CPU computes. On a machine with a GPU, run: DIT_JAX_TEST_GPU=1 pytest -m gpu tests/gpu
 
 With DIT_JAX_TEST_GPU=dry the same tests run on the CPU, where they hold as well (benchmarks/gpu.sh, DRY=1).
 """
@@ -28,13 +28,13 @@ def accelerator():
 
 
 def on(monkeypatch, device):
-    """From here on, meshes are of this one device, and it is where arrays are made."""
+    """Makes meshes consist of this one device for the rest of the test."""
     make = partial(jax.make_mesh, (1,), (sharding.AXIS,), axis_types=(AxisType.Auto,), devices=[device])
     monkeypatch.setattr(sharding, "make_mesh", make)
 
 
 def losses(monkeypatch, device, calls=10, **more):
-    """The mean loss of each training call of two steps, and the parameters after the last."""
+    """Returns the mean loss of each training call of two steps, and the parameters after the last."""
     tiny.install(monkeypatch)
     on(monkeypatch, device)
     with jax.default_device(device):
@@ -54,12 +54,12 @@ def test_one_device_trains_as_the_cpu_does(conditioning, monkeypatch):
         cpu, of_cpu = losses(monkeypatch, jax.devices("cpu")[0], model__conditioning=conditioning)
     np.testing.assert_allclose(ours, cpu, rtol=1e-3)
     apart = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(of_cpu), strict=True)]
-    assert max(apart) < 2e-2  # AdamW's first steps have the size of the learning rate, 0.01, whatever the gradient's
+    assert max(apart) < 2e-2  # AdamW's first steps are as large as the learning rate, 0.01, whatever the gradient
     assert len(set(cpu.tolist())) == len(cpu)  # and it does train
 
 
 def test_bfloat16_learns_as_float32_does(monkeypatch):
-    """The same draws: the curves lie together, and both fall."""
+    """With the same draws, the two loss curves stay close together, and fall."""
     wide = dict(model__width=32, optimizer__learning_rate=0.003, calls=15 if MODE == "dry" else 100)
     full, _ = losses(monkeypatch, accelerator(), **wide)
     half, _ = losses(monkeypatch, accelerator(), model__dtype="bfloat16", **wide)
@@ -69,7 +69,7 @@ def test_bfloat16_learns_as_float32_does(monkeypatch):
 
 
 def test_an_autoencoder_is_the_cpus(monkeypatch):
-    """Its convolutions are XLA's on a GPU and products on a CPU; both in full float32."""
+    """Its convolutions are XLA's on a GPU and matrix products on a CPU; both in full float32."""
     model = Autoencoder(3, 4, 4, 32, 1)
     x, eps = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(4, 32, 32, 3), (4, 8, 8, 4)]))
     params = jax.device_get(jax.jit(model.init)(jax.random.key(2), x, eps))
@@ -82,14 +82,14 @@ def test_an_autoencoder_is_the_cpus(monkeypatch):
 
 
 def test_two_runs_are_equal_to_the_bit(monkeypatch):
-    """What a restart promises (docs/reliability.md) rests on this."""
+    """The promise of exact restarts (docs/reliability.md) depends on this."""
     _, first = losses(monkeypatch, accelerator(), model__dtype="bfloat16")
     _, second = losses(monkeypatch, accelerator(), model__dtype="bfloat16")
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
 def test_samples_are_the_cpus(monkeypatch):
-    """Five DDIM steps from the same noise, guided: at most two of 255 levels apart."""
+    """Five guided DDIM steps from the same noise differ by at most two of 255 levels."""
     tiny.install(monkeypatch)
     images = []
     for device in (accelerator(), jax.devices("cpu")[0]):
