@@ -43,7 +43,8 @@ def trailing(num_steps: int, steps: int) -> np.ndarray:
     Source: Lin et al. 2023, table 2 and section 3.3.
     """
     _check(num_steps, steps)
-    return np.round(num_steps - np.arange(steps) * (num_steps / steps)).astype(np.int64) - 1
+    exact = num_steps * (steps - np.arange(steps)) / steps  # one rounding, so that halves are halves
+    return np.round(exact).astype(np.int64) - 1
 
 
 def log_noise(schedule: Schedule) -> np.ndarray:

@@ -1,4 +1,5 @@
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -31,6 +32,14 @@ def test_seven_steps_by_hand():
     """A seventh of 1000 is 142.857; leading steps by 142, trailing rounds 857.1, 714.3, ... and takes one off."""
     assert leading(1000, 7).tolist() == [852, 710, 568, 426, 284, 142, 0]
     assert trailing(1000, 7).tolist() == [999, 856, 713, 570, 428, 285, 142]
+
+
+def test_trailing_rounds_exact_halves_to_even():
+    """By fractions: of 1000 in 240 steps number 195 is 187.5, which is 188 less one."""
+    for num_steps, steps in ((1000, 240), (1000, 48), (27, 26), (4000, 1000)):
+        exact = [round(Fraction(num_steps * (steps - i), steps)) - 1 for i in range(steps)]
+        assert trailing(num_steps, steps).tolist() == exact
+    assert trailing(1000, 240)[195] == 187
     assert linspace(1000, 7).tolist() == [999, 832, 666, 500, 333, 166, 0]
 
 
