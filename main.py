@@ -7,8 +7,8 @@
     python main.py --workdir runs/shapes --mode=report
 
 `--config FILE[:ARG]` names the experiment (default: the workdir's own config); `--config.KEY=VALUE` overrides a key.
-The exit code is 0; 2 for an error that you can fix, told in one line; or, if training ended early and was saved, 143
-(SIGTERM), 130 (Ctrl-C), 129 (SIGHUP) or 75 (train.max_seconds): the same command continues. Clusters: docs/cluster.md.
+The exit code is 0; 2 for an error you can fix, reported in one line; or, if training ended early and was saved, 143
+(SIGTERM), 130 (Ctrl-C), 129 (SIGHUP) or 75 (train.max_seconds): the same command resumes it. Clusters: docs/cluster.md.
 """
 
 import logging
@@ -31,21 +31,21 @@ from dit_jax.system import cluster, compilation, together
 from dit_jax.system.files import expanded
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("config", None, "The experiment: a Python file with get_config() (it is run), as FILE[:ARG].")
+flags.DEFINE_string("config", None, "FILE[:ARG], the experiment: a Python file with get_config(), which is executed.")
 flags.DEFINE_string("workdir", None, "The run's folder: config, checkpoints, metrics, pictures.")
 flags.DEFINE_enum("mode", "train", list(modes.MODES), "What to do.")
-flags.DEFINE_string("out", None, "Where sample writes (else WORKDIR/samples) and report (else WORKDIR).")
-flags.DEFINE_string("images", None, "What evaluate judges instead of samples: a folder of pictures or an NPZ file.")
-flags.DEFINE_string("coordinator", None, "Several processes: HOST:PORT, the first one's machine and a free port there.")
-flags.DEFINE_integer("num_processes", None, "Several processes: how many.")
-flags.DEFINE_integer("process_id", None, "Several processes: this one's number, from 0.")
-flags.DEFINE_enum("cluster", "auto", ["auto", "none"], "Whether Slurm, Open MPI and Kubernetes may say the above.")
+flags.DEFINE_string("out", None, "Output folder of sample (default: WORKDIR/samples) and report (default: WORKDIR).")
+flags.DEFINE_string("images", None, "Judged by evaluate instead of samples: a folder of pictures or an NPZ file.")
+flags.DEFINE_string("coordinator", None, "Several processes: HOST:PORT, process 0's machine and a free port there.")
+flags.DEFINE_integer("num_processes", None, "Several processes: their number.")
+flags.DEFINE_integer("process_id", None, "Several processes: the number of this one, from 0.")
+flags.DEFINE_enum("cluster", "auto", ["auto", "none"], "Whether to detect Slurm, Open MPI and Kubernetes.")
 
 
 def run(assignments: list[str]) -> int:
     """Runs the mode that the flags ask for and returns the exit code."""
     if not FLAGS.workdir:
-        raise errors.UserError("--workdir is missing; name the run's folder, such as --workdir runs/shapes")
+        raise errors.UserError("--workdir is missing; give the run's folder, such as --workdir runs/shapes")
     workdir = expanded(FLAGS.workdir)
     config = configs.load(FLAGS.config) if FLAGS.config else configs.read(workdir)
     configs.check_keys(config, default.get_config(), FLAGS.config or str(configs.path_of(workdir)))

@@ -60,7 +60,7 @@ class Call:
         flags = [f"--config.{assignment}" for assignment in [*assignments, f"train.max_seconds={limit:.0f}"]]
         code = subprocess.run([sys.executable, "main.py", f"--workdir={workdir}", *words, *flags]).returncode
         if code not in (0, AGAIN):
-            raise UserError(f"main.py {' '.join([*words, *flags])} ended with {code}, see above")
+            raise UserError(f"main.py {' '.join([*words, *flags])} ended with code {code}, see above")
         return code
 
     def data(self) -> list[str]:
@@ -68,7 +68,7 @@ class Call:
         if self.dry:
             return ["data.name=shapes", "data.flip=false", f"data.data_dir={self.state / 'data'}"]
         if not (self.state / "data" / "cifar10").exists():
-            raise UserError("CIFAR-10 is not there yet: carry both halves, one a call (benchmarks/GPU_AGENDA.md)")
+            raise UserError("CIFAR-10 is still missing: carry both halves, one per call (benchmarks/GPU_AGENDA.md)")
         return [f"data.data_dir={self.state / 'data'}"]
 
 
@@ -285,12 +285,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=530.0)
-    parser.add_argument("--dry", action="store_true", help="at toy size")
+    parser.add_argument("--dry", action="store_true", help="a dry run at toy size")
     flags = parser.parse_args(argv)
     for folder in (flags.state, flags.out):
         folder.mkdir(parents=True, exist_ok=True)
     code = POINTS[flags.point](Call(flags.state, flags.out, time.monotonic() + flags.seconds, flags.dry))
-    word = {0: "done", AGAIN: "not done, the same call goes on"}.get(code, "failed")
+    word = {0: "done", AGAIN: "not done, the same call resumes it"}.get(code, "failed")
     print(f"point {flags.point}: {word}")
     return code
 

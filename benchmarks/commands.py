@@ -40,14 +40,14 @@ def parser(about: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Any key of configs/default.py is a flag too, such as --config.model.patch_size=2.",
     )
-    made.add_argument("--config", default="configs/cifar10.py:report", help="the experiment, as main.py takes it")
-    made.add_argument("--batch", default="16,64", help="batch sizes, a table each")
-    made.add_argument("--dtype", default="float32,bfloat16", help="of matrix products, a table each")
+    made.add_argument("--config", default="configs/cifar10.py:report", help="the experiment, given as to main.py")
+    made.add_argument("--batch", default="16,64", help="batch sizes, with one table each")
+    made.add_argument("--dtype", default="float32,bfloat16", help="dtypes of matrix products, with one table each")
     known = ", ".join(PEERS)
-    made.add_argument("--peers", default=",".join(DEFAULT_PEERS), help=f"of {known}; empty is none")
-    made.add_argument("--repeats", type=int, default=5, help="timings of each contestant, in turns")
+    made.add_argument("--peers", default=",".join(DEFAULT_PEERS), help=f"any of {known}; empty for none")
+    made.add_argument("--repeats", type=int, default=5, help="number of timings of each contestant, in turns")
     made.add_argument("--seconds", type=float, default=3.0, help="length of one timing")
-    made.add_argument("--apart", action="store_true", help="start each anew for each turn, alone on the machine")
+    made.add_argument("--apart", action="store_true", help="run each turn in a new process, alone on the machine")
     made.add_argument("--out", type=Path, help="JSON file to write")
     return made
 
@@ -57,7 +57,7 @@ def split(made: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.
     flags, rest = made.parse_known_args(argv)
     for argument in rest:
         if not argument.startswith("--config.") or "=" not in argument:
-            raise UserError(f"{argument} is not an argument; --help lists them, and keys are --config.KEY=VALUE")
+            raise UserError(f"{argument} is not an argument; --help lists them, and config keys are --config.KEY=VALUE")
     return flags, [argument.removeprefix("--config.") for argument in rest]
 
 
@@ -66,7 +66,7 @@ def parse(made: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.
     flags, assignments = split(made, argv)
     for peer in filter(None, flags.peers.split(",")):
         if peer not in PEERS:
-            raise UserError(f"--peers={peer} is not known; choose of {', '.join(PEERS)}")
+            raise UserError(f"--peers={peer} is not known; use any of {', '.join(PEERS)}")
     if flags.repeats < 1 or flags.seconds <= 0:
         raise UserError(f"--repeats={flags.repeats} --seconds={flags.seconds}: use numbers above 0")
     return flags, assignments
@@ -77,7 +77,7 @@ def cells(flags: argparse.Namespace) -> list[tuple[str, int]]:
     try:
         batches = [int(batch) for batch in flags.batch.split(",")]
     except ValueError:
-        raise UserError(f"--batch={flags.batch}: use whole numbers with commas between, such as 16,64") from None
+        raise UserError(f"--batch={flags.batch}: use whole numbers separated by commas, such as 16,64") from None
     return list(itertools.product(flags.dtype.split(","), batches))
 
 
@@ -106,7 +106,7 @@ def contestants(
     here = dict(configs.leaves(made.config))
     theirs = THEIRS | (THEIR_SAMPLING if task == "sample" else {})
     for key in [key for key, value in theirs.items() if names and here[key] != value]:
-        print(f"no peers: theirs has {key}={theirs[key]}, this is {here[key]}", file=sys.stderr)
+        print(f"no peers: they have {key}={theirs[key]}, ours is {here[key]}", file=sys.stderr)
         names = []
     keys = ("patch_size", "width", "depth", "num_heads", "num_kv_heads", "mlp_ratio", "class_table_width")
     spec |= {key: c[key] for key in keys} | {"sampler_steps": s.steps, "guidance": s.guidance}
@@ -155,7 +155,7 @@ def run(
         cell = {"dtype": dtype, "batch": batch, "flops_per_image": flops(made), "config": flags.config}
         result["cells"].append(cell | {"assignments": more} | found)
         peak = found["matmul_peak_flops"] / 1e9
-        print(f"\n{task}, {dtype}, batch {batch}: {flops(made) / 1e9:.2f} GFLOP an image, peak {peak:,.0f} GFLOP/s\n")
+        print(f"\n{task}, {dtype}, batch {batch}: {flops(made) / 1e9:.2f} GFLOP per image, peak {peak:,.0f} GFLOP/s\n")
         print(contest.table(found["rows"]), flush=True)
         if flags.out:
             write(result, flags.out)

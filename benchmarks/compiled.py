@@ -85,7 +85,7 @@ def devices_of(gpu: str, count: int) -> list[Any]:
         found = topologies.get_topology_desc("", "cuda", target_config=target(gpu), topology=f"1x1x{count}")
     except Exception as error:
         line = str(error).splitlines()[0]
-        raise UserError(f"nothing to compile for {gpu} with ({line}); pip install -r requirements-gpu.txt") from None
+        raise UserError(f"cannot compile for {gpu} ({line}); pip install -r requirements-gpu.txt") from None
     return list(found.devices)
 
 
@@ -143,7 +143,7 @@ def table(result: dict[str, Any]) -> str:
     rows += [f"{kind:12}{kernels[kind]:>8}{moved[kind]:>9.2f}" for kind in moved]
     rows += [f"{'all':12}{sum(kernels.values()):>8}{sum(moved.values()):>9.2f}", ""]
     rows += [
-        f"products: {result['teraflop']:.2f} TFLOP, of the model by flops.py {result['teraflop_of_the_model']:.2f}"
+        f"products: {result['teraflop']:.2f} TFLOP; flops.py counts {result['teraflop_of_the_model']:.2f} for the model"
     ]
     rows += [f"memory: {result['memory_gigabytes']:.1f} GB with the data"]
     rows += [f"at best: {result['at_best_ms']:,.1f} ms, {result['at_best_images_per_second']:,.0f} images/s"]
@@ -154,12 +154,12 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     """Compiles, prints, and returns what `--out` stores."""
     style = argparse.RawDescriptionHelpFormatter
     made = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=style)
-    made.add_argument("--config", default="configs/cifar10.py:report", help="the experiment, as main.py takes it")
+    made.add_argument("--config", default="configs/cifar10.py:report", help="the experiment, given as to main.py")
     made.add_argument("--task", choices=("train", "sample"), default="train")
     made.add_argument("--gpu", choices=GPUS, default="H200")
-    made.add_argument("--devices", type=int, default=1, help="how many of them, on one machine")
-    made.add_argument("--patch", choices=PATCHES, default="", help="of benchmarks/variants.py")
-    made.add_argument("--kernels", type=Path, help="text file to write, a line a kernel")
+    made.add_argument("--devices", type=int, default=1, help="number of these GPUs, on one machine")
+    made.add_argument("--patch", choices=PATCHES, default="", help="name of a patch in benchmarks/variants.py")
+    made.add_argument("--kernels", type=Path, help="text file to write, one line per kernel")
     made.add_argument("--out", type=Path, help="JSON file to write")
     flags, assignments = commands.split(made, argv)
     experiment = commands.experiment(flags.config, assignments)

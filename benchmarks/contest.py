@@ -65,7 +65,7 @@ class Process:
         line = self.child.stdout.readline()
         if not line:
             self.close()
-            raise UserError(f"{self.contestant.name} ended with {self.child.returncode}; its last lines say why")
+            raise UserError(f"{self.contestant.name} ended with code {self.child.returncode}; its last lines say why")
         return json.loads(line)
 
 

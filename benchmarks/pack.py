@@ -118,7 +118,7 @@ def unpack(carry: Path, state: Path) -> bool:
         return True
     missing = [half_name(i) for i in range(HALVES) if not (state / f"half{i}.npy").exists()]
     if missing:
-        print(f"data: {' and '.join(missing)} still to be carried; call again with it", flush=True)
+        print(f"data: {' and '.join(missing)} not carried yet; call again with what is missing", flush=True)
         return False
     records = np.concatenate([np.load(state / f"half{i}.npy") for i in range(HALVES)])
     archive = write_archive(records, state)
@@ -151,7 +151,7 @@ def tracked() -> int:
 def advice(size: int) -> str:
     """Returns what a call with a half carries, `size` bytes, and what to do if that is too much."""
     carried = f"a call with a half carries {size / 1e6:.1f} MB of at most {CALL / 1e6:.1f}"
-    less = f": leave results/ here meanwhile, by {LEAVE}, and `git sparse-checkout disable`"
+    less = f": meanwhile exclude results/ with {LEAVE}, and afterwards `git sparse-checkout disable`"
     return carried + less * (size > CALL)
 
 
@@ -160,13 +160,13 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--archive", type=Path, help=f"{ARCHIVE}, or a folder with it, to be packed")
-    parser.add_argument("--out", type=Path, default=Path("carry"), help="the folder to fill")
-    parser.add_argument("--unpack", type=Path, help="a folder that was carried")
-    parser.add_argument("--state", type=Path, help="where to unpack to")
+    parser.add_argument("--archive", type=Path, help=f"{ARCHIVE} to pack, or a folder that has it")
+    parser.add_argument("--out", type=Path, default=Path("carry"), help="folder to fill")
+    parser.add_argument("--unpack", type=Path, help="folder that was carried, to unpack")
+    parser.add_argument("--state", type=Path, help="folder to unpack to")
     flags = parser.parse_args(argv)
     if (flags.archive is None) == (flags.unpack is None) or (flags.unpack is None) != (flags.state is None):
-        raise UserError("give --archive to pack, or --unpack and --state")
+        raise UserError("give --archive to pack, or --unpack and --state to unpack")
     if flags.unpack:
         unpack(flags.unpack, flags.state)
         return

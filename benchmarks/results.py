@@ -175,13 +175,15 @@ def main(argv: Sequence[str]) -> None:
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="a workdir with samples/ in it")
-    parser.add_argument("--name", required=True, help="of the folder")
-    parser.add_argument("--out", type=Path, default=Path("results"), help="where the folder goes")
-    parser.add_argument("--recipe", default="", help="what README calls it, such as cifar10.py:best")
-    parser.add_argument("--note", default="", help="what a reader must know besides")
-    parser.add_argument("--wall_seconds", type=float, help="of the whole command, by a clock; the run does not keep it")
+    parser.add_argument("--name", required=True, help="name of the folder to write")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="where that folder goes")
+    parser.add_argument("--recipe", default="", help="its name in README, such as cifar10.py:best")
+    parser.add_argument("--note", default="", help="what else a reader must know")
     parser.add_argument(
-        "--judge", type=Path, help='JSON of an outside judge of the same samples, kept as it is; may have its "name"'
+        "--wall_seconds", type=float, help="of the whole command by the clock, which runs do not record"
+    )
+    parser.add_argument(
+        "--judge", type=Path, help='JSON of an outside judge of the same samples, stored unchanged; may have its "name"'
     )
     parser.add_argument("--per_class", type=int, default=200, help="images of each class in samples.png")
     flags = parser.parse_args(argv)
@@ -195,7 +197,7 @@ def main(argv: Sequence[str]) -> None:
     found = open_images(samples / "samples.npz", info.image_shape, len(info.class_names), "samples")
     images, labels = np.concatenate(list(found.chunks())), found.labels
     if labels is None:
-        raise UserError(f"{samples / 'samples.npz'} has no labels; draw with --mode=sample")
+        raise UserError(f"{samples / 'samples.npz'} has no labels; draw the samples with --mode=sample")
     save_png(folder / "samples.png", tile(images, labels, flags.per_class))
     few = np.concatenate([np.flatnonzero(labels == i)[:GRID_PER_CLASS] for i in range(len(info.class_names))])
     save_png(folder / "grid.png", label_grid(images[few], labels[few], info.class_names))

@@ -28,7 +28,7 @@ def count(made: commands.Experiment) -> int:
     c = made.config.sample
     for key, value in {"guidance_from": 0.0, "guidance_to": 1.0, "classifier_scale": 0.0}.items():
         if c[key] != value:
-            raise UserError(f"sample.{key}={c[key]}: what that costs is not counted here; use {value}")
+            raise UserError(f"sample.{key}={c[key]}: its cost is not counted here; use {value}")
     evaluations = len(made.plan().t)
     return flops.sampling(made.model, made.info.image_shape, evaluations, guided=c.guidance not in (0, 1))
 

@@ -145,8 +145,8 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--out", type=Path, required=True, help="folder for scaling.json and scaling.png")
-    made.add_argument("--config", default="configs/cifar10.py:report", help="what the base is made of")
-    made.add_argument("--axes", default=",".join(AXES), help="which to measure; those measured before stay")
+    made.add_argument("--config", default="configs/cifar10.py:report", help="experiment from which the base is made")
+    made.add_argument("--axes", default=",".join(AXES), help="axes to measure; others measured before are kept")
     made.add_argument("--repeats", type=int, default=3)
     made.add_argument("--seconds", type=float, default=1.5)
     return made
@@ -157,7 +157,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     flags = parser().parse_args(argv)
     unknown = [name for name in flags.axes.split(",") if name not in AXES]
     if unknown:
-        raise UserError(f"--axes={flags.axes}: {unknown[0]!r} is not known; choose of {', '.join(AXES)}")
+        raise UserError(f"--axes={flags.axes}: {unknown[0]!r} is not known; use any of {', '.join(AXES)}")
     axes = {name: AXES[name] for name in flags.axes.split(",")}
     about = {**machine.describe(), "config": flags.config, "base": BASE}
     rows = []

@@ -14,7 +14,7 @@ from clu.asynclib import AsyncError
 USERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
                errno.ENOTDIR, errno.EISDIR, errno.ELOOP}  # fmt: skip
 FIXES = {errno.ENOSPC: "make room", errno.EDQUOT: "make room", errno.EFBIG: "make room",
-         errno.EISDIR: "move that folder away", errno.ENOTDIR: "move the file in its way away"}  # fmt: skip
+         errno.EISDIR: "move that folder elsewhere", errno.ENOTDIR: "move the file that is in the way"}  # fmt: skip
 # Temporary states in which no file can be read: no memory, handles or file server. Not EIO, which a bad disk gives.
 PASSING_ERRNO = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN,
                  errno.ESHUTDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH,
@@ -23,7 +23,7 @@ PASSING_ERRNO = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.E
 MACHINES_ERRNO = PASSING_ERRNO | {errno.EACCES, errno.EPERM}
 
 # Said of a workdir: to go on writing would create another one in its place.
-GONE = "was moved or removed while it was written to; under its new name the run goes on from its last checkpoint"
+GONE = "was moved or removed while being written to; under its new name, the run resumes from its last checkpoint"
 LOST = 128 + signal.SIGABRT  # the exit code that JAX gives a process whose run has lost another one
 
 
@@ -51,17 +51,17 @@ def explain(error: BaseException) -> tuple[int, str | None]:
         return 2, f"error: {os.path.dirname(os.fsdecode(getattr(error, 'filename', '')))} {GONE}"
     if (number := errno_of(error)) in USERS_ERRNO:
         place = getattr(error, "filename", " ".join(str(error).split())[:200])
-        fix = f"{FIXES.get(number, 'mend that')}, or name another folder"
+        fix = f"{FIXES.get(number, 'fix that')}, or use another folder"
         return 2, f"error: {os.strerror(number)}{f': {place}' if place else ''}; {fix}"
     if is_out_of_memory(error):
         reason = " ".join(str(error).removeprefix("RESOURCE_EXHAUSTED: ").split())[:200]
-        fix = "raise train.microbatches, set model.remat=true, or lower the batch_size of what ran"
+        fix = "raise train.microbatches, set model.remat=true, or lower the batch_size of what was running"
         if isinstance(error, MemoryError):  # the host's memory, not a device's
-            fix = "lower the n or batch_size of what ran, or set data.resident=false"
+            fix = "lower the n or batch_size of what was running, or set data.resident=false"
         return 2, f"error: out of memory ({reason}); {fix}"
     if isinstance(error, RuntimeError) and "Gloo" in str(error):  # connects processes on CPUs
         reason = " ".join(str(error).split())[:200]
-        return LOST, f"another process of this run was lost ({reason}); the same command goes on"
+        return LOST, f"another process of this run was lost ({reason}); the same command resumes the run"
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT, "interrupted"
     return 1, None

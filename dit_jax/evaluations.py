@@ -76,15 +76,15 @@ def wanted_step(workdir: Path, name: str) -> int | None:
     if name == "newest":
         return None
     steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
-    there = f"in {workdir / 'checkpoints'} are {', '.join(map(str, steps)) or 'none'}"
+    there = f"{workdir / 'checkpoints'} has {', '.join(map(str, steps)) or 'none'}"
     if name != "best":
-        require(int(name) in steps, "sample.checkpoint", name, f"there is none of that step; {there}")
+        require(int(name) in steps, "sample.checkpoint", name, f"there is no checkpoint of that step; {there}")
         return int(name)
     rows, step = alike(workdir), best_step(workdir, steps)
-    none = "no evaluation was made in training, see evaluate.every_steps; use newest, or a step"
+    none = "there was no evaluation in training (see evaluate.every_steps); use newest, or a step"
     require(bool(rows), "sample.checkpoint", name, none)
-    require(step is not None, "sample.checkpoint", name, f"those that were evaluated in training are gone; {there}")
+    require(step is not None, "sample.checkpoint", name, f"the checkpoints evaluated in training are gone; {there}")
     first = min(rows, key=distance)["step"]
     if first != step:
-        logger.warning("step %d was better, but its checkpoint is gone: step %d is the best there is", first, step)
+        logger.warning("step %d was better, but its checkpoint is gone: step %d is the best that is left", first, step)
     return step

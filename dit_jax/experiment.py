@@ -69,7 +69,7 @@ class Experiment:
         """Maps images to what is diffused, and back. Raises UserError if the autoencoder for it was not loaded."""
         if not self.config.model.latents:
             return PIXELS
-        fix = "no autoencoder is at hand here; train and sample by main.py with a workdir, or use false"
+        fix = "no autoencoder is loaded; train and sample with main.py and a workdir, or use false"
         require(self.autoencoder is not None, "model.latents", True, fix)
         return cast(Codec, self.autoencoder)
 

@@ -23,21 +23,21 @@ def check_workdir(
     A run that ended before it had anything to lose may be started again with any config. `fix` tells the user what to
     do about a run that has something to lose.
     """
-    require(not workdir.exists() or workdir.is_dir(), "--workdir", workdir, "it is a file; name a folder")
+    require(not workdir.exists() or workdir.is_dir(), "--workdir", workdir, "it is a file; use a folder")
     checkpoints = workdir / "checkpoints"
-    file = f"{checkpoints}: it is a file; move it away, or use another workdir"
+    file = f"{checkpoints} is a file; move it elsewhere, or use another workdir"
     require(not checkpoints.exists() or checkpoints.is_dir(), "--workdir", workdir, file)
     for folder in (checkpoints, *checkpoints.glob("[0-9]*")):
-        link = f"{folder} is a link to a folder that is not there; mount or make it"
+        link = f"{folder} is a link to a missing folder; mount or create that folder"
         require(folder.exists() or not folder.is_symlink(), "--workdir", workdir, link)
     if configs.path_of(workdir).exists():
         old, path = configs.read(workdir), configs.path_of(workdir)
-        foreign = f"{path} is another program's; move it away, or use another workdir"
+        foreign = f"{path} belongs to another program; move it elsewhere, or use another workdir"
         require(all(section in old for section in SECTIONS), "--workdir", workdir, foreign)
         changed = configs.differences(old, config, free)
         if changed and has_begun(workdir):
             listed = "; ".join(changed)
-            raise UserError(f"--workdir={workdir} holds a run of another config ({listed}); {fix}")
+            raise UserError(f"--workdir={workdir} holds a run with another config ({listed}); {fix}")
         if has_begun(workdir):
             configs.check_keys(old, config, str(path))
     elif any(checkpoints.glob("[0-9]*")):
@@ -74,7 +74,7 @@ def check_savable(workdir: Path) -> None:
     """
     whole = str(workdir.absolute())
     for part in ("[", "**", "\\"):
-        fix = f"checkpoints cannot be kept below {whole}, for the {part} in it; use another folder"
+        fix = f"checkpoints cannot be stored below {whole} because of the {part} in it; use another folder"
         require(part not in whole, "--workdir", workdir, fix)
     shown = whole.encode(errors="replace").decode()
     require(shown == whole, "--workdir", shown, "its path is not UTF-8; use another folder")
@@ -88,5 +88,5 @@ def make_folder(folder: Path, flag: str) -> None:
             pass
     except OSError as error:
         raise UserError(
-            f"{flag}={folder} cannot be written ({error.strerror}); name a folder that you may write"
+            f"{flag}={folder} cannot be written to ({error.strerror}); use a folder that you can write to"
         ) from None

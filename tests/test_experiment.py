@@ -13,6 +13,7 @@ import pytest
 import dit_jax
 from configs import default
 from dit_jax.errors import UserError
+from dit_jax.experiment import Experiment, make_sample
 from dit_jax.jobs.sample import Task, draw_all
 from dit_jax.loading import Run, load
 from dit_jax.settings import configs
@@ -135,6 +136,61 @@ def test_outside_the_guidance_interval_images_are_unguided(workdir, monkeypatch)
     assert np.abs(whole.astype(int) - none.astype(int)).max() > 1
 
 
+@pytest.fixture
+def images_of(monkeypatch):
+    """images_of(labels, classifier, **config) -> the float images of a network whose eps is a tenth of the label."""
+    tiny.install(monkeypatch)
+    tiny.on_devices(monkeypatch, 1)
+    tenth = lambda self, params, x_t, t_B, labels_B: 0 * x_t + labels_B[:, None, None, None] / 10  # noqa: E731
+    monkeypatch.setattr(Experiment, "apply", tenth)
+
+    def draw(labels, classifier=None, **more):
+        experiment = tiny.experiment(**{"sample__clip_x_0": False} | more)
+        sample = make_sample(experiment, experiment.plan(), classifier=classifier)
+        return np.asarray(sample({}, jax.random.key(3), labels))
+
+    return draw
+
+
+def test_guidance_0_draws_what_the_label_for_no_class_does(images_of):
+    """That label is 3 for a model of three classes (models/dit.py)."""
+    of_no_class = images_of([3, 3])
+    np.testing.assert_allclose(images_of([0, 1], sample__guidance=0.0), of_no_class, atol=1e-5)
+    assert np.abs(images_of([2, 2]) - of_no_class).max() > 1e-2
+
+
+def test_a_classifier_guides_only_within_the_guidance_interval(images_of):
+    """T = 20: no t / T is above 0.95, so guidance from 0.97 on is none."""
+    logits = lambda x_t, t_B: x_t.mean((1, 2))  # noqa: E731
+    plain = images_of([0, 1])
+    always, never = (
+        images_of([0, 1], logits, sample__classifier_scale=50.0, sample__guidance_from=start) for start in (0.0, 0.97)
+    )
+    np.testing.assert_allclose(never, plain, atol=1e-5)
+    assert np.abs(always - plain).max() > 1e-2
+
+
+def test_x_0_is_clipped_only_if_the_config_says_so(images_of):
+    """The last step of ddpm gives the predicted x_0 itself, and this network leaves nearly all noise in it."""
+    free, clipped = (np.abs(images_of([0, 1], sample__clip_x_0=clip)).max() for clip in (False, True))
+    assert free > 1.1
+    assert clipped <= 1 + 1e-5
+
+
+def test_no_class_is_refused_if_the_model_was_not_trained_on_it(monkeypatch):
+    tiny.install(monkeypatch)
+    sample = tiny.experiment(train__label_dropout=0.0).sampler()
+    with pytest.raises(UserError, match="label 3 "):
+        sample(None, jax.random.key(3), [0, 3])
+
+
+def test_the_initial_weights_and_the_draws_of_training_have_different_keys(monkeypatch):
+    """Neither is the seed's own key, as both are folded into and split further."""
+    tiny.install(monkeypatch)
+    keys = [jax.random.key(7), *tiny.experiment(seed=7).keys]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 3
+
+
 def test_the_plan_is_the_one_asked_for(monkeypatch):
     tiny.install(monkeypatch)
     monkeypatch.setattr("dit_jax.experiment.make_sample", lambda experiment, plan, *rest: plan)
@@ -246,7 +302,7 @@ def test_the_importable_twin_takes_the_overrides_of_the_command_line(workdir, mo
     assert run.experiment.config.model.dtype == "bfloat16"
     expected = run.experiment.sampler("ddim", 2)(run.ema_params, jax.random.key(3), [0, 1])
     np.testing.assert_array_equal(run.sample(run.ema_params, jax.random.key(3), [0, 1]), expected)
-    for wrong, told in (("sample.stps=2", "did you mean"), ("model.width=8", "run of another config"),
+    for wrong, told in (("sample.stps=2", "did you mean"), ("model.width=8", "run with another config"),
                         ("sample.steps=21", "sample.steps=21")):  # fmt: skip
         with pytest.raises(UserError, match=told):
             load(workdir, overrides=[wrong])

@@ -135,7 +135,7 @@ def test_a_run_that_is_asked_to_end_saves_and_goes_on(number, code, place, tmp_p
     assert got == code, told
     (saved,) = process.checkpoints(tmp_path)  # none was due: this is the one made on request
     assert f"{signal.Signals(number).name}: finishing the steps under way, then saving" in "\n".join(told)
-    assert told[-1] == f"saved step {saved} of 4000 in {tmp_path}; the same command goes on"
+    assert told[-1] == f"saved step {saved} of 4000 in {tmp_path}; the same command resumes the run"
     assert 6 <= saved < 4000
     assert not (tmp_path / ".lock").exists()
 
@@ -224,7 +224,7 @@ def test_a_second_trainer_is_refused_and_touches_nothing(tiny_data, tmp_path, ca
         assert tiny.snapshot(tmp_path) == before
     assert done.code == 2
     assert len(done.err) == 1
-    assert "another training run has it (process" in done.err[0]
+    assert "another training run is using it (process" in done.err[0]
 
 
 @pytest.mark.long
@@ -236,7 +236,7 @@ def test_a_learning_rate_that_blows_up_ends_in_one_line_with_finite_checkpoints(
     assert len(errors) == 1
     assert "10 steps in a row had a loss or gradient that is not finite" in errors[0]
     assert "lower optimizer.learning_rate" in errors[0]
-    assert "steps left out, as loss or gradient is not finite: 2 up to step" in caplog.text
+    assert "steps skipped because the loss or gradient was not finite: 2 up to step" in caplog.text
     assert not any("Traceback" in line for line in done.err)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(process.final_state(tmp_path)))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -271,7 +271,7 @@ def test_a_disk_that_is_full_is_one_line_and_the_older_checkpoint_stays(place, t
     assert code == 2, told
     errors = [line for line in told if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "cannot be written (File too large): mend that, and the same command goes on" in errors[0]
+    assert "cannot be written (File too large): fix that, and the same command resumes" in errors[0]
     assert not any("Traceback" in line for line in told), told
     assert process.checkpoints(tmp_path) == [4]
 
@@ -287,7 +287,7 @@ def test_a_folder_that_may_not_be_written_is_one_line(tiny_data, tmp_path, capfd
     monkeypatch.undo()
     assert (done.code, done.err) == (
         2,
-        [f"error: --workdir={tmp_path} cannot be written (Permission denied); name a folder that you may write"],
+        [f"error: --workdir={tmp_path} cannot be written to (Permission denied); use a folder that you can write to"],
     )
 
 

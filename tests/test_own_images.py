@@ -75,7 +75,7 @@ def test_train_sample_evaluate_and_go_on_without_the_folder(root, tmp_path, capf
     assert f"data.root={root}: there is no such folder" in line
     line = refused(capfd, *flags(tmp_path))
     assert f"data.root={root}: there is no such folder" in line
-    assert "goes on without --config" in line
+    assert "continues without --config" in line
 
 
 @pytest.mark.long
@@ -90,7 +90,7 @@ def test_what_changes_between_two_starts(root, tmp_path, capfd, caplog, monkeypa
     paint(root / "train", "bee", 1, seed=30)
     ran(capfd, *flags(tmp_path, train__steps=6))
     assert made
-    assert "is not as the run has seen it; from here on this is another run" in caplog.text
+    assert "has changed since this run read it; from here on this is another run" in caplog.text
     caplog.clear()
     ran(capfd, *flags(tmp_path, train__steps=8))
     assert "another run" not in caplog.text
@@ -105,12 +105,12 @@ def test_what_changes_between_two_starts(root, tmp_path, capfd, caplog, monkeypa
 
 
 MISTAKES = {
-    "no root": ({"data__root": ""}, "data.root='': name the folder of pictures by --config.data.root=DIR"),
-    "no such root": ({"data__root": "nowhere"}, "data.root=nowhere: there is no such folder; name one with a folder"),
-    "size 0": ({"data__image_size": 0}, "data.image_size=0: use a number of pixels, 1 to 4096"),
-    "patch": ({"data__image_size": 10}, "model.patch_size=4: it must divide the images, 10 x 10 pixels"),
+    "no root": ({"data__root": ""}, "data.root='': set --config.data.root=DIR to the folder of pictures"),
+    "no such root": ({"data__root": "nowhere"}, "data.root=nowhere: there is no such folder; use one with a folder"),
+    "size 0": ({"data__image_size": 0}, "data.image_size=0: use a number of pixels from 1 to 4096"),
+    "patch": ({"data__image_size": 10}, "model.patch_size=4: it must divide the size of the images, 10 x 10 pixels"),
     "label": ({"sample__labels": "ant"}, "the classes are 0 bee, 1 wasp, common"),
-    "batch": ({"train__batch_size": 32}, "train.batch_size=32: the data has 24 images; use fewer"),
+    "batch": ({"train__batch_size": 32}, "train.batch_size=32: the data has only 24 images; use no more"),
 }
 
 
@@ -131,7 +131,7 @@ def test_one_picture_a_class_is_trained_on_and_told_where_it_cannot_be_judged(tm
         paint(tmp_path / "root", name, 1, seed)
     size = {"train__batch_size": 2, "classifier__batch_size": 2}
     ran(capfd, *flags(tmp_path, **size), "--mode=train_classifier")
-    assert "how good it is cannot be said: data.root: it has no test pictures" in caplog.text
+    assert "its quality cannot be measured: data.root: it has no test pictures" in caplog.text
     before = tiny.snapshot(tmp_path)
     more = {"evaluate__features": "classifier", "evaluate__every_steps": 1}
     assert "it has no test pictures" in refused(capfd, *flags(tmp_path, **size | more))
@@ -151,6 +151,6 @@ def test_a_few_test_pictures_are_no_floor_and_the_figures_are_told_without(caplo
     few = tiny.records().first(9)
     floor = floor_of(None, None, few, ())
     assert floor == {"split": "test", "n": 9}
-    assert "9 test images are too few for a floor, 10 would do" in caplog.text
+    assert "9 test images are too few for a floor; at least 10 are needed" in caplog.text
     told = table({"n": 40, "kid": 0.25, "guidance": 2.0, "floor": floor}, ["kid"])
     assert told.split() == ["40", "images", "9", "real", "kid", "0.25", "-"]

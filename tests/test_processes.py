@@ -84,7 +84,7 @@ def test_ended_killed_and_resumed_by_one_process_it_is_the_same_run(place, undis
     assert (code, code_1) == (143, 143), (told, told_1)
     (saved,) = process.checkpoints(tmp_path)
     assert "another process was asked to end: saving" in told
-    assert told[-1] == f"saved step {saved} of {STEPS} in {tmp_path}; the same command goes on"
+    assert told[-1] == f"saved step {saved} of {STEPS} in {tmp_path}; the same command resumes the run"
     assert not [line for line in told_1 if "step" in line]  # only the first process speaks
 
     pair = process.start_pair(place[0], tmp_path, place[1], *SETTINGS)
@@ -110,7 +110,7 @@ def test_an_error_of_one_process_is_told_once_and_ends_both(place, tmp_path):
     assert (code, code_1) == (2, 2), (told, told_1)
     errors = [line for line in told + told_1 if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "cannot be written (File too large): mend that" in errors[0]
+    assert "cannot be written (File too large): fix that" in errors[0]
     assert not any("Traceback" in line for line in told + told_1), (told, told_1)
     assert time.monotonic() - start < 120
 
@@ -127,7 +127,7 @@ def test_a_process_with_another_config_or_other_data_is_told_once(place, tmp_pat
         (code, told), (code_1, told_1) = map(process.finish, pair)
         assert (code, code_1) == (2, 2), (told, told_1)
         (line,) = [line for line in told + told_1 if "error" in line]
-        assert line.startswith(f"error: the 2 processes have not the same {what}; ")
+        assert line.startswith(f"error: the 2 processes do not have the same {what}; ")
         assert not workdir.exists()
 
 

@@ -146,5 +146,5 @@ def test_a_split_that_saves_nothing_is_refused(monkeypatch):
     """Width 16 and its multiples do not divide by 7."""
     tiny.install(monkeypatch)
     tiny.on_devices(monkeypatch, 7)
-    with pytest.raises(UserError, match=r"^train.shard_params=True: 7 devices do not divide"):
+    with pytest.raises(UserError, match=r"^train.shard_params=True: the sizes .* are not divisible by 7 devices"):
         tiny.experiment(train__shard_params=True, train__batch_size=7).check_devices()

@@ -37,7 +37,7 @@ def test_a_config_json_of_another_program_stays_as_it_is(text, begun, run, tmp_p
     path.write_text(text)
     done = run()
     assert (done.code, len(done.err)) == (2, 1)
-    assert f"{path} is another program's; move it away, or use another workdir" in done.err[0]
+    assert f"{path} belongs to another program; move it elsewhere, or use another workdir" in done.err[0]
     assert path.read_text() == text
 
 
@@ -59,7 +59,7 @@ def test_without_its_checkpoints_a_run_does_not_begin_again(run, tmp_path):
     assert metrics.read_bytes() == before
     (tmp_path / "run" / "checkpoints").rmdir()
     (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "unmounted")
-    assert "is a link to a folder that is not there" in run().err[-1]
+    assert "is a link to a missing folder" in run().err[-1]
 
 
 def test_a_step_beyond_any_number_is_told_as_it_stands(run, tmp_path):
@@ -88,4 +88,4 @@ def test_a_checkpoint_that_is_a_link_to_nowhere_is_told_before_training(run, tmp
     newest.symlink_to(tmp_path / "gone")
     done = run()
     assert done.code == 2
-    assert f"{newest} is a link to a folder that is not there; mount or make it" in done.err[0]
+    assert f"{newest} is a link to a missing folder; mount or create that folder" in done.err[0]

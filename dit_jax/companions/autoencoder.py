@@ -126,10 +126,10 @@ def with_codec(workdir: Path, config: ConfigDict) -> Experiment:
         require(config.autoencoder[key] == made[key], f"autoencoder.{key}", config.autoencoder[key], fix)
     about = read_latents(folder, state, made.channels)
     if about is None:
-        raise UserError(f"{folder} is not trained to its end; first run --mode=train_autoencoder --workdir {workdir}")
+        raise UserError(f"{folder} is not fully trained; first run --mode=train_autoencoder --workdir {workdir}")
     codec = experiment.codec_of(state.ema_params, about["mean"], about["std"])
     learnt, sha256 = learnt_with(workdir), weights_hash(codec.weights)
-    fix = f"the run has learnt latents of {learnt[:12]}...; put that autoencoder with its {LATENTS_JSON} back"
+    fix = f"the run was trained on latents of {learnt[:12]}...; restore that autoencoder and its {LATENTS_JSON}"
     require(learnt in ("", sha256), f"{folder}: weights", f"{sha256[:12]}...", fix)
     config.autoencoder.update(made)
     config.autoencoder.sha256 = sha256

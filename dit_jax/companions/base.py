@@ -53,9 +53,10 @@ def restore(kind: type[Kind], workdir: Path, config: ConfigDict) -> tuple[Kind, 
         raise missing
     experiment = kind(read_resolved(folder))
     known, asked = experiment.info, Experiment(config).info
-    fix = f"move it away, and train another by {mode}"
-    require(known.name == asked.name, "data.name", asked.name, f"{folder} knows {known.name}; {fix}")
-    require(known == asked, "data.name", asked.name, f"{folder} knows other classes or another size; {fix}")
+    fix = f"move it elsewhere, and train another with {mode}"
+    require(known.name == asked.name, "data.name", asked.name, f"{folder} was trained on {known.name}; {fix}")
+    other = f"{folder} was trained with other classes or another image size; {fix}"
+    require(known == asked, "data.name", asked.name, other)
     with Checkpointer(folder, keep=1, read_only=True) as checkpointer:
         state = checkpointer.restore(experiment.abstract_state())
     if state is None:

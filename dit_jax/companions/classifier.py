@@ -69,7 +69,7 @@ def load_guide(workdir: Path, config: ConfigDict) -> tuple[Logits, str]:
     """
     experiment, state = trained_classifier(workdir, config)
     alike = all(map(np.array_equal, experiment.schedule, Experiment(config).schedule))
-    noise = f"{workdir / 'classifier'} knows the noise of another process (diffusion.*); train another, or use 0"
+    noise = f"{workdir / 'classifier'} was trained with other noise (diffusion.*); train another, or use 0"
     require(alike, "sample.classifier_scale", config.sample.classifier_scale, noise)
     params = jax.tree.map(whole, state.ema_params)
     return lambda x_t, t_B: experiment.apply(params, x_t, t_B).logits, weights_hash(state.ema_params)
@@ -84,6 +84,6 @@ def trained_classifier(workdir: Path, config: ConfigDict) -> tuple[ClassifierExp
     experiment, state = restore(ClassifierExperiment, workdir, config)
     step, steps = int(state.step), experiment.config.classifier.steps
     if step < steps:
-        again = "finish it by --mode=train_classifier; until then figures by it mean little"
+        again = "finish it with --mode=train_classifier; until then, its figures mean little"
         logger.warning("%s has done %d of its %d steps: %s", workdir / "classifier", step, steps, again)
     return experiment, state

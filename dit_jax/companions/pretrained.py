@@ -39,14 +39,14 @@ def load_autoencoder(path: Path, shapes: Any) -> Any:
     what = f"autoencoder.pretrained={path}"
     if not path.is_file():
         raise UserError(
-            f"{what}: there is no such file; name a diffusion_pytorch_model.safetensors of an AutoencoderKL"
+            f"{what}: there is no such file; give a diffusion_pytorch_model.safetensors of an AutoencoderKL"
         )
     try:
         tensors = load_file(path)
     except AttributeError as error:  # a dtype that NumPy lacks, such as 8-bit floats
-        raise UserError(f"{what} has a type of numbers that is not read ({error}); save it as float32") from None
+        raise UserError(f"{what} has an unsupported number type ({error}); save it as float32") from None
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{what} cannot be read as safetensors ({error}); fetch it again") from None
+        raise UserError(f"{what} cannot be read as safetensors ({error}); download it again") from None
     left = set(tensors)
 
     def take(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -55,20 +55,20 @@ def load_autoencoder(path: Path, shapes: Any) -> Any:
             name = re.sub("|".join(map(re.escape, OLD_NAMES)), lambda found: OLD_NAMES[found[0]], name)
         array = tensors.get(name)
         if array is None or (ours := to_ours(array)).shape != leaf.shape:
-            found = "is missing" if array is None else f"has shape {list(array.shape)}, of ours {list(leaf.shape)}"
-            fix = "use its autoencoder.downsample, channels, width and depth (Stable Diffusion: 8, 4, 128, 2)"
+            found = "is missing" if array is None else f"has shape {list(array.shape)}, expected {list(leaf.shape)}"
+            fix = "set autoencoder.downsample, channels, width and depth to match (Stable Diffusion: 8, 4, 128, 2)"
             raise UserError(f"{what}: {name} {found}; {fix}")
         if not jnp.issubdtype(array.dtype, jnp.floating):
             kind = f"{name}: {array.dtype}"
-            raise UserError(f"{what} has a type of numbers that is not read ({kind}); save it as float32")
+            raise UserError(f"{what} has an unsupported number type ({kind}); save it as float32")
         if not np.isfinite(ours).all():
-            raise UserError(f"{what}: {name} has values that are not finite in float32; fetch it again")
+            raise UserError(f"{what}: {name} has values that are not finite in float32; download it again")
         left.discard(name)
         return ours
 
     params = jax.tree_util.tree_map_with_path(take, shapes)
     if left:
-        raise UserError(f"{what} has {min(left)} besides: it is of another autoencoder; name one of an AutoencoderKL")
+        raise UserError(f"{what} also has {min(left)}: it is another kind of autoencoder; use an AutoencoderKL")
     return params
 
 

@@ -70,7 +70,7 @@ class Cifar10(cifar.Cifar10, skip_registration=True):
             data_dir = self.data_path.parent.parent
             raise UserError(
                 f"no data set cifar10 in {data_dir}, and {url} cannot be downloaded ({type(error).__name__}): "
-                f"bring the archive here and run `{command(data_dir)}`"
+                f"copy the archive to this machine and run `{command(data_dir)}`"
             ) from error
 
     def _generate_examples(self, split_prefix, filepaths):
@@ -97,7 +97,7 @@ class _Bounded(io.BufferedIOBase):
         data = self._stream.read(size)
         self._left -= len(data)
         if self._left < 0:
-            raise UserError("the archive unpacks to more than CIFAR-10 holds: is it cifar-10-binary.tar.gz?")
+            raise UserError("the archive unpacks to more data than CIFAR-10 has: is it cifar-10-binary.tar.gz?")
         return data
 
 
@@ -120,7 +120,7 @@ def read_archive(path: Path) -> dict[str, bytes]:
     except UserError:
         raise
     except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
-        raise UserError(f"{path} is no whole gzip-compressed tar archive ({error}): get it again") from error
+        raise UserError(f"{path} is not a complete gzip-compressed tar archive ({error}): download it again") from error
     _check_contents(path, contents)
     return contents
 
@@ -131,9 +131,9 @@ def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, contents: dict[s
     if folder != FOLDER or "/" in name or name == "..":
         raise UserError(f"archive member {member.name!r} lies outside the folder {FOLDER}: archive refused")
     if member.issparse() or not (member.isfile() or (member.isdir() and not name)):
-        raise UserError(f"archive member {member.name!r} is no plain file: archive refused")
+        raise UserError(f"archive member {member.name!r} is not a plain file: archive refused")
     if name in contents:
-        raise UserError(f"archive member {member.name!r} comes twice: archive refused")
+        raise UserError(f"archive member {member.name!r} occurs twice: archive refused")
     binary = any(name in names for names in FILES.values())
     expected = RECORDS_PER_FILE * RECORD_BYTES
     if binary and member.size != expected:
@@ -143,7 +143,7 @@ def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, contents: dict[s
         )
     if name == NAMES_FILE and member.size > SMALL_BYTES:
         raise UserError(
-            f"archive member {member.name!r} has {member.size} bytes, no list of ten names: archive refused"
+            f"archive member {member.name!r} has {member.size} bytes, too many for ten names: archive refused"
         )
     if binary or name == NAMES_FILE:
         contents[name] = _read_content(tar, member)
@@ -171,7 +171,7 @@ def _check_contents(path: Path, contents: dict[str, bytes]) -> None:
         labels = np.frombuffer(contents[name], np.uint8)[::RECORD_BYTES]
         wrong = np.flatnonzero(labels >= len(CLASS_NAMES))
         if wrong.size:
-            raise UserError(f"{path}: record {wrong[0]} of {name} has label {labels[wrong[0]]}, labels are 0..9")
+            raise UserError(f"{path}: record {wrong[0]} of {name} has label {labels[wrong[0]]}, expected 0..9")
     names = tuple(contents.pop(NAMES_FILE).decode("utf-8", "replace").split())
     if names != CLASS_NAMES:
         raise UserError(f"{path}: {NAMES_FILE} names the classes {names}, not {CLASS_NAMES}")
@@ -188,12 +188,14 @@ def checksum_mismatch(archive: Path) -> str:
             actual = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.tell()
     except OSError as error:
-        raise UserError(f"cannot read the archive {archive} ({error.strerror}): name cifar-10-binary.tar.gz") from None
+        raise UserError(
+            f"cannot read the archive {archive} ({error.strerror}): give the path of cifar-10-binary.tar.gz"
+        ) from None
     if actual == published.checksum:
         return ""
     return (
         f"{archive} ({size} bytes) has SHA-256 {actual}, "
-        f"the published archive ({int(published.size)} bytes) {published.checksum}"
+        f"but the published archive ({int(published.size)} bytes) has {published.checksum}"
     )
 
 
@@ -209,7 +211,7 @@ def check_checksum(archive: Path, data_dir: Path, allow_mismatch: bool) -> None:
     mismatch = checksum_mismatch(archive)
     if mismatch and not allow_mismatch:
         accept = f"{command(data_dir, archive)} --allow_checksum_mismatch"
-        raise UserError(f"{mismatch}: get it again, or accept this one with `{accept}`")
+        raise UserError(f"{mismatch}: download it again, or accept this one with `{accept}`")
     if mismatch:
         print(f"WARNING: CHECKSUM MISMATCH ACCEPTED, this may not be CIFAR-10: {mismatch}", file=sys.stderr)
 
@@ -241,9 +243,15 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line, and returns the exit status: 0, 2 for a user's error, or 130 for Ctrl-C."""
     parser = _Parser(prog="python -m dit_jax.data.cifar10", description="Prepares CIFAR-10 for training.")
-    parser.add_argument("--archive", type=Path, help="cifar-10-binary.tar.gz; without it, it is downloaded")
-    parser.add_argument("--data_dir", type=Path, required=True, help="where TFDS keeps its data sets")
-    parser.add_argument("--allow_checksum_mismatch", action="store_true", help="accept another archive")
+    parser.add_argument(
+        "--archive",
+        type=Path,
+        help="path of cifar-10-binary.tar.gz (default: the one in downloads/manual, or a download)",
+    )
+    parser.add_argument("--data_dir", type=Path, required=True, help="folder in which TFDS stores data sets")
+    parser.add_argument(
+        "--allow_checksum_mismatch", action="store_true", help="accept an archive with another checksum"
+    )
     try:
         args = parser.parse_args(argv)
         data_dir = preparation.check_data_dir(args.data_dir)

@@ -127,7 +127,7 @@ def info(name: str, folder: image_folder.Folder | None = None) -> DatasetInfo:
     if name == image_folder.NAME and folder:
         return DatasetInfo(name, (folder.image_size, folder.image_size, 3), folder.class_names)
     if name not in DATASETS:
-        raise UserError(f"data.name: no data set {name!r}, choose one of {', '.join((*DATASETS, image_folder.NAME))}")
+        raise UserError(f"data.name={name} is not known; choose one of {', '.join((*DATASETS, image_folder.NAME))}")
     return DATASETS[name]
 
 
@@ -151,7 +151,7 @@ def open_split(source: Source, split: str = "train") -> Records:
     """
     facts = info(source.name, source.folder)
     if split not in SPLITS:
-        raise UserError(f"no split {split!r} of {source.name}, choose one of {', '.join(SPLITS)}")
+        raise UserError(f"no split {split!r} of {source.name}; choose one of {', '.join(SPLITS)}")
     data_dir = preparation.check_data_dir(source.data_dir)
     prepared = image_folder.prepare(source.folder, data_dir) if source.folder else PREPARE[source.name](data_dir)
     return replace(_open(prepared, facts, split), origin=str(prepared.relative_to(data_dir)))
@@ -165,8 +165,8 @@ def _open(directory: Path, facts: DatasetInfo, split: str) -> Records:
         builder: Any = tfds.builder_from_directory(directory)
         _check_format(builder, directory)
         if facts.name == image_folder.NAME and split not in builder.info.splits:
-            fix = "give two or more of a class, or ROOT/train and ROOT/test"
-            raise UserError(f"data.root: it has no {split} pictures, as every class has one alone; {fix}")
+            fix = "put two or more into a class, or use ROOT/train and ROOT/test"
+            raise UserError(f"data.root: it has no {split} pictures, as every class has only one; {fix}")
         records: Any = builder.as_data_source(split)
 
     def read(indices: np.ndarray) -> Split:
@@ -195,7 +195,7 @@ def decode(png: bytes, shape: tuple[int, int, int]) -> bytes:
     H, W, C = shape
     image = Image.open(io.BytesIO(png), formats=["PNG"])
     if image.size != (W, H) or len(image.getbands()) != C:
-        raise ValueError(f"an image of {image.size} pixels, {image.mode}, where {W} x {H} x {C} was promised")
+        raise ValueError(f"an image of {image.size} pixels, {image.mode}; expected {W} x {H} x {C}")
     return image.tobytes()
 
 
@@ -234,6 +234,6 @@ def _check_format(builder: tfds.core.DatasetBuilder, directory: Path) -> None:
     formats = {file_format.value for file_format in builder.info.available_file_formats()}
     if "array_record" not in formats:
         raise UserError(
-            f"{directory} holds {', '.join(sorted(formats))} files, which only TensorFlow reads: name another data_dir "
-            "or delete that folder, and it is prepared as array_record"
+            f"{directory} holds {', '.join(sorted(formats))} files, which only TensorFlow reads: use another data_dir, "
+            "or delete that folder so that it is prepared as array_record"
         )

@@ -47,10 +47,10 @@ class Listing(NamedTuple):
 
 def check_root(root: str) -> Path:
     """Returns the root with `~` expanded. Raises UserError if it is not a folder."""
-    layout = "name one with a folder of pictures for each class, ROOT/CLASS/PICTURE.png"
+    layout = "use one with a folder of pictures for each class, ROOT/CLASS/PICTURE.png"
     path = expanded(root)
     if not path.exists():
-        fix = "a run that is there already goes on without --config, from its prepared copy"
+        fix = "a run that has begun continues without --config, from its prepared copy"
         raise UserError(f"data.root={root}: there is no such folder; {layout} ({fix})")
     if not path.is_dir():
         raise UserError(f"data.root={root}: it is a file; {layout}")
@@ -66,7 +66,7 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
             entry.is_dir()  # follows links, so that a circular one raises here
         return kept
     except OSError as error:
-        where, fix = error.filename or folder, "mend its permissions, or remove it"
+        where, fix = error.filename or folder, "fix its permissions, or remove it"
         raise UserError(f"data.root: {where} cannot be read ({error.strerror}); {fix}") from None
 
 
@@ -92,13 +92,13 @@ def class_folders(folder: Path) -> list[str]:
     loose = [entry.name for entry in found if is_picture(entry.name) and not entry.is_dir()]
     if loose:
         fix = f"move it into a folder named after its class, such as {folder / 'CLASS' / loose[0]}"
-        raise UserError(f"data.root: the picture {folder / loose[0]} lies in no class folder; {fix}")
+        raise UserError(f"data.root: the picture {folder / loose[0]} is not in a class folder; {fix}")
     names = [entry.name for entry in found if entry.is_dir()]
     if not names:
         raise UserError(f"data.root: {folder} has no class folder; make one for each class, with its pictures in it")
     for name in names:
         if not name.isprintable():
-            raise UserError(f"data.root: the class folder {str(folder / name)!r} has characters no text has; rename it")
+            raise UserError(f"data.root: the class folder {str(folder / name)!r} has unprintable characters; rename it")
     return names
 
 
@@ -126,7 +126,7 @@ def scan(root: str) -> Listing:
             raise UserError(f"data.root: {folder / strange[0]} is a class without training pictures; {fix}")
         splits[split] = [p for name in mine for p in list_class(path, folder / name, names.index(name), left_out)]
     if left_out:
-        logger.warning("data.root: %d files are left out, such as %s; %s", len(left_out), min(left_out), WANTED)
+        logger.warning("data.root: files ignored: %d, such as %s; %s", len(left_out), min(left_out), WANTED)
     if "test" in splits:
         for unused in (path / name for name in TEST_FOLDERS):
             if unused.is_dir() and not unused.samefile(parts["test"]):
@@ -148,19 +148,19 @@ def list_class(root: Path, folder: Path, label: int, left_out: list[str]) -> lis
     pictures = []
     for entry in entries(folder):
         if entry.is_dir():
-            fix = "move its pictures into the class folder, or it elsewhere"
+            fix = "move its pictures into the class folder, or move it elsewhere"
             if folder.name in ("train", *TEST_FOLDERS):
-                fix = "to be taken as splits, train and test (or val) must be all that the root holds"
+                fix = "to be used as splits, train and test (or val) must be the only folders of the root"
             raise UserError(f"data.root: {entry.path} is a folder within a class; {fix}")
         if not is_picture(entry.name):
             left_out.append(entry.path)
             continue
         if not entry.is_file():
-            raise UserError(f"data.root: {entry.path} is no file (a link to nothing?); remove it")
+            raise UserError(f"data.root: {entry.path} is not a file (a broken link?); remove it")
         found = entry.stat()
         pictures.append(Picture(os.path.relpath(entry.path, root), label, found.st_size, found.st_mtime_ns))
     if not pictures:
-        raise UserError(f"data.root: {folder} holds no picture ({WANTED}); put some there or remove the folder")
+        raise UserError(f"data.root: {folder} has no pictures ({WANTED}); add some or remove the folder")
     return pictures
 
 

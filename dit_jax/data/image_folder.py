@@ -56,13 +56,13 @@ def look(folder: Folder) -> tuple[folders.Listing, Folder]:
     gone = sorted(set(folder.class_names) - set(listing.class_names))
     new = sorted(set(listing.class_names) - set(folder.class_names))
     if gone or new:
-        changes = [f"{word} {', '.join(names[:5])}" for word, names in (("without", gone), ("with", new)) if names]
+        changes = [f"{word} {', '.join(names[:5])}" for word, names in (("lacks", gone), ("adds", new)) if names]
         fix = "restore the class folders, or use another workdir"
-        raise UserError(f"data.root={folder.root} has other classes than the run: {' and '.join(changes)}; {fix}")
+        raise UserError(f"data.root={folder.root} has other classes than the run: it {' and '.join(changes)}; {fix}")
     if folder.class_names != listing.class_names:  # their order matters: a label is an index into it
         place = next(i for i, name in enumerate(folder.class_names) if name not in listing.class_names[i : i + 1])
         fix = "use another workdir" if folder.content else "omit it"
-        raise UserError(f"data.class_names has classes of {folder.root} twice, or not in alphabetical order: "
+        raise UserError(f"data.class_names repeats classes of {folder.root}, or is not in alphabetical order: "
                         f"'{folder.class_names[place]}', number {place + 1}; {fix}")  # fmt: skip
     exact = f"{VERSION} {folder.image_size} {folder.skip_broken} {listing.content()}"
     content = f"{folder.image_size}px-{hashlib.sha256(exact.encode()).hexdigest()[:16]}"
@@ -77,11 +77,11 @@ def refresh(folder: Folder, data_dir: Path) -> Folder:
     directory = directory_of(folder, data_dir)
     kept = folder.content and preparation.is_prepared(directory)
     if kept and not expanded(folder.root).is_dir():
-        logger.info("data.root=%s is not there, but its copy %s is", folder.root, directory)
+        logger.info("data.root=%s is missing, so its copy %s is used", folder.root, directory)
         return folder
     _, now = look(folder)
     if folder.content not in ("", now.content):
-        logger.warning("data.root=%s is not as the run has seen it; from here on this is another run", folder.root)
+        logger.warning("data.root=%s has changed since this run read it; from here on this is another run", folder.root)
     return now
 
 
@@ -96,7 +96,7 @@ def prepare(folder: Folder, data_dir: Path) -> Path:
     listing, now = look(folder)
     directory = directory_of(now, data_dir)
     if folder.content not in ("", now.content):
-        logger.warning("data.root=%s is not as the run has seen it; it is used as it is now", folder.root)
+        logger.warning("data.root=%s has changed since this run read it; it is used as it is now", folder.root)
     if not preparation.is_prepared(directory):
         with preparation.only_one(data_dir / NAME, "*/*incomplete*"):
             if not preparation.is_prepared(directory):  # another process may have made it meanwhile
@@ -112,14 +112,14 @@ def make(folder: Folder, listing: folders.Listing, data_dir: Path) -> None:
         warnings.filterwarnings("ignore", module="PIL")  # they are about oddities in single files
         builder = ImageFolder(folder, listing, progress.update, data_dir=data_dir, file_format="array_record")
         preparation.prepare(builder)
-    size, held = folder.image_size, " (held out of them)" if listing.held_out else ""
+    size, held = folder.image_size, " (held out)" if listing.held_out else ""
     kept = {split: found.num_examples for split, found in builder.info.splits.items()}
     told = (len(listing.class_names), kept["train"], kept.get("test", 0), held, size, size)
-    logger.info("classes: %d; pictures: %d for training, %d for tests%s, now images of %d x %d pixels", *told)
+    logger.info("classes: %d; pictures: %d for training, %d for testing%s, stored as images of %d x %d pixels", *told)
     if builder.enlarged:
-        logger.warning("%d pictures are smaller than %d pixels, and were enlarged", builder.enlarged, size)
+        logger.warning("%d pictures are smaller than %d pixels and were enlarged", builder.enlarged, size)
     if builder.broken:
-        what = f"{len(builder.broken)} broken pictures are left out: {', '.join(builder.broken[:5])}"
+        what = f"broken pictures skipped ({len(builder.broken)}): {', '.join(builder.broken[:5])}"
         logger.warning("%s", what + (" ..." if len(builder.broken) > 5 else ""))
 
 
@@ -168,9 +168,9 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                         yield os.fsencode(picture.path), {"image": image, "label": picture.label}
         if split == "train" and len(whole) < len(self._folder.class_names):
             lost = next(name for i, name in enumerate(self._folder.class_names) if i not in whole)
-            raise UserError(f"data.root: every picture of the class {lost} is broken; put others there")
+            raise UserError(f"data.root: every picture of the class {lost} is broken; add others")
         if not whole:
-            raise UserError(f"data.root: every {split} picture is broken; put others there")
+            raise UserError(f"data.root: every {split} picture is broken; add others")
 
     def _encode(self, picture: folders.Picture) -> tuple[bytes | None, bool]:
         """Returns (PNG, or None for a broken picture to skip; whether it was enlarged). It is thread-safe.
@@ -186,6 +186,6 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             if self._folder.skip_broken:
                 return None, False
             reason = " ".join(str(error).split())[:200]
-            fix = "mend or remove it, or leave such pictures out by --config.data.skip_broken=true"
+            fix = "repair or remove it, or skip such pictures with --config.data.skip_broken=true"
             raise UserError(f"data.root: {path} cannot be read ({reason}); {fix}") from None
         return preparation.png(np.asarray(image)), enlarged

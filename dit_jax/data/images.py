@@ -66,14 +66,14 @@ def open_images(
     if path.is_file():
         return from_npz(path, shape, num_classes, what)
     raise UserError(
-        f"{what}={path}: there is nothing of that name; name a folder of pictures, a picture or an NPZ file"
+        f"{what}={path}: there is no such file or folder; give a folder of pictures, a picture or an NPZ file"
     )
 
 
 def read_mask(path: Path, height: int, width: int, what: str) -> np.ndarray:
     """Reads a picture as a mask: bool [H, W, 1], true where it is white (above 127), after a crop and resize to fit."""
     if path.suffix.lower() not in FORMATS or not path.is_file():
-        raise UserError(f"{what}={path}: there is no such picture; name one that is white where to draw anew")
+        raise UserError(f"{what}={path}: there is no such picture; give one that is white in the area to redraw")
     return decode(path, (height, width, 1), what, fit=True) > 127
 
 
@@ -81,7 +81,9 @@ def from_npz(path: Path, shape: tuple[int, int, int], num_classes: int, what: st
     """Reads the images and labels of an NPZ file."""
     if not zipfile.is_zipfile(path):
         kinds = ", ".join(FORMATS)
-        raise UserError(f"{what}={path} cannot be read: it is no whole NPZ file, and no picture by its name ({kinds})")
+        raise UserError(
+            f"{what}={path} cannot be read: it is neither a complete NPZ file nor named as a picture ({kinds})"
+        )
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             name = next((name for name in ("images", "arr_0") if name in file), "")  # arr_0: the name in ADM's files
@@ -89,7 +91,7 @@ def from_npz(path: Path, shape: tuple[int, int, int], num_classes: int, what: st
                 raise ValueError(f"it has no array `images`, only {', '.join(file.files) or 'nothing'}")
             images, labels = file[name], file.get("labels")
         if not all(isinstance(array, np.ndarray | None) for array in (images, labels)):
-            raise ValueError("images or labels is no array")  # NumPy returns bytes for a member that is not an array
+            raise ValueError("images or labels is not an array")  # NumPy returns bytes for other members
     except Exception as error:  # a damaged file can raise anything in zlib, the zip reader or the header parser
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -100,7 +102,7 @@ def from_npz(path: Path, shape: tuple[int, int, int], num_classes: int, what: st
         raise UserError(f"{what}={path}: its images are {images.dtype} {images.shape}; {wanted}")
     check_shape(images.shape[1:], shape, path, what)
     if not len(images):
-        raise UserError(f"{what}={path}: it has no image; give at least one")
+        raise UserError(f"{what}={path}: it has no images; give at least one")
     if labels is not None:
         check_labels(labels, len(images), num_classes, path, what)
     return Images.of(images, labels)
@@ -113,11 +115,11 @@ def from_folder(
     seen = (file for file in path.iterdir() if not file.name.startswith("."))  # Macs leave ._1.png beside 1.png
     files = sorted(file for file in seen if file.suffix.lower() in FORMATS)
     if not files:
-        raise UserError(f"{what}={path}: no picture in it ({', '.join(FORMATS)}); name another folder")
+        raise UserError(f"{what}={path}: it has no pictures ({', '.join(FORMATS)}); use another folder")
     if skip_broken:  # decodes every picture twice, as their number must be known before the first is used
         files = [file for file in files if is_whole(file, shape, what, fit)]
         if not files:
-            raise UserError(f"{what}={path}: none of its pictures can be read; name another folder")
+            raise UserError(f"{what}={path}: none of its pictures can be read; use another folder")
 
     def chunks() -> Iterator[np.ndarray]:
         for first in range(0, len(files), CHUNK):
@@ -131,7 +133,7 @@ def is_whole(file: Path, shape: tuple[int, int, int], what: str, fit: bool) -> b
     try:
         decode(file, shape, what, fit)
     except BrokenPictureError as error:
-        logger.warning("%s: %s is left out (%s)", what, file, error.__cause__)
+        logger.warning("%s: %s is skipped (%s)", what, file, error.__cause__)
         return False
     return True
 
@@ -143,7 +145,7 @@ def decode(file: Path, shape: tuple[int, int, int], what: str, fit: bool = False
     """
     try:
         if not file.is_file():
-            raise OSError("it is no file")  # Pillow would wait forever on a pipe
+            raise OSError("it is not a file")  # Pillow would wait forever on a pipe
         check_sums(file)
         with Image.open(file, formats=[FORMATS[file.suffix.lower()]]) as picture:
             refusal = not_plain(picture)
@@ -155,7 +157,7 @@ def decode(file: Path, shape: tuple[int, int, int], what: str, fit: bool = False
     except Exception as error:  # a broken picture can raise anything, depending on its decoder
         if errno_of(error) in PASSING_ERRNO:
             raise
-        raise BrokenPictureError(f"{what}: {file} cannot be read ({error}); remove it or mend it") from error
+        raise BrokenPictureError(f"{what}: {file} cannot be read ({error}); repair or remove it") from error
     if refusal:
         raise UserError(f"{what}: {file} {refusal}")
     check_shape(pixels.shape, shape, file, what)
@@ -166,10 +168,10 @@ def not_plain(picture: Image.Image) -> str:
     """Returns why a picture is more than one frame of opaque 8-bit pixels, with the fix; '' if it is not."""
     frames = getattr(picture, "n_frames", 1)
     if frames > 1:
-        return f"has {frames} frames; give one still picture each"
+        return f"has {frames} frames; give a still picture"
     raw_modes = [str(tile.args) for tile in getattr(picture, "tile", [])]  # Pillow reads 16-bit colours as mode RGB
     if picture.mode.startswith(("I", "F")) or any(";16" in raw for raw in raw_modes):  # Pillow would truncate them
-        return f"has more than 8 bits a channel (mode {picture.mode}); convert it to 8 bits"
+        return f"has more than 8 bits per channel (mode {picture.mode}); convert it to 8 bits"
     if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
         return "is transparent in places; put it on a background"
     return ""
@@ -178,13 +180,15 @@ def not_plain(picture: Image.Image) -> str:
 def check_shape(found: tuple[int, ...], shape: tuple[int, int, int], path: Path, what: str) -> None:
     """Refuses images whose shape is not the data set's: resizing them would affect their evaluation."""
     if tuple(found) != shape:
-        raise UserError(f"{what}: {path} has images of {found}, the data set has {shape}; give images of that shape")
+        raise UserError(
+            f"{what}: {path} has images of {found}, but the data set has {shape}; give images of that shape"
+        )
 
 
 def check_labels(labels: np.ndarray, count: int, num_classes: int, path: Path, what: str) -> None:
     """Refuses labels that are not one class index per image."""
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(f"{what}={path}: its labels are {labels.dtype} {labels.shape}; give integers, one an image")
+        raise UserError(f"{what}={path}: its labels are {labels.dtype} {labels.shape}; give integers, one per image")
     if count and not 0 <= labels.min() <= labels.max() < num_classes:
         span = f"{labels.min()}..{labels.max()}"
         raise UserError(f"{what}={path}: its labels are {span}; the data set's are 0..{num_classes - 1}")

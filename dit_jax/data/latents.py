@@ -78,7 +78,7 @@ def keep(
         except RuntimeError as error:
             if "write() failed" not in str(error):  # array_record's message for a full disk
                 raise
-            fix = "make room, or name another data.data_dir"
+            fix = "make room, or use another data.data_dir"
             raise UserError(f"cannot write latents to {folder} ({error}): {fix}") from None
 
 
@@ -137,7 +137,7 @@ def open_part(path: Path, count: int) -> Callable[[list[int], tuple[int, ...]], 
     with told_as_damage(path, again):
         source = ArrayRecordDataSource([str(path)])
         if len(source) != count:
-            raise ValueError(f"{len(source)} records, where {count} were written")
+            raise ValueError(f"expected {count} records, got {len(source)}")
 
     def read(records: list[int], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         with told_as_damage(path, again):

@@ -29,7 +29,7 @@ def check_data_dir(data_dir: str | Path) -> Path:
     path = expanded(data_dir)
     for folder in (path, *path.parents):
         if folder.exists() and not folder.is_dir():
-            raise UserError(f"data_dir must be a folder, but {folder} is a file: remove it or name another data_dir")
+            raise UserError(f"data_dir must be a folder, but {folder} is a file: remove it or use another data_dir")
     return path
 
 
@@ -46,7 +46,9 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
     """
     directory = Path(builder.data_dir)
     if directory.exists() and not is_prepared(directory):
-        raise UserError(f"{directory} holds no whole data set (no dataset_info.json): delete that folder and try again")
+        raise UserError(
+            f"{directory} does not hold a complete data set (no dataset_info.json): delete that folder and try again"
+        )
     try:
         with no_empty_parent(directory), redirect_stdout(io.StringIO()):  # TFDS prints there, about unknown sizes
             builder.download_and_prepare()
@@ -54,7 +56,7 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
         if isinstance(error, RuntimeError) and "writ" not in str(error):  # array_record's message for a full disk
             raise
         if not is_prepared(directory):  # else another run was faster, and only the rename onto its folder failed
-            raise UserError(f"cannot write the data set to {directory} ({error}): name another data_dir") from error
+            raise UserError(f"cannot write the data set to {directory} ({error}): use another data_dir") from error
 
 
 @contextmanager
@@ -71,15 +73,15 @@ def only_one(parent: Path, half_made: str) -> Iterator[None]:
         parent.mkdir(parents=True, exist_ok=True)
         file = os.open(parent / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise UserError(f"cannot write to {parent} ({error.strerror}): name another data.data_dir") from None
+        raise UserError(f"cannot write to {parent} ({error.strerror}): use another data.data_dir") from None
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logger.info("waiting for another process that prepares data in %s", parent)
+            logger.info("waiting for another process that is preparing data in %s", parent)
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            logger.warning("%s cannot be locked (%s): start no second run before this one trains", parent, error)
+            logger.warning("%s cannot be locked (%s): do not start a second run before this one trains", parent, error)
             yield
             return
         for left in parent.glob(half_made):

@@ -178,7 +178,7 @@ def prepare(data_dir: Path) -> Path:
     """Draws the data set into data_dir/shapes/VERSION unless it exists, in seconds, and returns that folder."""
     directory = data_dir / Shapes.name / VERSION
     if not preparation.is_prepared(directory):
-        print(f"drawing the data set shapes into {directory} (once, some seconds)", file=sys.stderr)
+        print(f"drawing the data set shapes into {directory} (only once, takes a few seconds)", file=sys.stderr)
         tfds.disable_progress_bar()
         preparation.prepare(Shapes(data_dir=data_dir, file_format="array_record"))
     return directory

@@ -140,8 +140,8 @@ def bias_warning(a: Moments, b: Moments) -> str | None:
         return None
     return (
         f"{fewer.count} images against {more.count} are too few for {D} features: even two sets of the same kind would "
-        f"be at least about {expected_bias(more, fewer.count):.3g} apart; compare only with figures of the same "
-        f"counts, or evaluate more than {D}"
+        f"be at least about {expected_bias(more, fewer.count):.3g} apart; compare only with figures from "
+        f"the same counts, or evaluate more than {D}"
     )
 
 
@@ -158,7 +158,7 @@ def class_frechet_distances(
         if min(map(len, parts)) < 2:
             raise UserError(
                 f"label {label} has {len(parts[0])} reference images and {len(parts[1])} samples, "
-                f"a distance by class needs 2 of each: draw more, or of every class"
+                f"but a distance by class needs 2 of each: draw more, and of every class"
             )
         (mean_a, root_a), (mean_b, root_b) = map(_mean_and_root, parts)
         distances[label] = _distance(mean_a - mean_b, root_a, root_b)
@@ -194,7 +194,7 @@ def inception_score(logits_NK: np.ndarray, splits: int = 10, seed: int = 0) -> I
     """
     count = len(logits_NK)
     if not 1 <= splits <= count:
-        raise UserError(f"{splits} splits of {count} images for the Inception Score: take 1..{count} splits")
+        raise UserError(f"{splits} splits of {count} images for the Inception Score: use 1..{count} splits")
     order = np.random.default_rng(seed).permutation(count)
     scores = [_score(logits_NK[rows]) for rows in np.array_split(order, splits)]
     return InceptionScore(float(np.mean(scores)), float(np.std(scores)) if splits > 1 else None)
@@ -205,7 +205,7 @@ def _score(logits_NK: np.ndarray) -> float:
     logits = np.asarray(logits_NK, np.float64)
     highest = logits.max(1, keepdims=True)
     if not np.isfinite(highest).all():
-        raise UserError("a row of logits holds NaN or plus infinity, or minus infinity alone: no class is likeliest")
+        raise UserError("a row of logits holds NaN or plus infinity, or only minus infinity: no class is most likely")
     log_p = logits - highest
     log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))
     p = np.exp(log_p)

@@ -120,7 +120,7 @@ def class_distances(reference: Reference, samples: Summary, class_names: Sequenc
         return None
     drawn, real = (np.bincount(labels, minlength=len(class_names)) for labels in (samples.labels_N, reference.labels_N))
     if np.minimum(drawn, real)[real > 0].min() < 2:
-        logger.warning("a class has fewer than 2 of the images: no distances by class")
+        logger.warning("a class has fewer than 2 images, so there are no distances by class")
         return None
     found = distances.class_frechet_distances(
         reference.features_ND, reference.labels_N, samples.features_ND, samples.labels_N

@@ -36,14 +36,14 @@ def find_weights(path: str | None, environment: Mapping[str, str]) -> Path:
     """Returns the file that `path` or the environment names. Raises UserError if there is none."""
     named = path or environment.get(VARIABLE)
     advice = (
-        f"fetch {URL} and name it by --config.evaluate.inception_path=FILE or {VARIABLE}=FILE; "
-        f"without it, --config.evaluate.features=classifier compares with the project's own classifier"
+        f"download {URL} and set --config.evaluate.inception_path=FILE or {VARIABLE}=FILE to its path; "
+        f"without it, use --config.evaluate.features=classifier, the project's own classifier"
     )
     if not named:
         raise UserError(f"fid needs the weights of Inception-v3, which are not part of this project: {advice}")
     file = expanded(named)
     if not file.is_file():
-        raise UserError(f"no file of Inception weights at {named}: {advice}")
+        raise UserError(f"there are no Inception weights at {named}: {advice}")
     return file
 
 
@@ -55,7 +55,7 @@ def check_hash(file: Path) -> None:
     except OSError as error:
         raise UserError(f"cannot read the Inception weights {file} ({error.strerror}): check the file") from None
     if actual != SHA256:
-        raise UserError(f"{file} has SHA-256 {actual}, {FILE} has {SHA256}: fetch it again from {URL}")
+        raise UserError(f"{file} has SHA-256 {actual}, expected {SHA256}: download it again from {URL}")
 
 
 def convert(tensors: dict[str, np.ndarray], file: Path) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def convert(tensors: dict[str, np.ndarray], file: Path) -> dict[str, Any]:
     def take(name: str, shape: tuple[int, ...]) -> np.ndarray:
         tensor = left.pop(name, None)
         if tensor is None or tensor.shape != shape:
-            found = "is missing" if tensor is None else f"has shape {tensor.shape}, not {shape}"
+            found = "is missing" if tensor is None else f"has shape {tensor.shape}, expected {shape}"
             raise UserError(f"{file}: {name} {found}: these are not the weights {FILE}")
         return tensor.astype(np.float64)
 
@@ -95,7 +95,7 @@ def convert(tensors: dict[str, np.ndarray], file: Path) -> dict[str, Any]:
     params["fc"] = {"kernel": take("fc.weight", (outputs, inputs)).T.astype(np.float32)}
     params["fc_bias"] = take("fc.bias", (outputs,)).astype(np.float32)
     if left:
-        raise UserError(f"{file} holds {next(iter(left))} besides: these are not the weights {FILE}")
+        raise UserError(f"{file} also holds {next(iter(left))}: these are not the weights {FILE}")
     return {"params": params}
 
 

@@ -60,20 +60,20 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         if path.stat().st_size > LIMIT:
-            raise _Unreadable(f"it has {path.stat().st_size} bytes")
+            raise _Unreadable(f"its {path.stat().st_size} bytes are too many")
         with path.open("rb") as file:
             root, arrays = _read_zip(file) if zipfile.is_zipfile(file) else _read_legacy(file)
         if not isinstance(root, dict) or not all(isinstance(value, Tensor) for value in root.values()):
-            raise _Unreadable("it holds something else than a dict of tensors")
+            raise _Unreadable("it holds something other than a dict of tensors")
         return {str(name): _view(tensor, arrays) for name, tensor in root.items()}
     except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror or error}): name a file of saved weights") from None
+        raise UserError(f"cannot read {path} ({error.strerror or error}): give a file of saved weights") from None
     except (_Unreadable, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is refused as a file of PyTorch weights: {error}; get it again") from None
+        raise UserError(f"{path} is refused as a file of PyTorch weights: {error}; download it again") from None
     except (ValueError, TypeError, LookupError, AttributeError, EOFError, RuntimeError, OverflowError) as error:
         # What a malformed program makes the reader's own operations on lists and dicts raise.
         reason = f"its pickle is malformed ({type(error).__name__})"
-        raise UserError(f"{path} is refused as a file of PyTorch weights: {reason}; get it again") from None
+        raise UserError(f"{path} is refused as a file of PyTorch weights: {reason}; download it again") from None
 
 
 def _view(tensor: Tensor, arrays: dict[str, np.ndarray]) -> np.ndarray:
@@ -81,7 +81,7 @@ def _view(tensor: Tensor, arrays: dict[str, np.ndarray]) -> np.ndarray:
     flat = arrays[tensor.storage.key]
     numbers = (tensor.offset, *tensor.shape, *tensor.strides)
     if len(tensor.shape) != len(tensor.strides) or not all(isinstance(n, int) and n >= 0 for n in numbers):
-        raise _Unreadable("a tensor has a shape that makes no sense")
+        raise _Unreadable("a tensor has an impossible shape")
     elements = int(np.prod(tensor.shape, dtype=object))
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True))
     if elements > flat.size or (elements and last >= flat.size):
@@ -111,7 +111,7 @@ def _read_legacy(file: BinaryIO) -> tuple[Any, dict[str, np.ndarray]]:
     """Returns what the main pickle builds, and the storages by key."""
     file.seek(0)
     if file.read(2) != b"\x80\x02":
-        raise _Unreadable("it is neither a zip archive nor starts as a pickle")
+        raise _Unreadable("it is neither a zip archive nor a pickle")
     file.seek(0)
     storages: dict[str, Storage] = {}
     if _build(file, storages) != MAGIC:
@@ -124,7 +124,7 @@ def _read_legacy(file: BinaryIO) -> tuple[Any, dict[str, np.ndarray]]:
     for key in _build(file, storages):
         storage = storages[key]
         if int.from_bytes(file.read(8), "little") != storage.count:
-            raise _Unreadable("a storage has another length than its pickle says")
+            raise _Unreadable("a storage does not have the length that its pickle states")
         arrays[key] = _array(file.read(storage.count * storage.dtype.itemsize), storage)
     return root, arrays
 
@@ -172,7 +172,7 @@ def _storage(description: tuple) -> Storage:
     if kind != "storage" or not known or any(view):
         raise _Unreadable(f"its pickle refers to {str(storage_type)[:60]!r}, which holds neither float32 nor int64")
     if not isinstance(key, str) or not isinstance(count, int) or not 0 <= count <= LIMIT:
-        raise _Unreadable("a storage makes no sense")
+        raise _Unreadable("a storage is malformed")
     return Storage(key, DTYPES[storage_type.name], count)
 
 

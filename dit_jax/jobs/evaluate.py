@@ -85,7 +85,7 @@ def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path |
     if warning:
         logger.warning("%s: %s", NAMES[extractor.name]["frechet"], warning)
     if extractor.name == "inception" and samples.count < FEW_TO_SCORE:
-        few = "inception_score: %d images in ten splits score low, at most %d; compare only with figures of as many"
+        few = "inception_score: %d images in ten splits bias it low, to at most %d; compare only with as many images"
         logger.warning(few, samples.count, math.ceil(samples.count / 10))
     figures = scores(extractor.name, reference, samples, names)
     result = figures | source.about
@@ -110,7 +110,7 @@ def floor_of(
     """Returns the figures of the real test images; if there are too few, logs a warning and leaves the figures out."""
     about = {"split": "test", "n": test.count}
     if test.count < LEAST_IMAGES:
-        logger.warning("%d test images are too few for a floor, %d would do", test.count, LEAST_IMAGES)
+        logger.warning("%d test images are too few for a floor; at least %d are needed", test.count, LEAST_IMAGES)
         return about
     return scores(extractor.name, reference, sum_up(extractor, Images.stored(test), "test image"), names) | about
 
@@ -134,9 +134,10 @@ def from_elsewhere(path: Path, experiment: Experiment) -> Source:
     info = experiment.info
     skip = experiment.config.evaluate.broken_images == "skip"
     images = open_images(path, info.image_shape, len(info.class_names), skip_broken=skip)
-    require(images.count >= LEAST_IMAGES, "--images", path, f"{images.count} images are too few; {LEAST_IMAGES} do")
+    fix = f"{images.count} images are too few; give at least {LEAST_IMAGES}"
+    require(images.count >= LEAST_IMAGES, "--images", path, fix)
     if images.labels is None:
-        logger.warning("%s has no labels: figures by class are left out", path)
+        logger.warning("%s has no labels, so figures by class are omitted", path)
     return Source(images, {"images": str(path)})
 
 
@@ -215,8 +216,8 @@ def draw(run: loading.Run, labels: np.ndarray, first: int) -> np.ndarray:
     images = whole(run.sample(run.weights, jax.random.key(c.seed), labels, first))
     lost = count_diverged(images)
     if lost:
-        raise UserError(f"{lost} of the images {first}..{first + len(images) - 1} have diverged, so figures of them "
-                        "tell nothing; lower sample.guidance, or train on")  # fmt: skip
+        raise UserError(f"{lost} of the images {first}..{first + len(images) - 1} have diverged, so they "
+                        "cannot be evaluated; lower sample.guidance, or train longer")  # fmt: skip
     return to_uint8(images)
 
 

@@ -26,8 +26,8 @@ def floor_warning(real: int, samples: int) -> str | None:
     if real >= samples or real < LEAST_IMAGES:  # so few images get no figures
         return None
     return (
-        f"real figures are of {real} test images and the samples' of {samples}: of fewer images distances are larger "
-        "and coverage is smaller, so they are no floor; have more test images, or judge fewer samples"
+        f"the real figures come from {real} test images, those of the samples from {samples}: with fewer images, "
+        "distances are larger and coverage is smaller, so they are no floor; use more test images, or fewer samples"
     )
 
 

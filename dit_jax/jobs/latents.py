@@ -66,14 +66,14 @@ def encode_to(folder: Path, images: Records, encoder: latents.Encoder, stop: Sto
         return  # another run made them while this one waited for it
     needed, free = latents.nbytes(todo, encoder.shape), shutil.disk_usage(folder).free
     if needed > free:
-        sizes = f"{needed / 2**30:.2f} GiB, of which {free / 2**30:.2f} are free"
-        raise UserError(f"latents in {folder} need {sizes}: make room, or name another data.data_dir")
-    logger.info("encoding %d images once, to latents of %.2f GiB in %s", todo, needed / 2**30, folder)
+        sizes = f"{needed / 2**30:.2f} GiB, but only {free / 2**30:.2f} GiB are free"
+        raise UserError(f"latents in {folder} need {sizes}: make room, or use another data.data_dir")
+    logger.info("encoding %d images as latents (only once, %.2f GiB) in %s", todo, needed / 2**30, folder)
 
     def leave(asked: bool) -> None:
         if asked:
             kept = images.count - latents.missing(folder, images.count, encoder.shape)
-            line = f"latents of {kept} of {images.count} images are kept in {folder}; the same command goes on"
+            line = f"latents of {kept} of {images.count} images are kept in {folder}; the same command resumes the run"
             raise EndedError(stop.code, line)
 
     def told(done: int) -> None:

@@ -58,13 +58,13 @@ def fix_numbers() -> None:
     """Gives every run the same JAX settings for random numbers and bit widths, whatever the environment says."""
     for name, value in NUMBERS.items():
         if getattr(jax.config, name) != value:
-            logger.warning("%s is taken as %s: a run's numbers are those of its config alone", name.upper(), value)
+            logger.warning("%s is overridden with %s: a run's numbers depend only on its config", name.upper(), value)
             jax.config.update(name, value)
 
 
 def named(flag: str, path: str | None) -> Path | None:
     """Returns the path that a flag names, or None if it was not given. Raises UserError if it is empty."""
-    require(path != "", flag, "''", "an unset variable perhaps; name a folder or a file, or omit it")
+    require(path != "", flag, "''", "perhaps a variable is unset; give a folder or a file, or omit it")
     return None if path is None else expanded(path)
 
 
@@ -77,8 +77,8 @@ def run(mode: str, config: ConfigDict, workdir: Path, out: str | None, images: s
     """
     fix_numbers()
     evaluates = mode == "evaluate"
-    require(images is None or evaluates, "--images", images, f"--mode={mode} reads none; omit --images")
-    require(mode != "report" or not several(), "--mode", mode, "it reads files: start one process (--cluster=none)")
+    require(images is None or evaluates, "--images", images, f"--mode={mode} does not use it; omit --images")
+    require(mode != "report" or not several(), "--mode", mode, "it only reads files; use one process (--cluster=none)")
     check_devices()
     check_alike("config", [mode, *(leaf for leaf in configs.leaves(config) if leaf[0] not in PLACES)],
                 "start them with the same flags")  # fmt: skip

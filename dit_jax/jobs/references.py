@@ -57,7 +57,9 @@ def keep(path: Path, reference: Reference) -> None:
     try:
         write_npz(path, arrays | {"count": moments.count, "labels": np.asarray(reference.labels_N)})
     except (OSError, UserError) as error:
-        logger.warning("%s cannot be written (%s): the next evaluation sums up the training images again", path, error)
+        logger.warning(
+            "%s cannot be written (%s): the next evaluation processes the training images again", path, error
+        )
 
 
 def read(path: Path, count: int) -> Reference | None:
@@ -71,10 +73,10 @@ def read(path: Path, count: int) -> Reference | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except Exception as error:  # a damaged header can raise any error of Python's tokenizer
-        logger.warning("%s cannot be read (%s): the training images are summed up again", path, error)
+        logger.warning("%s cannot be read (%s): the training images are processed again", path, error)
         return None
     kept = min(count, KEPT)
     if found != count or features_ND.shape != (kept, len(mean_D)) or labels_N.shape != (kept,):
-        logger.warning("%s is of other images: the training images are summed up again", path)
+        logger.warning("%s was made from other images: the training images are processed again", path)
         return None
     return Reference(Moments(found, mean_D, scatter_DD), features_ND, labels_N)

@@ -45,7 +45,7 @@ def report(config: ConfigDict, workdir: Path, out: Path | None) -> None:
     """
     check_workdir(workdir, config, SAMPLE_FREE_KEYS)
     out = out or workdir
-    require(not out.exists() or out.is_dir(), "--out", out, "it is a file; name a folder")
+    require(not out.exists() or out.is_dir(), "--out", out, "it is a file; use a folder")
     rows, notes = read_log(workdir)
     make_folder(out, "--out")
     evaluations = read_evaluations(workdir, notes)
@@ -86,7 +86,7 @@ def read_log(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     rows = [row for row in found if type(row.get("step")) is int and 0 <= row["step"] < 2**53]
     if not rows:
         raise UserError(
-            f"--workdir={workdir}: metrics.jsonl has no row yet, so there is nothing to report; train first with "
+            f"--workdir={workdir}: metrics.jsonl has no rows yet, so there is nothing to report; train first with "
             f"python main.py --workdir {workdir}"
         )
     return rows, notes
@@ -97,13 +97,13 @@ def read_noting(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     try:
         objects, damaged = read_objects(path)
     except OSError as error:
-        notes.append(f"{path.name} cannot be read and is left out.")
-        logger.warning("%s cannot be read (%s); left out", path, error.strerror)
+        notes.append(f"{path.name} cannot be read and is skipped.")
+        logger.warning("%s cannot be read (%s) and is skipped", path, error.strerror)
         return []
     if damaged:
         lines = "1 line" if damaged == 1 else f"{damaged} lines"
-        notes.append(f"{path.name}: {lines} cannot be read and left out.")
-        logger.warning("%s: %s cannot be read; left out", path, lines)
+        notes.append(f"{path.name}: {lines} cannot be read; skipped.")
+        logger.warning("%s: %s cannot be read; skipped", path, lines)
     return objects
 
 
@@ -116,8 +116,8 @@ def read_evaluations(workdir: Path, notes: list[str]) -> list[dict[str, Any]]:
         except FileNotFoundError:
             continue
         except (OSError, ValueError, RecursionError):
-            notes.append(f"{name} cannot be read and is left out.")
-            logger.warning("%s cannot be read; left out", workdir / name)
+            notes.append(f"{name} cannot be read and is skipped.")
+            logger.warning("%s cannot be read and is skipped", workdir / name)
             continue
         if isinstance(found, dict) and found not in rows:
             rows.append(found)
@@ -140,13 +140,15 @@ def clock_of(rows: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any
 def samples_and_neighbours(experiment: Experiment, workdir: Path, commands: dict[str, str]) -> tuple[Html, Html]:
     """Returns the sections on the workdir's samples: by class, and beside their nearest training images."""
     folder, info, how = workdir / "samples", experiment.info, commands["sample"]
-    none = missing("Without samples there is nothing to look for among the training images.")
+    none = missing("Without samples, there is nothing to compare with the training images.")
     if not (folder / "samples.npz").is_file():
-        return missing("No samples are drawn yet. Once there is a checkpoint, this draws them:", how), none
+        return missing(
+            "No samples have been drawn yet. Once there is a checkpoint, this command draws them:", how
+        ), none
     try:
         samples = open_images(folder / "samples.npz", info.image_shape, len(info.class_names), "samples")
     except UserError as error:
-        return missing(f"The samples cannot be shown: {error}. This draws them again:", how), none
+        return missing(f"The samples cannot be shown: {error}. This command draws them again:", how), none
     images = np.concatenate(list(samples.chunks()))
     about = about_png(folder / "grid.png")
     if about.get("images_sha256") != hashlib.sha256(images.tobytes()).hexdigest():
@@ -162,8 +164,8 @@ def nearest_section(
     task = about.get("task", "generate")
     if task not in FROM_NOISE:
         return missing(
-            f"These samples started from given images (sample.task={task}), so their likeness to training images says "
-            "nothing. This draws some from noise:",
+            f"These samples started from given images (sample.task={task}), so a likeness to training "
+            "images is no sign of memorisation. This command draws some from noise:",
             commands["sample"],
         )
     try:
@@ -175,8 +177,8 @@ def nearest_section(
     note = None
     if extractor is None:
         note = missing(
-            "There is no distance by features: the workdir has no classifier, and Inception's weights are not at hand. "
-            "This trains the classifier:",
+            "Distances by features are missing: the workdir has no classifier, and Inception's weights were not found. "
+            "This command trains the classifier:",
             commands["train_classifier"],
         )
     return neighbours_section(found, note)
@@ -185,12 +187,14 @@ def nearest_section(
 def read_denoising(path: Path, how: str) -> Html:
     """Returns the section on the denoising, from the picture that the mode `sample` leaves."""
     if not path.is_file():
-        return missing("How images come about is not pictured yet. Once there is a checkpoint, this does it:", how)
+        return missing(
+            "There is no picture of the denoising yet. Once there is a checkpoint, this command draws it:", how
+        )
     try:
         with Image.open(path, formats=["PNG"]) as strip:
             strip.load()
             return denoising_section(strip, about_png(path))
     except Image.DecompressionBombError:
-        return missing(f"{path.name} is too large for a page; see the file itself.")
+        return missing(f"{path.name} is too large for this page; open the file itself.")
     except BROKEN_PNG as error:
-        return missing(f"{path.name} cannot be read ({error}). This draws it again:", how)
+        return missing(f"{path.name} cannot be read ({error}). This command draws it again:", how)

@@ -47,7 +47,7 @@ def memorisation_of(
     Raises UserError if features are not finite, or there is only a single training image.
     """
     if train.count < 2:
-        raise UserError("there is a single training image, and no second nearest to compare with")
+        raise UserError("there is only one training image, so there is no second nearest to compare with")
     embeds: dict[str, Embed] = {"pixels": pixels}
     if extractor is not None:
         embeds[f"features ({extractor.name})"] = lambda batch: extractor.extract(batch)[0]

@@ -49,7 +49,7 @@ def sample(config: ConfigDict, workdir: Path, out: Path | None) -> None:
     """
     check_workdir(workdir, config, SAMPLE_FREE_KEYS)
     out = out or workdir / "samples"
-    require(not out.exists() or out.is_dir(), "--out", out, "it is a file; name a folder")
+    require(not out.exists() or out.is_dir(), "--out", out, "it is a file; use a folder")
     given = read_given(config, Experiment(config))
     run = loading.load(workdir, config)
     if is_first():
@@ -90,8 +90,8 @@ def read_given(config: ConfigDict, experiment: Experiment) -> tuple[np.ndarray, 
     parts = itertools.islice(found.chunks(), -(-c.n // CHUNK))  # decodes only what is needed of a large folder
     images, labels = np.concatenate(list(parts))[: c.n], found.labels
     if labels is None and not c.labels and len(experiment.info.class_names) > 1:
-        logger.warning("sample.images=%s has no labels, so all classes are taken in turn; name those of the images by "
-                       "sample.labels", c.images)  # fmt: skip
+        logger.warning("sample.images=%s has no labels, so all classes are used in turn; set sample.labels to those "
+                       "of the images", c.images)  # fmt: skip
     if labels is None or c.labels:
         labels = np.resize(parse_labels(c.labels, experiment.info.class_names), len(images)).astype(np.int32)
     labels = labels[: len(images)].astype(np.int32)
@@ -219,7 +219,7 @@ def draw_all(run: loading.Run, task: Task, convert: Callable[[np.ndarray], np.nd
             images[first : first + batch_size] = drawn
             progress.update(min(first + batch_size, n))
     if lost:
-        logger.warning("%d of %d images have diverged, to values far beyond [-1, 1] or none: lower sample.guidance, or "
-                       "train on", lost, n)  # fmt: skip
+        logger.warning("%d of %d images have diverged, to values far outside [-1, 1] or NaN: lower sample.guidance, "
+                       "or train longer", lost, n)  # fmt: skip
     assert images is not None
     return images

@@ -30,7 +30,7 @@ def check_source(config: ConfigDict, workdir: Path) -> None:
     """Raises UserError, before anything is prepared, if a new run's `train.init_from` names no run to start from."""
     path = config.train.init_from
     if path and not any((workdir / "checkpoints").glob("[0-9]*")):
-        other, fix = expanded(path), "there is no run; name a workdir that has a config.json and checkpoints"
+        other, fix = expanded(path), "there is no run; use a workdir that has a config.json and checkpoints"
         there = configs.path_of(other).is_file() and any((other / "checkpoints").glob("[0-9]*"))
         require(there, "train.init_from", path, fix)
 
@@ -55,10 +55,10 @@ def first_state(experiment: Experiment) -> TrainState:
     params, left = taken_over(fresh, source.ema_params)
     count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
     share = 1 - sum(left.values()) / count(params)
-    require(share > 0, "train.init_from", path, "none of its weights fits this model; use its model.* keys")
+    require(share > 0, "train.init_from", path, "none of its weights fit this model; use the model.* keys of that run")
     rest = f", all but {', '.join(left)}" if left else ""
     tenths = math.floor(1000 * share) / 10  # rounded down: 100% means all
-    logger.info("beginning with the weights of %s at step %d (%.1f%%%s)", path, source.step, tenths, rest)
+    logger.info("starting from the weights of %s at step %d (%.1f%%%s)", path, source.step, tenths, rest)
     return experiment.init_state(params)
 
 
@@ -80,5 +80,5 @@ def warn_of_other_meaning(theirs: Experiment, ours: Experiment, path: str) -> No
     before, now = ({**dict(configs.leaves(each.config)), "classes": each.info.class_names} for each in (theirs, ours))
     changed = [f"{key}: {before[key]} -> {now[key]}" for key in (*MEANING, "classes") if before[key] != now[key]]
     if changed:
-        told = "train.init_from=%s has learnt another task (%s): its weights help less"
+        told = "train.init_from=%s was trained for another task (%s): its weights will help less"
         logger.warning(told, path, "; ".join(changed))

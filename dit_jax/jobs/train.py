@@ -91,7 +91,7 @@ def run_training(
         records = training_records(experiment, images, probe, stop)
         feed = stack.enter_context(contextlib.closing(experiment.feed(records)))
         if feed.streamed:
-            logger.info("the data, %.1f GiB decoded, are read from the disk step by step", records.nbytes / 2**30)
+            logger.info("the data (%.1f GiB decoded) is read from disk at each step", records.nbytes / 2**30)
         warn_of_new_decay(workdir, config, step, section)
         if is_first():
             configs.write(config, workdir)
@@ -110,13 +110,13 @@ def run_training(
         stop.listen()  # until here there is nothing to save, so a signal may end the process
         step = loop.run(compiled, state, feed, pace_of(config, section), batch_size, hooks)
     if step < config.train.steps or training_evaluation.owed(config, workdir, step):
-        logger.info("saved step %d of %d in %s; the same command goes on", step, config.train.steps, workdir)
+        logger.info("saved step %d of %d in %s; the same command resumes the run", step, config.train.steps, workdir)
         return stop.code
     draw_loss(workdir)
     logger.info("trained %d steps; the checkpoint and loss.png are in %s", config.train.steps, workdir)
     if section == "train" or not stop.at_last():
         return 0
-    logger.info("how good it is was not measured: the same command does that")
+    logger.info("its quality was not measured: the same command will measure it")
     return stop.code
 
 
@@ -130,13 +130,13 @@ def open_training_images(experiment: Experiment, workdir: Path) -> tuple[dataset
     with first_before_others():
         find_data(experiment, workdir)
         images = datasets.open_split(experiment.source, "train")
-        fewer = f"the data has {images.count} images; use fewer"
+        fewer = f"the data has only {images.count} images; use no more"
         require(batch_size <= images.count, f"{section}.batch_size", batch_size, fewer)
         training_evaluation.check_sets(experiment, images.count)
         if section == "train":
             warn_of_many_epochs(experiment.config, images.count)
     probe = images.probe()
-    check_alike("data", probe, "each data.data_dir must hold the same")
+    check_alike("data", probe, "each data.data_dir must hold the same data")
     return images, probe
 
 
@@ -157,7 +157,7 @@ def find_data(experiment: Experiment, workdir: Path) -> None:
 
 def finished(workdir: Path, step: int, section: str) -> None:
     """Logs that nothing is left to train; draws `loss.png` if missing or old. `section` has the number of steps."""
-    logger.info("%s has all of its %d steps; set --config.%s.steps higher to go on", workdir, step, section)
+    logger.info("%s has done all of its %d steps; to continue, set --config.%s.steps higher", workdir, step, section)
     picture, rows = workdir / "loss.png", workdir / "metrics.jsonl"
     missing = not picture.exists() or (rows.exists() and picture.stat().st_mtime < rows.stat().st_mtime)
     if missing:  # the run was killed between its last save and this picture
@@ -177,8 +177,8 @@ def warn_of_many_epochs(config: ConfigDict, count: int) -> None:
     steps, batch_size = config.train.steps, config.train.batch_size
     epochs = steps * batch_size // count
     if epochs > MANY_EPOCHS:
-        told = "warning: %d steps of %d images are %d epochs of all %d, which a model may learn by heart; %s"
-        fix = "fewer steps, a smaller model or another run's weights (train.init_from) help against that"
+        told = "warning: %d steps of %d images are %d epochs of all %d, which a model may memorise; %s"
+        fix = "to avoid that, use fewer steps, a smaller model or another run's weights (train.init_from)"
         logger.warning(told, steps, batch_size, epochs, count, fix)
 
 
@@ -189,7 +189,7 @@ def warn_of_new_decay(workdir: Path, config: ConfigDict, step: int, section: str
         if before != config.train.steps:
             change = f"{before} -> {config.train.steps}"
             logger.warning(
-                "%s.steps: %s moves the end of the cosine rate; from here on this is another run", section, change
+                "%s.steps: %s moves the end of the cosine schedule; from here on this is another run", section, change
             )
 
 

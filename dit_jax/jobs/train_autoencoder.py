@@ -77,15 +77,15 @@ def train_or_put(config: ConfigDict, workdir: Path, experiment: AutoencoderExper
     else:
         known = begun(folder)
         taken = dict(configs.leaves(known)).get("autoencoder.pretrained") if known else ""
-        fix = f"{folder} has the weights of {taken}; name that file, or train in another workdir"
+        fix = f"{folder} has the weights of {taken}; use that file, or train in another workdir"
         require(not taken, "autoencoder.pretrained", "''", fix)
-        fix = f"move {folder} away to train another"
+        fix = f"move {folder} elsewhere to train another"
         if learnt_with(workdir):
             _, state = restore(AutoencoderExperiment, workdir, config)
             step = max(int(state.step), measured_step(folder))  # the checkpoint that was measured may be damaged
-            further = f"the run in {workdir} has learnt the latents of step {step}; {ANOTHER}"
+            further = f"the run in {workdir} was trained on the latents of step {step}; {ANOTHER}"
             require(c.steps <= step, "autoencoder.steps", c.steps, further)
-            fix = f"the run in {workdir} has learnt its latents: {ANOTHER}"
+            fix = f"the run in {workdir} was trained on its latents: {ANOTHER}"
         code = run_training(experiment, folder, free_keys(config, OWN_KEYS), fix)
     if not code:
         measure(workdir, experiment)
@@ -136,11 +136,11 @@ def measure(workdir: Path, experiment: AutoencoderExperiment) -> None:
     about |= statistics(codec, train)
     dead = [i for i, std in enumerate(about["std"]) if not std > 0]
     if dead:
-        raise UserError(f"{folder}: channels {dead} of the latents say nothing; use fewer autoencoder.channels")
+        raise UserError(f"{folder}: channels {dead} of the latents are constant; use fewer autoencoder.channels")
     try:
         about |= reconstructed(codec, datasets.open_split(experiment.source, "test"), folder)
     except UserError as error:  # a folder with one picture per class has no test images
-        logger.warning("the autoencoder is trained, but how good it is cannot be said: %s", error)
+        logger.warning("the autoencoder is trained, but its quality cannot be measured: %s", error)
     if is_first():
         write_json(folder / LATENTS_JSON, about)
 
@@ -171,7 +171,7 @@ def reconstructed(codec: Codec, test: Records, folder: Path) -> dict[str, Any]:
     if is_first():
         labels = np.repeat([0, 1], len(rows[0]))
         save_png(folder / "reconstructions.png", label_grid(np.concatenate(rows), labels, ("image", "decoded")), result)
-    logger.info("autoencoder: test images come back at a PSNR of %.1f dB (n = %d)", decibels, images)
+    logger.info("autoencoder: test images are reconstructed with a PSNR of %.1f dB (n = %d)", decibels, images)
     return result
 
 

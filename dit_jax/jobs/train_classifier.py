@@ -34,10 +34,10 @@ def train_classifier(config: ConfigDict, workdir: Path, out: Path | None) -> int
     check_workdir(workdir, config, SAMPLE_FREE_KEYS)
     experiment = ClassifierExperiment(classifier_config(config))
     if len(experiment.info.class_names) == 1:
-        fix = "evaluate by --config.evaluate.features=inception"
-        logger.warning("warning: of one class a classifier learns nothing, and its features tell nothing: %s", fix)
+        fix = "evaluate with --config.evaluate.features=inception"
+        logger.warning("warning: with one class, a classifier learns nothing and its features are useless: %s", fix)
     folder = workdir / experiment.section
-    code = run_training(experiment, folder, free_keys(config, OWN_KEYS), f"move {folder} away to train another")
+    code = run_training(experiment, folder, free_keys(config, OWN_KEYS), f"move {folder} elsewhere to train another")
     if not code:
         report_accuracy(experiment, workdir)
     return code
@@ -50,11 +50,13 @@ def report_accuracy(experiment: ClassifierExperiment, workdir: Path) -> None:
     try:
         test = Images.stored(datasets.open_split(experiment.source, "test"))
     except UserError as error:  # a folder with one picture per class has no test images
-        logger.warning("the classifier is trained, but how good it is cannot be said: %s", error)
+        logger.warning("the classifier is trained, but its quality cannot be measured: %s", error)
         return
     summary = summarize(extractor.extract, test.chunks(), test.count, test.labels)
     result = {"accuracy": accuracy(summary), "n": summary.count, "data": config.data.name, "split": "test"}
     result |= {"step": step, "features_sha256": extractor.sha256}
     if is_first():
         write_json(workdir / "classifier" / "accuracy.json", result)
-    logger.info("classifier: %.2f%% of %d clean test images are right", 100 * result["accuracy"], summary.count)
+    logger.info(
+        "classifier: %.2f%% of %d clean test images are classified correctly", 100 * result["accuracy"], summary.count
+    )

@@ -58,7 +58,7 @@ class TrainingEvaluation:
         try:
             figures, about = self.figures(step, state)
         except PutOffError:
-            logger.info("the evaluation at step %d is put off: the same command makes it first", step)
+            logger.info("the evaluation at step %d is postponed: the same command does it first", step)
             return
         self.writer.write_scalars(step, {name: value for name, value in figures.items() if isinstance(value, float)})
         if is_first():
@@ -162,7 +162,7 @@ def check_sets(experiment: Experiment, train_count: int) -> None:
     every = experiment.config.evaluate.every_steps
     if every:
         datasets.open_split(experiment.source, "test")
-        fix = f"{train_count} training images are too few to compare with, {LEAST_IMAGES} would do; use 0 (never)"
+        fix = f"{train_count} training images are too few, at least {LEAST_IMAGES} are needed; use 0 (never)"
         require(train_count >= LEAST_IMAGES, "evaluate.every_steps", every, fix)
 
 

@@ -114,7 +114,7 @@ def _check(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != np.uint8 or len(images) == 0:
         raise ValueError(f"images are {images.dtype} {images.shape}; expected uint8 [n, H, W, C], n >= 1, C = 1 or 3")
     if labels.shape != images.shape[:1]:
-        raise ValueError(f"labels have shape {labels.shape} for {len(images)} images; expected one a piece")
+        raise ValueError(f"labels have shape {labels.shape} for {len(images)} images; expected one per image")
     if labels.min() < 0 or labels.max() >= len(class_names):
         raise ValueError(f"labels are {labels.min()}..{labels.max()}; there are {len(class_names)} class names")
 

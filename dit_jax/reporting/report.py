@@ -115,8 +115,8 @@ def header(report: Report, titles: Sequence[str]) -> Html:
     state = None
     if step < report.steps:
         state = missing(
-            f"Training is not finished: the log is at step {step:,} of {report.steps:,}. If it does not run now, this "
-            "goes on with it:",
+            f"Training is not finished: the log is at step {step:,} of {report.steps:,}. If it is not running, this "
+            "command resumes it:",
             report.commands["resume"],
         )
     contents = element("ol", *(element("li", element("a", title, href=f"#{anchor(title)}")) for title in titles))
@@ -180,7 +180,7 @@ def plain_table(rows: Sequence[tuple[str, str]]) -> Html:
 
 def origin_section(report: Report) -> Html:
     """Returns the commands that make the run again, and the machines and versions."""
-    again = [element("p", "These commands make the run again, in another workdir:"),
+    again = [element("p", "These commands reproduce the run in another workdir:"),
              command(report.commands["again"])]  # fmt: skip
     if report.sessions:
         head = ["from step", "began (UTC)", "devices", "processor", "commit", "command"]
@@ -190,7 +190,7 @@ def origin_section(report: Report) -> Html:
              str(row.get("commit") or "unknown")[:13], str(row.get("command", "-"))]
             for row in report.sessions
         ]  # fmt: skip
-        caption = "The training processes of this run. A plus behind a commit says that files differed from it."
+        caption = "The training processes of this run. A plus after a commit means that files differed from it."
         trained = table(head, lines, caption, words=6)
     else:
         trained = missing(

@@ -78,9 +78,9 @@ def loss_section(rows: Sequence[Row], clock: Clock) -> Html:
     bad = column(rows, "bad_steps")
     lost = int(bad[np.isfinite(bad)].sum())
     caption = (
-        f"{told}, from {len(rows):,} rows. At the last of them, {images[last]:,.0f} images, the loss is "
-        f"{running_mean(loss)[last]:.4f}. A quarter is one of the timesteps; its loss has no weights."
-        + (f" {lost:,} steps were left out, as their loss or gradient was not finite." if lost else "")
+        f"{told}, from {len(rows):,} rows. At the last one, after {images[last]:,.0f} images, the loss is "
+        f"{running_mean(loss)[last]:.4f}. Each quarter is one of the timesteps; its loss is unweighted."
+        + (f" {lost:,} steps were skipped because their loss or gradient was not finite." if lost else "")
     )
     return figure(chart(curves, Axes("loss", "images seen", clock.images_per_epoch), alt), caption)
 
@@ -103,9 +103,7 @@ def progress_section(evaluations: Sequence[Row], clock: Clock, how: str) -> Html
     elsewhere = [row for row in evaluations if number(row.get("step")) is None]
     parts = [progress_table(own, clock), progress_charts(own, clock)] if own else []
     if not own:
-        parts = [
-            missing("No sample of this run has been evaluated yet. This draws them and computes the figures:", how)
-        ]
+        parts = [missing("No samples of this run have been evaluated yet. This command draws and evaluates some:", how)]
     if elsewhere:
         names = figure_names(elsewhere)
         rows = [[str(row.get("images", "-")), *(shown(k, row.get(k)) for k in (*names, "n"))] for row in elsewhere]
@@ -124,11 +122,11 @@ def progress_table(rows: Sequence[Row], clock: Clock) -> Html:
         figures = [shown(k, floor.get(k)) for k in names]
         lines.append(["real", "", "", *figures, shown("n", floor.get("n")), "", "", ""])
     weights = sorted({str(row["weights"]) for row in rows if "weights" in row})
-    caption = f"One line an evaluation, of {' and '.join(weights).upper() or 'unknown'} weights"
+    caption = f"One line per evaluation, with {' and '.join(weights).upper() or 'unknown'} weights"
     caption += f": the newest {MOST_ROWS} of {len(rows)}." if len(rows) > MOST_ROWS else "."
     if floors:
         caption += (
-            " “real” is the floor: unseen real images, as many as the newest evaluation had samples, or all there are."
+            " “real” is the floor: as many unseen real images as the newest evaluation had samples, or all there are."
         )
     return table(head, lines, caption, words=0)
 
@@ -158,7 +156,7 @@ def progress_charts(rows: Sequence[Row], clock: Clock) -> Html:
         draw_of(group[-1], name) if names.count(name) > 1 else name for group, name in zip(newest, names, strict=True)
     ]
     named = [Curve(word, np.empty(0), np.empty(0), f"s{i}") for i, word in enumerate(words)]
-    named.append(Curve("real images, as the newest evaluation has them", np.empty(0), np.empty(0), "ink", "dashed"))
+    named.append(Curve("real images, from the newest evaluation", np.empty(0), np.empty(0), "ink", "dashed"))
     return joined([element("div", *parts, class_="pair"), legend_of(named)])
 
 
@@ -203,7 +201,7 @@ def draw_of(row: Row, name: str) -> str:
 def evaluation_section(row: Row | None) -> Html:
     """Returns every metric of an evaluation beside that of real images."""
     if row is None or not isinstance(row.get("floor"), dict):
-        return missing("There is no evaluation with real images beside it yet.")
+        return missing("There is no evaluation yet that also measured real images.")
     floor = row["floor"]
     both = [*row.items(), *floor.items()]
     names = dict.fromkeys(name for name, value in both if name.startswith(FIGURES) and isinstance(value, float))
@@ -217,7 +215,7 @@ def evaluation_section(row: Row | None) -> Html:
     )
     told = [each["warning"] for each in (row, floor) if each.get("warning")]
     warnings = [element("p", f"Warning: {line}", class_="warning") for line in told]
-    parts = [table(["figure", "samples", "real images"], lines, caption)]
+    parts = [table(["metric", "samples", "real images"], lines, caption)]
     for name, by_class in row.items():
         if name.endswith("_by_class") and isinstance(by_class, dict):
             real = floor.get(name) if isinstance(floor.get(name), dict) else {}
@@ -232,18 +230,20 @@ def noise_section(row: Row | None, how: str) -> Html:
     about = row.get("loss_by_noise") if row else None
     bins = noise_bins(about) if isinstance(about, dict) else []
     if row is None or not isinstance(about, dict) or not bins:
-        return missing("The loss by noise level on held-out images has not been measured. This measures it:", how)
+        return missing(
+            "The loss by noise level on held-out images has not been measured. This command measures it:", how
+        )
     edges = np.array([(low, high) for low, high, _ in bins], float)
     values = np.array([loss for _, _, loss in bins], float)
     curve = Curve("loss", edges.ravel(), np.repeat(values, 2), "s0", "bold", dots=False)
     told = (
-        f"Mean squared error{of_what(about)}, by timestep, least noise at the left, without weights or guidance: step "
-        f"{shown('', row.get('step'))}, {shown('n', about.get('images'))} images of the "
+        f"Mean squared error{of_what(about)} by timestep (least noise on the left), unweighted and without guidance: "
+        f"step {shown('', row.get('step'))}, {shown('n', about.get('images'))} images of the "
         f"{about.get('split', 'unknown')} split, seed {shown('', about.get('seed'))}."
     )
     parts = [figure(chart([curve], Axes("loss", "timestep t"), "Loss by timestep"), told)]
     lines = [[f"{short(low)} to {short(high)}", f"{loss:.4g}"] for low, high, loss in bins]
-    parts.append(element("details", element("summary", "The same as numbers"), table(["t", "loss"], lines)))
+    parts.append(element("details", element("summary", "The same in numbers"), table(["t", "loss"], lines)))
     if number(row.get("bits_per_dim")) is not None:
         parts.insert(1, element("p", bits_line(row)))
     return joined(parts)

@@ -19,7 +19,7 @@ LARGE = 700  # pixels; a wider one scrolls on a narrow screen, as its words woul
 def settings_line(about: Mapping[str, Any]) -> str:
     """Returns how images were drawn, in a line; `about` is what their picture's file says, {} if that is unknown."""
     if not about:
-        return "How they were drawn is not recorded beside them"
+        return "How they were drawn is not recorded with them"
     words = [f"Drawn at step {shown('', about.get('step'))}", f"n {shown('', about.get('n'))}"]
     words.append(f"{about.get('sampler', 'unknown sampler')}, {shown('', about.get('steps'))} steps")
     if about.get("spacing"):
@@ -50,21 +50,21 @@ def samples_section(
                 class_="named",
             )
         )
-    caption = f"The first {PER_CLASS} samples at most of each class. {settings_line(about)}."
+    caption = f"At most the first {PER_CLASS} samples of each class. {settings_line(about)}."
     if len(classes) > CLASSES:
-        caption += f" The first {CLASSES} of {len(classes)} classes."
+        caption += f" Only the first {CLASSES} of {len(classes)} classes are shown."
     return figure(element("div", *rows, class_="classes"), caption)
 
 
 def denoising_section(strip: Image.Image, about: Mapping[str, Any]) -> Html:
     """Returns the picture of the denoising, as the mode `sample` drew it."""
     data, kind = fitted(strip, STRIP_BYTES)
-    alt = "Rows of images from noise to sample: x_t at the left and the predicted x_0 at the right"
+    alt = "Rows of images from noise to sample: x_t on the left and the predicted x_0 on the right"
     look = "strip large" if strip.width > LARGE else "strip"
     image = element("img", src=data_uri(data, kind), alt=alt, width=strip.width, height=strip.height, class_=look)
     caption = (
-        "One row an image: x_t at the left, the x_0 that the network predicts there at the right; above at even "
-        f"times, below closer and closer to the end. {settings_line(about)}."
+        "One row per image: x_t on the left, the x_0 that the network predicts from it on the right; above at "
+        f"evenly spaced times, below at times closer and closer to the end. {settings_line(about)}."
     )
     return figure(element("div", image, class_="scroll paper", tabindex=0), caption)
 
@@ -117,18 +117,18 @@ def neighbours_section(found: Memorisation, note: Html | None) -> Html:
         for images, scores in sets.items()
     ]
     k = next(iter(next(iter(found.scores.values())).values()))["neighbours"]
-    mirrored = ", or to their mirror images, which training shows too" if found.flipped else ""
+    mirrored = " (or their mirror images, which training also shows)" if found.flipped else ""
     caption = (
-        f"Distance to the nearest of {found.reference_n:,} training images{mirrored}, over the mean distance to the "
-        f"{k} nearest. 0 is a copy; ratios like those of unseen real images are no sign of memory. ratio < 1/2: after "
-        "Carlini et al. 2023; first < second / 3: the nearest less than a third as far as the second, as Yoon et al. "
-        "2023 count what was learnt by heart."
+        f"Distance to the nearest of {found.reference_n:,} training images{mirrored}, divided by the mean distance to "
+        f"the {k} nearest. 0 is a copy; ratios like those of unseen real images are no sign of memorisation. "
+        "ratio < 1/2: after Carlini et al. 2023; first < second / 3: the nearest is less than a third as far away as "
+        "the second nearest, the criterion of Yoon et al. 2023 for memorised images."
     )
     head = ["images", "n", "median ratio", "lowest", "ratio < 1/2", "first < second / 3"]
     rows = element("div", *map(suspect_row, found.suspects), class_="classes ruled")
     told = (
-        "The samples with the lowest ratios by pixels, and the training images nearest to each. Below an image is its "
-        "distance: by pixels, the root mean square difference of their values, 0 to 255; by features, Euclidean."
+        "The samples with the lowest ratios by pixels, and the training images nearest to each. Below each image is "
+        "its distance: by pixels, the root mean square difference of their values, 0 to 255; by features, Euclidean."
     )
     return joined([table(head, lines, caption), note, figure(rows, told)])
 
@@ -139,7 +139,7 @@ def suspect_row(suspect: Suspect) -> Html:
     groups = [neighbour_group(f"sample {suspect.index}", [tile(suspect.image, alt, f"ratio {suspect.ratio:.3f}")])]
     for distance, nearest in suspect.nearest.items():
         tiles = [
-            tile(n.image, f"training image, {n.label}, near to sample {suspect.index}", f"{n.distance:.3g}")
+            tile(n.image, f"training image, {n.label}, near sample {suspect.index}", f"{n.distance:.3g}")
             for n in nearest
         ]
         groups.append(neighbour_group(f"nearest by {distance}", tiles))

@@ -32,7 +32,7 @@ def create_writer(workdir: Path, resume_step: int = 0) -> MetricWriter:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"workdir {workdir} is, or lies below, a file; name a folder") from error
+        raise UserError(f"workdir {workdir} is, or lies below, a file; use a folder") from error
     metrics = workdir / "metrics.jsonl"
     drop_rows_after(metrics, resume_step)
     _start_session(workdir, resume_step)

@@ -56,7 +56,7 @@ def check(config: ConfigDict, info: DatasetInfo) -> None:
     check_sample(config, info)
     check_evaluate(config.evaluate)
     check_classifier(config.classifier, info)
-    require(bool(config.data.data_dir.strip()), "data.data_dir", "''", "name the folder of the data, such as data")
+    require(bool(config.data.data_dir.strip()), "data.data_dir", "''", "set it to the folder of the data, such as data")
     require(0 <= config.seed < 2**32, "seed", config.seed, "use a whole number from 0 to 2^32 - 1")
 
 
@@ -65,33 +65,33 @@ def check_numbers(config: ConfigDict) -> None:
     for key, value in leaves(config):
         if isinstance(value, float):
             held = value == 0 or TINY <= abs(value) <= HUGE
-            require(held, key, value, "use a finite number that float32 holds: 0, or 1.2e-38 to 3.4e38 in size")
+            require(held, key, value, "use a finite number that float32 can hold: 0, or 1.2e-38 to 3.4e38 in size")
         small = not isinstance(value, int) or key.endswith("seed") or abs(value) < 2**31
-        require(small, key, value, "use a whole number below 2^31")
+        require(small, key, value, "use a whole number between -2^31 and 2^31")
 
 
 def check_data(c: ConfigDict, info: DatasetInfo) -> None:
     """Checks how the data are read, and that no key is set that the data set does not use."""
     choice("data.resident", c.resident, ("auto", "true", "false"))
     if c.name != image_folder.NAME:
-        require(not c.root, "data.root", c.root, f"data.name={c.name} reads no folder; use data.name=image_folder")
-        sizes = f"the images of data.name={c.name} have {info.image_shape[0]} pixels; omit it"
+        require(not c.root, "data.root", c.root, f"data.name={c.name} has no folder; use data.name=image_folder")
+        sizes = f"the images of data.name={c.name} are {info.image_shape[0]} pixels wide; omit it"
         require(c.image_size == info.image_shape[0], "data.image_size", c.image_size, sizes)
-        require(not c.skip_broken, "data.skip_broken", c.skip_broken, "it is for data.name=image_folder; use false")
+        require(not c.skip_broken, "data.skip_broken", c.skip_broken, "only data.name=image_folder uses it; use false")
         for key in ("class_names", "content"):
-            require(not c[key], f"data.{key}", c[key], "it is for data.name=image_folder; leave it empty")
+            require(not c[key], f"data.{key}", c[key], "only data.name=image_folder uses it; leave it empty")
 
 
 def check_folder(c: ConfigDict) -> None:
     """Checks the settings of a folder of pictures, before the folder is scanned."""
-    fix = "name the folder of pictures by --config.data.root=DIR, with a folder for each class in it"
+    fix = "set --config.data.root=DIR to the folder of pictures, with a folder for each class in it"
     require(bool(c.root), "data.root", "''", fix)
     root, data_dir = (real(path) for path in (c.root, c.data_dir))
-    fix = f"the copy would lie within data.root={c.root}, where each folder is a class; name another"
+    fix = f"the copy would lie within data.root={c.root}, where each folder is a class; use another folder"
     within = data_dir.relative_to(root).parts if data_dir.is_relative_to(root) else (".",)
     require(bool(within) and within[0].startswith("."), "data.data_dir", c.data_dir, fix)
     size = c.image_size
-    require(size is not None and 1 <= size <= 4096, "data.image_size", size, "use a number of pixels, 1 to 4096")
+    require(size is not None and 1 <= size <= 4096, "data.image_size", size, "use a number of pixels from 1 to 4096")
 
 
 def diffused_shape(config: ConfigDict, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -108,7 +108,7 @@ def latent_shape(c: ConfigDict, image_shape: tuple[int, int, int]) -> tuple[int,
 def check_downsample(downsample: int, image_shape: tuple[int, int, int]) -> None:
     """Refuses images whose height or width is not a multiple of `downsample`."""
     H, W, _ = image_shape
-    fix = f"it must divide the images, {H} x {W} pixels"
+    fix = f"it must divide the size of the images, {H} x {W} pixels"
     require(H % downsample == 0 and W % downsample == 0, "autoencoder.downsample", downsample, fix)
 
 
@@ -117,20 +117,20 @@ def check_autoencoder(config: ConfigDict, info: DatasetInfo) -> None:
     c = config.autoencoder
     require(c.downsample in DOWNSAMPLES, "autoencoder.downsample", c.downsample, f"use one of {DOWNSAMPLES}")
     groups = c.width >= 4 and c.width % (4 if c.width <= 4 * GROUPS else GROUPS) == 0
-    fix = f"use a multiple of 4, above {4 * GROUPS} of {GROUPS}, for its norms' groups"
+    fix = f"use a multiple of 4, or of {GROUPS} above {4 * GROUPS}, for the groups of its norms"
     require(groups, "autoencoder.width", c.width, fix)
     for key, most in {"width": 2**12, "depth": 2**6, "channels": 2**10}.items():
         require(c[key] <= most, f"autoencoder.{key}", c[key], f"use a whole number of at most {most:,}")
     for key in ("channels", "depth", "steps", "batch_size"):
         require(c[key] >= 1, f"autoencoder.{key}", c[key], "use a whole number of at least 1")
     require(c.learning_rate > 0, "autoencoder.learning_rate", c.learning_rate, "use a number above 0, such as 0.001")
-    require(c.kl_weight >= 0, "autoencoder.kl_weight", c.kl_weight, "use 0 (none) or a number above it")
+    require(c.kl_weight >= 0, "autoencoder.kl_weight", c.kl_weight, "use 0 (none) or a number above 0")
     if not config.model.latents:
         return
     check_downsample(c.downsample, info.image_shape)
-    fix = "latents (model.latents=true) do not end at -1 and 1; use false"
+    fix = "latents (model.latents=true) are not limited to -1..1; use false"
     require(not config.sample.clip_x_0, "sample.clip_x_0", config.sample.clip_x_0, fix)
-    fix = "the classifier knows noisy images, not noisy latents (model.latents=true); use 0"
+    fix = "the classifier works on noisy images, not noisy latents (model.latents=true); use 0"
     require(config.sample.classifier_scale == 0, "sample.classifier_scale", config.sample.classifier_scale, fix)
 
 
@@ -144,7 +144,7 @@ def check_model(c: ConfigDict, shape: tuple[int, int, int]) -> None:
     fix = f"with model.depth={c.depth} that is too large; use a depth x width^2 of at most {LARGEST_WEIGHTS:,}"
     require(c.depth * c.width**2 <= LARGEST_WEIGHTS, "model.width", c.width, fix)
     fits = H % c.patch_size == 0 and W % c.patch_size == 0
-    seen = f"the latents, {H} x {W}" if c.latents else f"the images, {H} x {W} pixels"
+    seen = f"the size of the latents, {H} x {W}" if c.latents else f"the size of the images, {H} x {W} pixels"
     sizes = [p for p in range(1, min(H, W) + 1) if H % p == 0 and W % p == 0]
     require(fits, "model.patch_size", c.patch_size, f"it must divide {seen}; use one of {sizes}")
     even = f"it must divide model.width={c.width}; change one of them"
@@ -153,7 +153,7 @@ def check_model(c: ConfigDict, shape: tuple[int, int, int]) -> None:
     fix = f"it must divide model.num_heads={c.num_heads}; use one of {groups}"
     require(c.num_heads % c.num_kv_heads == 0, "model.num_kv_heads", c.num_kv_heads, fix)
     require(c.width % 4 == 0, "model.width", c.width, "it must be a multiple of 4 (sine and cosine of row and column)")
-    fix = f"of model.depth={c.depth} no block is between the two ends; use 3 or more"
+    fix = f"with model.depth={c.depth}, no block lies between the two ends; use a depth of 3 or more"
     require(c.depth >= 3 or not c.long_skips, "model.long_skips", c.long_skips, fix)
     choice("model.conditioning", c.conditioning, CONDITIONINGS)
     choice("model.positions", c.positions, POSITIONS)
@@ -165,25 +165,25 @@ def check_diffusion(c: ConfigDict) -> None:
     choice("diffusion.schedule", c.schedule, SCHEDULES)
     choice("diffusion.prediction", c.prediction, PREDICTIONS)
     choice("diffusion.timestep_sampling", c.timestep_sampling, TIMESTEP_SAMPLING)
-    require(1 <= c.num_steps <= 10_000, "diffusion.num_steps", c.num_steps, "use 1 to 10,000 (DDPM has 1000)")
+    require(1 <= c.num_steps <= 10_000, "diffusion.num_steps", c.num_steps, "use 1 to 10,000 (DDPM uses 1000)")
     for key in ("beta_start", "beta_end"):
-        require(0 < c[key] < 1, f"diffusion.{key}", c[key], "a beta lies between 0 and 1 (DDPM has 0.0001 to 0.02)")
+        require(0 < c[key] < 1, f"diffusion.{key}", c[key], "a beta lies between 0 and 1 (DDPM uses 0.0001 to 0.02)")
     ordered = f"it must not be above diffusion.beta_end={c.beta_end}"
     require(c.beta_start <= c.beta_end, "diffusion.beta_start", c.beta_start, ordered)
-    require(c.logit_std > 0, "diffusion.logit_std", c.logit_std, "use a number above 0 (Esser et al. 2024 have 1)")
+    require(c.logit_std > 0, "diffusion.logit_std", c.logit_std, "use a number above 0 (Esser et al. 2024 use 1)")
     choice("diffusion.loss_weighting", c.loss_weighting, LOSS_WEIGHTINGS)
     readable = c.loss_weighting != "velocity" or c.prediction != "eps"
-    fix = "without bound for diffusion.prediction=eps, which says least of the velocity at most noise; use x0 or v"
+    fix = "unbounded for diffusion.prediction=eps, which says least about the velocity at high noise; use x0 or v"
     require(readable, "diffusion.loss_weighting", c.loss_weighting, fix)
-    require(c.min_snr_gamma > 0, "diffusion.min_snr_gamma", c.min_snr_gamma, "use a number above 0 (the paper has 5)")
+    require(c.min_snr_gamma > 0, "diffusion.min_snr_gamma", c.min_snr_gamma, "use a number above 0 (the paper uses 5)")
     two_ends = not c.zero_terminal_snr or c.num_steps > 1 or c.schedule == "rectified"
     require(two_ends, "diffusion.zero_terminal_snr", c.zero_terminal_snr, "diffusion.num_steps=1 is too few; use 2")
     schedule = make_schedule(c.schedule, c.num_steps, c.beta_start, c.beta_end, c.zero_terminal_snr)
-    fix = "they leave no trace of the image long before the last timestep; lower diffusion.beta_end (DDPM has 0.02)"
+    fix = "the betas erase the image long before the last timestep; lower diffusion.beta_end (DDPM uses 0.02)"
     require(bool(schedule.alpha[:-1].all()), "diffusion.beta_start", c.beta_start, fix)
     end = f"diffusion.schedule={c.schedule} with diffusion.zero_terminal_snr={c.zero_terminal_snr}"
     more = ", or lower diffusion.beta_end" if c.schedule == "linear" and not c.zero_terminal_snr else ""
-    fix = f"it cannot tell the image from pure noise, which {end} reaches; use velocity or v{more}"
+    fix = f"it cannot recover the image from pure noise, which {end} reaches; use velocity or v{more}"
     require(solvable(schedule, c.prediction), "diffusion.prediction", c.prediction, fix)
 
 
@@ -192,26 +192,24 @@ def check_optimizer(c: ConfigDict) -> None:
     choice("optimizer.schedule", c.schedule, RATES)
     require(c.learning_rate > 0, "optimizer.learning_rate", c.learning_rate, "use a number above 0, such as 0.0002")
     for key in ("b1", "b2"):
-        require(
-            c[key] >= 0 and bool(np.float32(c[key]) < 1), f"optimizer.{key}", c[key], "use a number from 0 to below 1"
-        )
+        require(c[key] >= 0 and bool(np.float32(c[key]) < 1), f"optimizer.{key}", c[key], "use at least 0 and below 1")
     for key in ("weight_decay", "clip_norm", "warmup_steps"):
-        require(c[key] >= 0, f"optimizer.{key}", c[key], "use 0 (off) or a number above it")
+        require(c[key] >= 0, f"optimizer.{key}", c[key], "use 0 (off) or a number above 0")
 
 
 def check_train(c: ConfigDict) -> None:
     """Checks the training run."""
     for key in ("steps", "batch_size", "steps_per_call", "checkpoint_every", "keep_checkpoints", "log_every"):
         require(c[key] >= 1, f"train.{key}", c[key], "use a whole number of at least 1")
-    require(c.microbatches >= 1, "train.microbatches", c.microbatches, "use 1 (none) or a divisor of a device's batch")
+    require(c.microbatches >= 1, "train.microbatches", c.microbatches, "use 1 (off) or a divisor of a device's batch")
     require(c.steps_per_call <= LARGEST_CALL, "train.steps_per_call", c.steps_per_call, f"use 1 to {LARGEST_CALL:,}")
     require(c.max_bad_steps >= 1, "train.max_bad_steps", c.max_bad_steps, "use a whole number of at least 1")
     require(c.max_seconds >= 0, "train.max_seconds", c.max_seconds, "use 0 (no limit) or a number of seconds")
     require(c.sample_every >= 0, "train.sample_every", c.sample_every, "use 0 (never) or a number of steps")
-    require(0 <= c.label_dropout < 1, "train.label_dropout", c.label_dropout, "use a share from 0 to below 1")
-    require(0 <= c.dropout < 1, "train.dropout", c.dropout, "use a share from 0 (none) to below 1, such as 0.1")
-    require(c.ema_half_life >= 0, "train.ema_half_life", c.ema_half_life, "use a number of images, 0 for no averaging")
-    require(c.ema_ramp > 0, "train.ema_ramp", c.ema_ramp, "use a share above 0 (Karras et al. 2022 have 0.05)")
+    require(0 <= c.label_dropout < 1, "train.label_dropout", c.label_dropout, "use 0 (none) or a fraction below 1")
+    require(0 <= c.dropout < 1, "train.dropout", c.dropout, "use 0 (none) or a fraction below 1, such as 0.1")
+    require(c.ema_half_life >= 0, "train.ema_half_life", c.ema_half_life, "use a number of images, or 0 (no averaging)")
+    require(c.ema_ramp > 0, "train.ema_ramp", c.ema_ramp, "use a fraction above 0 (Karras et al. 2022 use 0.05)")
 
 
 def check_sample(config: ConfigDict, info: DatasetInfo) -> None:
@@ -226,21 +224,21 @@ def check_sample(config: ConfigDict, info: DatasetInfo) -> None:
     choice("sample.variance", c.variance, VARIANCES)
     require(0 <= c.eta <= 1, "sample.eta", c.eta, "use 0 (no noise) to 1 (as much as ddpm)")
     require(
-        c.eta == 0 or c.sampler == "ddim", "sample.eta", c.eta, f"sample.sampler={c.sampler} has none; use 0, or ddim"
+        c.eta == 0 or c.sampler == "ddim", "sample.eta", c.eta, f"sample.sampler={c.sampler} ignores it; use 0, or ddim"
     )
     for key in ("n", "batch_size"):
         require(c[key] >= 1, f"sample.{key}", c[key], "use a whole number of at least 1")
     most = LARGEST_SAMPLES // math.prod(info.image_shape)
-    require(c.n <= most, "sample.n", c.n, f"samples are kept in memory; use at most {most:,}, and several seeds")
+    require(c.n <= most, "sample.n", c.n, f"samples are kept in memory; use at most {most:,} per seed")
     require(1 <= c.steps <= T, "sample.steps", c.steps, f"use 1 to {T}, the steps of the process (diffusion.num_steps)")
     require(0 <= c.seed < 2**32, "sample.seed", c.seed, "use a whole number from 0 to 2^32 - 1")
     trained = config.train.label_dropout > 0 or c.guidance == 1
-    fix = "a model trained with train.label_dropout=0 knows no unconditional image; use 1"
+    fix = "a model trained with train.label_dropout=0 cannot predict without a class; use 1"
     require(trained, "sample.guidance", c.guidance, fix)
-    require(c.guidance >= 0, "sample.guidance", c.guidance, "use 0 (unconditional), 1 (none) or above")
-    require(c.classifier_scale >= 0, "sample.classifier_scale", c.classifier_scale, "use 0 (none) or above")
+    require(c.guidance >= 0, "sample.guidance", c.guidance, "use 0 (unconditional), 1 (no guidance) or more")
+    require(c.classifier_scale >= 0, "sample.classifier_scale", c.classifier_scale, "use 0 (none) or a number above 0")
     for key in ("guidance_from", "guidance_to"):
-        require(0 <= c[key] <= 1, f"sample.{key}", c[key], "use a share of the timesteps, 0 (least noise) to 1")
+        require(0 <= c[key] <= 1, f"sample.{key}", c[key], "use a fraction of the timesteps, 0 (least noise) to 1")
     ordered = f"it must be below sample.guidance_to={c.guidance_to}"
     require(c.guidance_from < c.guidance_to, "sample.guidance_from", c.guidance_from, ordered)
     parse_labels(c.labels, info.class_names)
@@ -250,20 +248,18 @@ def check_sample(config: ConfigDict, info: DatasetInfo) -> None:
 def check_task(c: ConfigDict) -> None:
     """Checks the sampling task and the images that it starts from."""
     given = c.task in TASKS_WITH_IMAGES
-    require(
-        bool(c.images) or not given, "sample.task", c.task, "it starts from images; name them by --config.sample.images"
-    )
-    needs = f"sample.task={c.task} starts from noise; leave it empty, or use one of {', '.join(TASKS_WITH_IMAGES)}"
+    require(bool(c.images) or not given, "sample.task", c.task, "it starts from images; set --config.sample.images")
+    tasks = ", ".join(TASKS_WITH_IMAGES)
+    needs = f"sample.task={c.task} starts from noise; leave it empty, or use one of the tasks {tasks}"
     require(given or not c.images, "sample.images", c.images, needs)
-    require(
-        bool(c.mask) or c.task != "inpaint", "sample.mask", "''", "inpaint needs a picture, white where to draw anew"
-    )
+    fix = "inpaint needs a picture that is white in the area to redraw"
+    require(bool(c.mask) or c.task != "inpaint", "sample.mask", "''", fix)
     reads_mask = not c.mask or c.task == "inpaint"
-    require(reads_mask, "sample.mask", c.mask, f"sample.task={c.task} reads none; leave it empty")
-    require(0 < c.strength <= 1, "sample.strength", c.strength, "use a share of the steps, above 0 to 1")
+    require(reads_mask, "sample.mask", c.mask, f"sample.task={c.task} does not use a mask; leave it empty")
+    require(0 < c.strength <= 1, "sample.strength", c.strength, "use a fraction of the steps, above 0 and up to 1")
     if c.task == "invert":
-        require(c.sampler == "ddim" and c.eta == 0, "sample.sampler", c.sampler, "only ddim with sample.eta=0 inverts")
-        fix = "guidance cannot be followed back to noise; use {}"
+        require(c.sampler == "ddim" and c.eta == 0, "sample.sampler", c.sampler, "invert needs ddim with sample.eta=0")
+        fix = "guidance cannot be traced back to the noise; use {}"
         require(c.guidance == 1, "sample.guidance", c.guidance, fix.format(1))
         require(c.classifier_scale == 0, "sample.classifier_scale", c.classifier_scale, fix.format(0))
 
@@ -273,10 +269,10 @@ def check_evaluate(c: ConfigDict) -> None:
     choice("evaluate.features", c.features, NAMES)
     choice("evaluate.broken_images", c.broken_images, ("stop", "skip"))
     choice("evaluate.training_sampler", c.training_sampler, SAMPLERS)
-    few = f"use {LEAST_IMAGES} or more; the scores by neighbours and by splits need as many"
+    few = f"use {LEAST_IMAGES} or more; the scores by neighbours and by splits need that many"
     for key in ("n", "training_n"):
         require(c[key] >= LEAST_IMAGES, f"evaluate.{key}", c[key], few)
-        most = f"use at most {LARGEST_EVALUATION:,}; FID has 50,000"
+        most = f"use at most {LARGEST_EVALUATION:,}; FID commonly uses 50,000"
         require(c[key] <= LARGEST_EVALUATION, f"evaluate.{key}", c[key], most)
     require(c.loss_n >= 0, "evaluate.loss_n", c.loss_n, "use 0 (none) or a number of test images")
     require(c.every_steps >= 0, "evaluate.every_steps", c.every_steps, "use 0 (never) or a number of steps")
@@ -286,7 +282,8 @@ def check_evaluate(c: ConfigDict) -> None:
 def check_classifier(c: ConfigDict, info: DatasetInfo) -> None:
     """Checks the classifier and its training."""
     whole_groups = c.width >= GROUP_WIDTH and c.width % GROUP_WIDTH == 0
-    require(whole_groups, "classifier.width", c.width, f"use a multiple of {GROUP_WIDTH}, the channels of a norm")
+    fix = f"use a multiple of {GROUP_WIDTH}, the channels in a group of its norms"
+    require(whole_groups, "classifier.width", c.width, fix)
     for key in ("width", "depth"):
         most = LARGEST[key]
         require(c[key] <= most, f"classifier.{key}", c[key], f"use a whole number of at most {most:,}")
@@ -294,6 +291,6 @@ def check_classifier(c: ConfigDict, info: DatasetInfo) -> None:
         require(c[key] >= 1, f"classifier.{key}", c[key], "use a whole number of at least 1")
     require(c.learning_rate > 0, "classifier.learning_rate", c.learning_rate, "use a number above 0, such as 0.001")
     least = min(info.image_shape[:2])
-    fits = f"use 0 (none) to {least - 1}, less than the images of {least} pixels"
+    fits = f"use 0 (none) to {least - 1}, less than the {least} pixels of the images"
     require(0 <= c.crop_padding < least, "classifier.crop_padding", c.crop_padding, fits)
-    require(c.weight_decay >= 0, "classifier.weight_decay", c.weight_decay, "use 0 (off) or a number above it")
+    require(c.weight_decay >= 0, "classifier.weight_decay", c.weight_decay, "use 0 (off) or a number above 0")

@@ -40,7 +40,7 @@ def load(spec: str) -> ConfigDict:
     """
     path, argument = split(spec)
     if not path.is_file():
-        raise UserError(f"--config={spec}: there is no file {path}; configs/ holds those that come with dit-jax")
+        raise UserError(f"--config={spec}: there is no file {path}; configs/ has those that come with dit-jax")
     module_spec = importlib.util.spec_from_file_location("experiment_config", path)
     if module_spec is None or module_spec.loader is None:
         raise UserError(f"--config={spec}: {path} is not a Python file; give a file with get_config(), or FILE:ARG")
@@ -57,9 +57,9 @@ def load(spec: str) -> ConfigDict:
     except (Exception, SystemExit) as error:  # the file is the user's, who must fix whatever it raises
         told = re.sub(r"Other fields present:.*?(?=Did you mean|$)", "", " ".join(str(error).split()))
         reason = told[:200]  # ml_collections lists all keys before the nearest one
-        raise UserError(f"--config={spec} cannot be loaded ({type(error).__name__}: {reason}); mend {path}") from error
+        raise UserError(f"--config={spec} cannot be loaded ({type(error).__name__}: {reason}); fix {path}") from error
     if not isinstance(config, ConfigDict):
-        raise UserError(f"--config={spec}: get_config() gave {config!r}, not a ConfigDict; see configs/default.py")
+        raise UserError(f"--config={spec}: get_config() returned {config!r}, not a ConfigDict; see configs/default.py")
     return config.as_configdict() if isinstance(config, FrozenConfigDict) else config
 
 
@@ -117,7 +117,9 @@ def override(config: ConfigDict, assignments: Sequence[str]) -> None:
         try:
             holder[name] = _parse(text, kind)
         except (ValueError, KeyError, OverflowError):
-            raise UserError(f"--config.{key}={text} is not of type {kind.__name__}; it is now {known[key]!r}") from None
+            raise UserError(
+                f"--config.{key}={text} is not of type {kind.__name__}; its value is now {known[key]!r}"
+            ) from None
 
 
 def check_keys(config: ConfigDict, known: ConfigDict, source: str) -> None:
@@ -143,14 +145,14 @@ def check_keys(config: ConfigDict, known: ConfigDict, source: str) -> None:
         holder, kind = (config[section], known[section].get_type(name)) if section else (config, known.get_type(name))
         if kind is float and type(have[key]) is int:
             if abs(have[key]) >= 2**1024:
-                raise UserError(f"{source}: {key} is more than a float holds; mend it there")
+                raise UserError(f"{source}: {key} is too large for a float; fix it there")
             with holder.ignore_type():
                 holder[name] = float(have[key])
         elif have[key] is None and want[key] is None:
             with holder.unlocked(), holder.ignore_type():
                 holder[name] = placeholder(kind)  # JSON's null has no type
         elif type(have[key]) is not kind:
-            raise UserError(f"{source}: {key}={have[key]!r} is not of type {kind.__name__}; mend it there")
+            raise UserError(f"{source}: {key}={have[key]!r} is not of type {kind.__name__}; fix it there")
 
 
 def path_of(workdir: Path) -> Path:
@@ -166,7 +168,7 @@ def read(workdir: Path) -> ConfigDict:
     """
     path = path_of(workdir)
     if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir}: it is a file; name a folder")
+        raise UserError(f"--workdir={workdir}: it is a file; use a folder")
     if not workdir.is_dir():
         raise UserError(f"--workdir={workdir}: no such folder; train first with --config FILE --workdir {workdir}")
     if not path.is_file():

@@ -26,7 +26,7 @@ def about_schedule(schedule: Schedule) -> list[str]:
     T, left = schedule.num_steps, schedule.alpha[-1]
     if left <= SIGNAL:
         return []
-    fix = "raise the betas (as 1000 / T, of which DDPM's are for 1000), or set diffusion.zero_terminal_snr=true"
+    fix = "raise the betas (scale DDPM's, for 1000 steps, by 1000 / num_steps), or set diffusion.zero_terminal_snr=true"
     return [f"diffusion.num_steps={T}: {left:.0%} of the image is left at the last timestep, but sampling starts from "
             f"pure noise; {fix}"]  # fmt: skip
 
@@ -50,8 +50,8 @@ def about_sampling(config: ConfigDict, schedule: Schedule) -> list[str]:
     *_, before, end = (last, *timesteps)
     apart = schedule.sigma[before] / schedule.sigma[end]
     if c.sampler == "heun" and config.diffusion.prediction == "x0" and apart > HEUN_APART:
-        where = f"its last two timesteps, {before} and {end}, are {apart:.0f} times apart in noise, and"
-        fix = "by as much an error of x_0 counts at the second; use sample.spacing=trailing"
+        where = f"the noise of its last two timesteps, {before} and {end}, differs by a factor of {apart:.0f},"
+        fix = "which multiplies the error of x_0 at the second; use sample.spacing=trailing"
         found.append(f"sample.sampler=heun with sample.spacing={c.spacing}: {where} {fix}")
     interval = guidance_interval(schedule.num_steps, c.guidance_from, c.guidance_to)
     if (c.guidance != 1 or c.classifier_scale) and not interval[timesteps].any():
@@ -67,4 +67,4 @@ def about_judging(config: ConfigDict) -> list[str]:
     if not scale or config.evaluate.features != "classifier":
         return []
     return [f"sample.classifier_scale={scale}: the classifier that guides samples also judges them, so accuracy and "
-            "distances say too much; use evaluate.features=inception, or another judge"]  # fmt: skip
+            "distances look too good; use evaluate.features=inception, or another judge"]  # fmt: skip

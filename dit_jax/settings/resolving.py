@@ -22,7 +22,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     try:
         config = config.copy_and_resolve_references()
     except (ArithmeticError, TypeError, ValueError) as error:  # in values that are computed from others
-        raise UserError(f"the config's references cannot be worked out ({error}); mend the values they take") from None
+        raise UserError(f"the config's references cannot be resolved ({error}); fix the values they refer to") from None
     checks.choice("model.preset", config.model.preset, PRESETS)
     with config.unlocked():
         for key, value in PRESETS[config.model.preset].items():
@@ -48,7 +48,7 @@ def read_resolved(workdir: Path) -> ConfigDict:
         return resolve(configs.read(workdir))
     except (AttributeError, KeyError, TypeError) as error:
         reason = str(error).split("\n")[0]
-        raise UserError(f"{configs.path_of(workdir)} is not of this version of dit-jax ({reason}); mend it") from None
+        raise UserError(f"{configs.path_of(workdir)} does not fit this version of dit-jax ({reason}); fix it") from None
 
 
 def folder_of(c: ConfigDict) -> image_folder.Folder | None:

@@ -56,7 +56,7 @@ def find(
         if found and found.method == "ompi" and "OMPI_MCA_orte_hnp_uri" not in environ:
             raise UserError(
                 f"this Open MPI does not say where process 0 is ({found.num_processes} processes): give --coordinator "
-                "HOST:PORT, a machine of the first process and a free port; or --cluster=none for runs by themselves"
+                "HOST:PORT, the machine of process 0 and a free port there; or --cluster=none to run each one alone"
             )
         return found
     if coordinator is None:
@@ -67,11 +67,13 @@ def find(
     process_id = found.process_id if process_id is None and found else process_id
     if num_processes is None or process_id is None:
         flag = "--num_processes" if num_processes is None else "--process_id"
-        raise UserError(f"{flag} is missing; each process gets --coordinator, --num_processes and its own --process_id")
+        raise UserError(
+            f"{flag} is missing; every process needs --coordinator, --num_processes and its own --process_id"
+        )
     if num_processes < 1:
         raise UserError(f"--num_processes={num_processes}: use the number of all processes, at least 1")
     if not 0 <= process_id < num_processes:
-        raise UserError(f"--process_id={process_id}: use 0 to {num_processes - 1}, as --num_processes={num_processes}")
+        raise UserError(f"--process_id={process_id}: use 0 to {num_processes - 1}, for --num_processes={num_processes}")
     devices = found.local_device_ids if found else None
     return Place(process_id, num_processes, coordinator, local_device_ids=devices) if num_processes > 1 else None
 
@@ -130,7 +132,7 @@ def check_port(coordinator: str) -> None:
             reason = getattr(error, "strerror", None) or error
             raise UserError(
                 f"--coordinator={coordinator}: port {port} cannot be used on this machine, that of process 0 ({reason})"
-                "; each run needs a free one of its own"
+                "; each run needs a free port of its own"
             ) from None
 
 
@@ -170,7 +172,7 @@ def join(
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
             f"process {place.process_id} cannot join the others ({' '.join(str(error).split())[:200]}): --coordinator "
-            "is the machine of process 0 and a free port there; --cluster=none is for a run by itself"
+            "must be the machine of process 0 and a free port there; use --cluster=none to run this process alone"
         ) from None
     finally:
         late.cancel()
@@ -179,10 +181,10 @@ def join(
 
 
 def _give_up(place: Place) -> NoReturn:
-    where = place.coordinator or f"what {place.method} says"
+    where = place.coordinator or f"the one from {place.method}"
     print(
-        f"error: process {place.process_id} waited {PATIENCE} seconds for the others, by --coordinator={where}: start "
-        f"all {place.num_processes or ''} of them, in reach of that machine; --cluster=none is for a run by itself",
+        f"error: process {place.process_id} waited {PATIENCE} seconds for the others (--coordinator={where}): start "
+        f"all {place.num_processes or 'the'} processes where they can reach it, or use --cluster=none to run alone",
         file=sys.stderr,
         flush=True,
     )

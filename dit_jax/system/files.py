@@ -29,12 +29,12 @@ def expanded(path: str | Path) -> Path:
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(path)):
         raise UserError(
-            f"{path}: it is an address, not a place on this machine; mount it, or name a folder or file here"
+            f"{path}: it is an address, not a path on this machine; mount it, or use a local folder or file"
         )
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{path}: {error}; write the whole path") from None
+        raise UserError(f"{path}: {error}; write the full path") from None
 
 
 def real(path: str | Path) -> Path:
@@ -51,11 +51,11 @@ def replacing(path: Path) -> Iterator[Path]:
     removed first.
     """
     if path.is_dir():
-        raise UserError(f"{path} is a folder, where a file belongs; move it away")
+        raise UserError(f"{path} is a folder, but must be a file; move it elsewhere")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        raise UserError(f"{path.parent} is no folder, where one belongs; move it away") from None
+        raise UserError(f"{path.parent} is not a folder, but must be one; move it elsewhere") from None
     temporary = path.with_name(f"{path.name}.{kernel()}{uuid.uuid4().hex[:8]}.tmp")
     with removing_left(path):
         try:

@@ -43,7 +43,9 @@ def opened(path: Path) -> TextIO:
     except FileNotFoundError:
         if not path.is_symlink():
             raise UserError(f"{path.parent} {GONE}") from None
-        raise UserError(f"{path} is a link to a folder that is not there; mount or make it, or remove it") from None
+        raise UserError(
+            f"{path} is a link into a missing folder; mount or create that folder, or remove the link"
+        ) from None
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:

@@ -69,7 +69,7 @@ def _see(path: Path) -> None:
         if time.monotonic() > deadline:
             raise UserError(
                 f"--workdir={path.parent}: on {socket.gethostname()} it is not the folder that the first process made; "
-                "name one on a file system that all machines share"
+                "use one on a file system that all machines share"
             )
         time.sleep(0.1)
 
@@ -84,7 +84,7 @@ def _open_locked(path: Path) -> int:
             os.close(file)
             raise
         except OSError as error:
-            logger.warning("%s cannot be locked (%s): start no second training run there", path, error.strerror)
+            logger.warning("%s cannot be locked (%s): do not start a second training run there", path, error.strerror)
         if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
             os.ftruncate(file, 0)
             os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
@@ -94,7 +94,8 @@ def _open_locked(path: Path) -> int:
 
 def _held(path: Path) -> UserError:
     return UserError(
-        f"--workdir={path.parent}: another training run has it ({_holder(path)}); stop that one, or use another workdir"
+        f"--workdir={path.parent}: another training run is using it ({_holder(path)}); stop that run, or use another "
+        "workdir"
     )
 
 

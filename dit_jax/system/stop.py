@@ -74,7 +74,7 @@ class Stop:
         """Whether this process should end now, for the time limit or a signal; does not ask the other processes."""
         if not self.code and 0 < self._max_seconds <= self._clock() - self._start:
             self.code = OUT_OF_TIME
-            logger.info("train.max_seconds=%g are over: saving", self._max_seconds)
+            logger.info("train.max_seconds=%g has been reached: saving", self._max_seconds)
         return bool(self.code)
 
     def signalled(self) -> bool:
@@ -105,10 +105,10 @@ class Stop:
                 continue
             interrupt = byte[0] == signal.SIGINT
             if interrupt and self._interrupted:
-                logger.info("ended at once; checkpoints that were complete stay so")
+                logger.info("ended at once; complete checkpoints are kept")
                 os._exit(INTERRUPTED)
             if interrupt or not self.code:
-                again = "; Ctrl-C once more ends at once" if interrupt else ""
+                again = "; press Ctrl-C again to end at once" if interrupt else ""
                 name = signal.Signals(byte[0]).name
                 logger.info("%s: finishing %s, then saving%s", name, self._busy_with, again)
             self._interrupted = self._interrupted or interrupt

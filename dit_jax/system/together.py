@@ -101,7 +101,9 @@ def check_devices() -> None:
     """
     if several() and jax.device_count() != jax.process_count() * jax.local_device_count():
         others = f"{jax.device_count()} in {jax.process_count()} processes, {jax.local_device_count()} of them here"
-        raise UserError(f"all processes need as many devices: there are {others}; start as many on each machine")
+        raise UserError(
+            f"all processes need the same number of devices: there are {others}; use the same number in each"
+        )
 
 
 def check_alike(what: str, mine: Any, fix: str) -> None:
@@ -114,7 +116,7 @@ def check_alike(what: str, mine: Any, fix: str) -> None:
         sync()  # waits without the devices, which cannot wait for hours
         number = zlib.crc32(json.dumps(mine).encode()) >> 1
         if not all_true(from_first([number]) == [number]):
-            raise UserError(f"the {jax.process_count()} processes have not the same {what}; {fix}")
+            raise UserError(f"the {jax.process_count()} processes do not have the same {what}; {fix}")
 
 
 def whole(array: jax.Array) -> np.ndarray:

@@ -107,7 +107,9 @@ class Checkpointer:
             saved = self._manager.save(step, args=ocp.args.Composite(**items, scalars=ocp.args.JsonSave(dict(metrics))))
         if not saved:  # Orbax does not say why
             newest = self._manager.latest_step()
-            raise UserError(f"checkpoint {self.folder / str(step)} is refused beside {newest}; move what is newer away")
+            raise UserError(
+                f"checkpoint {self.folder / str(step)} is refused because {newest} exists; move newer ones elsewhere"
+            )
 
     def check(self) -> None:
         """Raises a background save's error, or UserError if the workdir is gone; does not wait for a running save."""
@@ -153,8 +155,8 @@ class Checkpointer:
                 raise
             self._present()
             raise UserError(
-                f"checkpoint {self.folder / str(self._newest)} cannot be written ({os.strerror(code)}): mend that, and "
-                "the same command goes on; the checkpoints before it are whole"
+                f"checkpoint {self.folder / str(self._newest)} cannot be written ({os.strerror(code)}): fix that, and "
+                "the same command resumes the run; earlier checkpoints are intact"
             ) from error
 
     def restore(self, like: TrainState, only: int | None = None) -> TrainState | None:
@@ -191,7 +193,7 @@ class Checkpointer:
                 reason_here = str(error).strip().split("\n")[0][:200] or type(error).__name__
             if together.all_true(items is not None):
                 for at, reason in damaged.items():
-                    logger.warning("checkpoint %s cannot be read and is passed over: %s", self.folder / str(at), reason)
+                    logger.warning("checkpoint %s cannot be read and is skipped: %s", self.folder / str(at), reason)
                 self._set_aside(damaged)
                 return cast(Any, items)["state"]
             damaged[step] = reason_here or "another process cannot read it"
@@ -216,7 +218,7 @@ class Checkpointer:
         check_model(self.folder / str(step), like)
         items = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
         if int(cast(Any, items)["state"].step) != step:  # a folder that was copied or renamed
-            raise checksums.Damaged(f"its state is that of step {int(cast(Any, items)['state'].step)}")
+            raise checksums.Damaged(f"it holds the state of step {int(cast(Any, items)['state'].step)}")
         return items
 
     def _set_aside(self, steps: Iterable[int]) -> None:
@@ -253,7 +255,7 @@ def check_model(folder: Path, like: TrainState) -> None:
         if there.get(name) != here.get(name):
             found, wanted = (str(x[name]) if name in x else "none" for x in (there, here))
             raise UserError(
-                f"checkpoint {folder} is of another model than the config ({name} is {found} there, {wanted} by the "
+                f"checkpoint {folder} does not match the config's model ({name} is {found} there, {wanted} in the "
                 "config); restore config.json, or use another workdir"
             )
 

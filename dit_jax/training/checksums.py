@@ -38,7 +38,7 @@ def check(folder: Path) -> None:
         if name not in known:
             raise Damaged(f"{name} is not in {NAME}")
         if _sum(files[name]) != known[name]:
-            raise Damaged(f"{name} has other bytes than were written")
+            raise Damaged(f"{name} has changed since it was written")
 
 
 def _files(folder: Path) -> dict[str, Path]:

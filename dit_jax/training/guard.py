@@ -116,4 +116,4 @@ def check_state(state: TrainState, section: str = "train") -> None:
 def warn(host: dict[str, np.ndarray], section: str = "train") -> None:
     """Logs a warning if there were bad steps."""
     if host["bad_steps"]:
-        logger.warning("steps left out, as loss or gradient is not finite: %s", describe(host, section))
+        logger.warning("steps skipped because the loss or gradient was not finite: %s", describe(host, section))

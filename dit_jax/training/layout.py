@@ -41,8 +41,8 @@ def split(tree: Any, parts: int) -> Any:
 def check(tree: Any, axes: Axes, mesh: Mesh) -> None:
     """Raises UserError if splitting saves little: on several devices, less than half of the numbers are split."""
     if mesh.size > 1 and split_share(tree, axes) < 0.5:
-        fix = f"{mesh.size} devices do not divide the sizes of the network"
-        raise UserError(f"train.shard_params=True: {fix}; use a number that divides model.width, or False")
+        fix = f"the sizes of the network are not divisible by {mesh.size} devices"
+        raise UserError(f"train.shard_params=True: {fix}; use a number of devices that divides model.width, or False")
 
 
 def split_share(tree: Any, axes: Axes) -> float:

@@ -30,8 +30,8 @@ def make_mesh() -> Mesh:
         wishes = [f"{name}={value}" for name, value in os.environ.items() if name in WISHES]
         if together.several() or is_out_of_memory(error) or not wishes:
             raise
-        reason = " ".join(str(error).split())[:200] or "it does not say why"
-        raise UserError(f"JAX has no device ({reason}); mend that, or perhaps {' '.join(wishes)}") from error
+        reason = " ".join(str(error).split())[:200] or "it gives no reason"
+        raise UserError(f"JAX found no device ({reason}); fix that, or check {' '.join(wishes)}") from error
     return jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,))
 
 
@@ -49,7 +49,7 @@ def check_batch(batch_size: int, mesh: Mesh, key: str, microbatches: int = 1) ->
     if local % microbatches:
         fits = [n for n in range(1, local + 1) if local % n == 0]
         raise UserError(
-            f"train.microbatches={microbatches} does not divide the {local} images a device ({key}={batch_size} over "
+            f"train.microbatches={microbatches} does not divide the {local} images per device ({key}={batch_size} over "
             f"{mesh.size}); use one of {fits}"
         )
 

@@ -1,8 +1,11 @@
 """The GPU agenda: what it would run fits the code as it is, and a call goes on where the last one stopped."""
 
+import contextlib
+import dataclasses
 import json
 import subprocess
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -38,7 +41,7 @@ def test_a_call_that_runs_out_of_time_is_not_done_and_another_failure_is_told(ca
     limit = float(asked[0][-1].removeprefix("--config.train.max_seconds="))
     assert 450 <= limit <= 460  # 500, less 30 in reserve and 10 to save
     monkeypatch.setattr(subprocess, "run", lambda words, **_: SimpleNamespace(returncode=2))
-    with pytest.raises(UserError, match="ended with 2, see above"):
+    with pytest.raises(UserError, match="ended with code 2, see above"):
         call.main(call.state / "run", "--mode=sample")
 
 
@@ -88,8 +91,89 @@ def test_a_variant_that_never_ends_is_begun_twice_and_not_again_on_another_machi
     assert len(timed) == 2 * len(VARIANTS) - 1
 
 
+def test_the_peers_are_timed_once(call, monkeypatch):
+    timed = []
+
+    def peers(argv):
+        timed.append(argv)
+        (out,) = (word.removeprefix("--out=") for word in argv if word.startswith("--out="))
+        Path(out).touch()
+
+    monkeypatch.setattr(agenda, "timed", lambda *_: {"gain": 1.0})
+    monkeypatch.setattr(agenda.train, "main", peers)
+    monkeypatch.setattr(agenda.sampling, "main", peers)
+    assert agenda.speed(call) == agenda.speed(call) == 0
+    assert len(timed) == 2
+    assert {path.name for path in call.out.iterdir()} == {"speed.json", "peers_train.json", "peers_sample.json"}
+
+
+def test_a_rehearsal_does_everything_however_little_time_is_left(call):
+    late = dataclasses.replace(call, end=time.monotonic() - 1)
+    assert late.short_of(30)
+    assert not dataclasses.replace(late, dry=True).short_of(30)
+
+
+def test_the_row_that_is_found_is_the_newest_of_its_step_and_settings(tmp_path):
+    rows = [dict(step=1, n=5, fd=1), dict(step=2, n=5, fd=2), dict(step=2, n=6, fd=3), dict(step=2, n=5, fd=4)]
+    (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [agenda.judged(tmp_path, step, n=5)["fd"] for step in (1, 2)] == [1, 4]
+    assert agenda.judged(tmp_path, 3) is agenda.judged(tmp_path, 1, n=6) is agenda.judged(tmp_path / "none", 1) is None
+
+
+def append_row(run, **row):
+    with (run / "evaluations.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+@pytest.fixture
+def asked(call, monkeypatch):
+    """The calls of main.py, as (workdir's name, mode, settings), of points c and e; nothing is trained or finished."""
+    for folder in ("data/cifar10", "best/classifier", "report"):
+        (call.state / folder).mkdir(parents=True)
+    made = []
+
+    def main(self, workdir, *words, assignments=(), reserve=0.0):
+        mode = next((word.removeprefix("--mode=") for word in words if word.startswith("--mode=")), "train")
+        made.append((workdir.name, mode, dict(assignment.split("=", 1) for assignment in assignments)))
+        return 0
+
+    monkeypatch.setattr(agenda.Call, "main", main)
+    monkeypatch.setattr(agenda, "train_judge", lambda call: 0)
+    monkeypatch.setattr(agenda, "finish", lambda *_: 0)
+    monkeypatch.setattr(agenda.results, "last_step", lambda run: 7)
+    return made
+
+
+def test_the_reports_epochs_are_judged_once_each(call, asked, monkeypatch):
+    """50,000 images have floor(50,000 / 256) = 195 whole batches of 256."""
+    monkeypatch.setattr(agenda, "judge", lambda call, run, step, n: append_row(run, step=step, n=n))
+    assert agenda.report(call) == agenda.report(call) == 0
+    trained = [int(settings["train.steps"]) for _, mode, settings in asked if mode == "train"]
+    assert trained == [195 * epoch for epoch in (40, 80, 120, 160, 200)]
+
+
+def test_the_best_guidance_is_that_of_the_least_distance_and_none_is_measured_twice(call, asked, monkeypatch):
+    """The distance is the least at 1.6, to which 1.5 is the nearest: it alone is drawn 50,000 times."""
+    main, finished = agenda.Call.main, []
+
+    def evaluating(self, workdir, *words, assignments=(), reserve=0.0):
+        main(self, workdir, *words, assignments=assignments)
+        _, mode, settings = asked[-1]
+        if mode == "evaluate":
+            guidance, n = float(settings["sample.guidance"]), int(settings["evaluate.n"])
+            append_row(workdir, step=7, n=n, guidance=guidance, fd_classifier=abs(guidance - 1.6))
+        return 0
+
+    monkeypatch.setattr(agenda.Call, "main", evaluating)
+    monkeypatch.setattr(agenda, "finish", lambda call, run, name, recipe, *settings: finished.append(settings) or 0)
+    assert agenda.best(call) == agenda.best(call) == 0
+    drawn = [(float(c["sample.guidance"]), int(c["evaluate.n"])) for _, mode, c in asked if mode == "evaluate"]
+    assert drawn == [*((scale, 5_000) for scale in (1, 1.25, 1.5, 2, 3)), (1.5, 50_000)]
+    assert finished == [("sample.guidance=1.5",)] * 2
+
+
 def test_data_that_was_not_carried_is_named(call):
-    with pytest.raises(UserError, match="carry both halves, one a call"):
+    with pytest.raises(UserError, match="carry both halves, one per call"):
         agenda.report(call)
 
 
@@ -113,3 +197,17 @@ def test_a_variant_that_cannot_run_is_told_and_does_not_end_the_table(call, monk
     monkeypatch.setattr(contest, "running", Running)
     found = agenda.timed(call, 4, 512, VARIANTS["attention cudnn"])
     assert found == {"error": "it could not run, see log.txt"}
+
+
+def test_a_variant_twice_as_fast_has_a_gain_of_two(call, monkeypatch):
+    """A batch of 512 in one second and in half a second."""
+
+    @contextlib.contextmanager
+    def running(both):
+        seconds = {contest.OURS: 1.0, "variant": 0.5}
+        yield [SimpleNamespace(run=lambda count, one=one: {"seconds": count * seconds[one.name]}) for one in both]
+
+    monkeypatch.setattr(contest, "running", running)
+    monkeypatch.setattr(contest, "units_for", lambda process, wanted: 1)
+    found = agenda.timed(call, 4, 512, VARIANTS["attention cudnn"])
+    assert (found["as_it_is"]["median"], found["variant"]["median"], found["gain"]) == (512, 1024, 2)

@@ -76,9 +76,9 @@ def test_a_contestant_that_dies_is_left_out_and_ours_is_not(capfd):
     dead = Contestant("peer", "benchmarks.ours", {})
     with contest.running([dead]) as processes:
         assert processes == []
-    assert "left out: peer ended with 1" in capfd.readouterr().err
+    assert "left out: peer ended with code 1" in capfd.readouterr().err
     with (
-        pytest.raises(UserError, match="dit-jax ended with 1"),
+        pytest.raises(UserError, match="dit-jax ended with code 1"),
         contest.running([Contestant(contest.OURS, "none", {})]),
     ):
         pass
@@ -90,7 +90,7 @@ def test_a_contestant_that_dies_is_left_out_and_ours_is_not(capfd):
         (["--bach=3"], "--bach=3 is not an argument"),
         (["--config.model.depht=3"], "did you mean --config.model.depth"),
         (["--batch=many"], "whole numbers"),
-        (["--peers=jax"], "choose of torch, torch-compile"),
+        (["--peers=jax"], "use any of torch, torch-compile"),
         (["--dtype=half"], "model.dtype=half"),
         (["--repeats=0"], "numbers above 0"),
     ],
@@ -110,14 +110,14 @@ def test_peers_need_their_packages_and_their_network(monkeypatch, capfd):
         made = commands.experiment("configs/cifar10.py:report", [other])
         assert [c.name for c in commands.contestants("train", made, "", [], "torch")] == [contest.OURS]
         key, _, value = other.partition("=")
-        assert f"theirs has {key}={commands.THEIRS[key]}, this is {value}" in capfd.readouterr().err
+        assert f"they have {key}={commands.THEIRS[key]}, ours is {value}" in capfd.readouterr().err
 
 
 def test_sampling_is_compared_only_where_both_do_the_same_work(monkeypatch, capfd):
     monkeypatch.setattr(contest, "installed", lambda *names: True)
     made = commands.experiment("configs/cifar10.py:report", ["sample.sampler=heun", "sample.steps=10"])
     assert [c.name for c in commands.contestants("sample", made, "", [], "torch")] == [contest.OURS]
-    assert "theirs has sample.sampler=ddim, this is heun" in capfd.readouterr().err
+    assert "they have sample.sampler=ddim, ours is heun" in capfd.readouterr().err
     assert [c.name for c in commands.contestants("train", made, "", [], "torch")] == [contest.OURS, "torch"]
     work = {}
     for guidance in (0.0, 1.0, 2.0):  # no class, the class, both
@@ -125,7 +125,7 @@ def test_sampling_is_compared_only_where_both_do_the_same_work(monkeypatch, capf
         work[guidance] = sample.count(made)
     assert work[2.0] == 2 * work[1.0] == 2 * work[0.0]
     made = commands.experiment("configs/cifar10.py:report", ["sample.guidance_to=0.5"])
-    with pytest.raises(UserError, match=r"sample\.guidance_to=0\.5: what that costs is not counted here; use 1\.0"):
+    with pytest.raises(UserError, match=r"sample\.guidance_to=0\.5: its cost is not counted here; use 1\.0"):
         sample.count(made)
 
 

@@ -70,5 +70,5 @@ def test_the_wheels_are_those_of_the_requirements():
 
 def test_a_call_that_would_carry_too_much_is_told_how_it_carries_less():
     assert pack.advice(64 << 20) == "a call with a half carries 67.1 MB of at most 67.1"
-    assert "leave results/ here meanwhile, by `git sparse-checkout set" in pack.advice((64 << 20) + 1)
+    assert "meanwhile exclude results/ with `git sparse-checkout set" in pack.advice((64 << 20) + 1)
     assert 0 < pack.tracked() < 64 << 20

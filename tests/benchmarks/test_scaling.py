@@ -51,5 +51,5 @@ def test_axes_measured_before_stay_unless_something_is_another(tmp_path):
 
 
 def test_an_axis_that_is_none_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="--axes=batch,batches: 'batches' is not known; choose of batch, tokens"):
+    with pytest.raises(UserError, match="--axes=batch,batches: 'batches' is not known; use any of batch, tokens"):
         scaling.main(["--axes=batch,batches", f"--out={tmp_path}"])

@@ -19,3 +19,15 @@ def test_the_rate_rises_in_a_tenth_of_the_steps_and_falls_to_0_at_the_last(kind,
         rate = kind(make(tiny.config(**own))).learning_rate
         told = rate(np.array([0, warmup - 1, warmup, (warmup + steps) // 2, steps]))
         np.testing.assert_allclose(told, [0.5 / warmup, 0.5, 0.5, 0.25, 0], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("make", [classifier_config, autoencoder_config])
+def test_what_a_run_alone_does_a_companion_does_not(make, monkeypatch):
+    """It draws no samples, needs no judge (it may become that itself), and takes its own batch whole and unshared."""
+    tiny.install(monkeypatch)
+    of_run = dict(train__init_from="elsewhere", train__microbatches=4, train__batch_size=64, train__shard_params=True,
+                  train__sample_every=3, evaluate__every_steps=5)  # fmt: skip
+    made = make(tiny.config(**of_run))
+    own = dict(init_from="", microbatches=1, batch_size=8, steps=2, shard_params=False, sample_every=0)
+    assert {key: made.train[key] for key in own} == own
+    assert made.evaluate.every_steps == 0

@@ -98,7 +98,7 @@ def test_a_workdir_that_orbax_cannot_name_gets_no_autoencoder(tmp_path, capfd):
     done = tiny.run_main(capfd, *tiny.flags(), "--mode=train_autoencoder", f"--workdir={folder}",
                          "--config.data.name=shapes", "--config.autoencoder.pretrained=x")  # fmt: skip
     assert done.code == 2
-    assert "for the [ in it; use another folder" in done.err[-1]
+    assert "because of the [ in it; use another folder" in done.err[-1]
     assert not folder.exists()
 
 
@@ -137,14 +137,14 @@ def add(tensors):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (drop, "encoder.conv_in.bias is missing; use its autoencoder.downsample"),
-        (misshape, r"quant_conv.weight has shape \[8, 8, 1, 1\], of ours \[4, 4\]"),
-        (empty, r"encoder.conv_in.weight has shape \[0, 3, 3, 3\], of ours \[27, 4\]"),
-        (turn, r"encoder.conv_in.weight has shape \[4, 3, 9, 1\], of ours \[27, 4\]"),
-        (spoil, "encoder.conv_in.bias has values that are not finite in float32; fetch it again"),
-        (count, r"has a type of numbers that is not read \(encoder.conv_in.bias: int64\); save it as float32"),
-        (decide, r"has a type of numbers that is not read \(encoder.conv_in.bias: bool\); save it as float32"),
-        (add, "has logvar besides: it is of another autoencoder"),
+        (drop, "encoder.conv_in.bias is missing; set autoencoder.downsample"),
+        (misshape, r"quant_conv.weight has shape \[8, 8, 1, 1\], expected \[4, 4\]"),
+        (empty, r"encoder.conv_in.weight has shape \[0, 3, 3, 3\], expected \[27, 4\]"),
+        (turn, r"encoder.conv_in.weight has shape \[4, 3, 9, 1\], expected \[27, 4\]"),
+        (spoil, "encoder.conv_in.bias has values that are not finite in float32; download it again"),
+        (count, r"has an unsupported number type \(encoder.conv_in.bias: int64\); save it as float32"),
+        (decide, r"has an unsupported number type \(encoder.conv_in.bias: bool\); save it as float32"),
+        (add, "also has logvar: it is another kind of autoencoder"),
     ],
 )
 def test_what_is_no_such_autoencoder_is_refused(change, words, tmp_path):
@@ -162,7 +162,7 @@ def test_a_config_of_an_autoencoder_that_says_nothing_of_files_is_refused_as_ano
     (folder / "config.json").write_text(json.dumps(sections | {"autoencoder": {"steps": 5}}))
     refused = tiny.run_main(capfd, f"--workdir={tmp_path / 'w'}", "--mode=train_autoencoder", *tiny.flags())
     assert refused.code == 2
-    assert "holds a run of another config" in refused.err[0]
+    assert "holds a run with another config" in refused.err[0]
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x00" * 100, b"\xff" * 8 + b"{}"])
@@ -185,7 +185,7 @@ def test_a_run_on_latents_of_a_pretrained_autoencoder(tmp_path, capfd):
     assert about["step"] == 0
     refused = tiny.run_main(capfd, *put)
     assert refused.code == 2
-    words = f"autoencoder.pretrained='': {tmp_path / 'w/autoencoder'} has the weights of {file}; name that file, or"
+    words = f"autoencoder.pretrained='': {tmp_path / 'w/autoencoder'} has the weights of {file}; use that file, or"
     assert words in refused.err[0]
     assert train(tiny.config(**LATENTS), tmp_path / "w", None) == 0
     codec = load(tmp_path / "w").experiment.codec

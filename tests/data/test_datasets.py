@@ -1,14 +1,18 @@
 """`info` and `load`: facts, arrays, and one clear line for each thing that can be wrong with a folder."""
 
+import dataclasses
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dit_jax.data import cifar10, datasets, shapes
 from dit_jax.errors import UserError
+from tests import tiny
 
 SMALL = {"train": 40, "test": 20}
 
@@ -121,7 +125,7 @@ def refused(*args):
 
 
 def test_unknown_name_and_split(tmp_path):
-    assert "'mnist'" in (message := refused("mnist", tmp_path))
+    assert "data.name=mnist is not known" in (message := refused("mnist", tmp_path))
     assert "shapes, cifar10" in message
     assert "'valid'" in (message := refused("shapes", tmp_path, "valid"))
     assert "train, test" in message
@@ -168,7 +172,7 @@ def test_what_the_machine_lacks_is_no_damage(prepared, error, monkeypatch):
 def test_folder_without_a_data_set(prepared):
     directory = prepared / "shapes" / shapes.VERSION
     (directory / "dataset_info.json").unlink()
-    assert f"{directory} holds no whole data set" in refused("shapes", prepared)
+    assert f"{directory} does not hold a complete data set" in refused("shapes", prepared)
 
 
 def test_data_set_that_tensorflow_prepared(prepared):
@@ -183,6 +187,22 @@ def test_a_shorter_split_than_promised_is_damaged(prepared):
     path = prepared / "shapes" / shapes.VERSION / "dataset_info.json"
     path.write_text(path.read_text().replace('"40"', '"41"'))
     assert "is damaged" in refused("shapes", prepared)
+
+
+@pytest.mark.parametrize(("mode", "size"), [("L", (6, 4)), ("RGBA", (6, 4)), ("RGB", (4, 6)), ("RGB", (6, 5))])
+def test_a_record_of_another_shape_than_promised_is_refused(mode, size):
+    """Promised are four rows of six pixels in three colours."""
+    png = io.BytesIO()
+    Image.new(mode, size).save(png, "PNG")
+    with pytest.raises(ValueError, match="6 x 4 x 3"):
+        datasets.decode(png.getvalue(), (4, 6, 3))
+
+
+def test_the_same_images_with_other_labels_have_another_probe():
+    one = tiny.records()
+    other = dataclasses.replace(one, read=lambda indices: one.read(indices)._replace(labels=one.labels()[indices] + 1))
+    assert one.probe() == tiny.records().probe()
+    assert one.probe() != other.probe()
 
 
 def test_features_that_name_code_of_others_are_refused_unimported(prepared, tmp_path, monkeypatch):

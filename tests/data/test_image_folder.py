@@ -153,7 +153,7 @@ def test_other_files_are_left_out_with_a_word(root, caplog):
     (root / "cat" / "moving.gif").write_text("a gif")
     folders.scan(str(root))
     (told,) = [record.getMessage() for record in caplog.records]
-    assert "2 files are left out, such as" in told
+    assert "files ignored: 2, such as" in told
     assert "pictures are .png, .jpg, .jpeg, .webp" in told
 
 
@@ -178,12 +178,12 @@ MISTAKES = {
     "no such folder": (lambda root: root.rename(root.with_name("away")), ["there is no such folder", "ROOT/CLASS"]),
     "a file": (lambda root: (root.rename(root.with_name("away")), root.write_text("")), ["it is a file"]),
     "no classes": (lambda root: [d.rename(root.parent / d.name) for d in root.iterdir()], ["has no class folder"]),
-    "loose pictures": (lambda root: paint(root / "a.png", 1), ["a.png lies in no class folder", "move it"]),
-    "an empty class": (lambda root: (root / "emu").mkdir(), ["emu holds no picture", "remove the folder"]),
-    "a class of texts": (lambda root: text(root / "emu" / "a.txt"), ["holds no picture (pictures are .png"]),
+    "loose pictures": (lambda root: paint(root / "a.png", 1), ["a.png is not in a class folder", "move it"]),
+    "an empty class": (lambda root: (root / "emu").mkdir(), ["emu has no pictures", "remove the folder"]),
+    "a class of texts": (lambda root: text(root / "emu" / "a.txt"), ["has no pictures (pictures are .png"]),
     "a folder in a class": (lambda root: paint(root / "cat" / "old" / "a.png", 1), ["cat/old is a folder", "move its"]),
     "train, yet classes": (lambda root: paint(root / "train" / "emu" / "a.png", 1), ["train and test (or val)"]),
-    "a link to nothing": (lambda root: (root / "cat" / "l.png").symlink_to("none"), ["l.png is no file", "remove it"]),
+    "a link to nothing": (lambda root: (root / "cat" / "l.png").symlink_to("none"), ["is not a file", "remove it"]),
     "a circle of links": (lambda root: (root / "l").symlink_to("l"), ["/l cannot be read (Too many", "remove it"]),
     "one in a class": (lambda root: (root / "cat" / "l.png").symlink_to("l.png"), ["l.png cannot be read", "remove"]),
     "a name with a line's end": (lambda root: paint(root / "c\nat" / "a.png", 1), ["rename it"]),
@@ -203,7 +203,7 @@ def test_a_mistake_is_one_line(mistake, root, tmp_path):
 
 def test_a_folder_that_may_not_be_read(root, monkeypatch):
     monkeypatch.setattr(folders.os, "scandir", unreadable(root))
-    with pytest.raises(UserError, match=r"cat cannot be read \(Permission denied\); mend its permissions"):
+    with pytest.raises(UserError, match=r"cat cannot be read \(Permission denied\); fix its permissions"):
         folders.scan(str(root))
 
 
@@ -231,9 +231,11 @@ def test_broken_pictures_may_be_left_out(root, tmp_path, caplog):
         (root / "cat" / f"{i}.png").write_bytes(b"")
     splits = read(source(root, tmp_path / "data", skip_broken=True))
     assert sum(map(len, splits.values())) == 40
-    assert "3 broken pictures are left out: cat/3.png, cat/4.png, cat/5.png" in caplog.text
-    counts = f"{len(splits['train'])} for training, {len(splits['test'])} for tests"
+    assert "broken pictures skipped (3): cat/3.png, cat/4.png, cat/5.png" in caplog.text
+    counts = f"{len(splits['train'])} for training, {len(splits['test'])} for testing"
     assert counts in caplog.text
+    with pytest.raises(UserError, match=str(root / "cat")):  # the copy without them is not for who wants all
+        read(source(root, tmp_path / "data"))
     for i in range(3):
         (root / "dog" / f"{i}.png").write_bytes(b"")
     with pytest.raises(UserError, match="every picture of the class dog is broken"):
@@ -313,7 +315,7 @@ def test_a_run_finds_its_copy_though_the_folder_is_gone(root, tmp_path, caplog):
 def test_other_classes_than_the_runs_are_refused(root, tmp_path):
     fill(root, {"emu": 2})
     (root / "dog").rename(root.with_name("dog"))
-    with pytest.raises(UserError, match="has other classes than the run: without dog and with emu; restore"):
+    with pytest.raises(UserError, match="has other classes than the run: it lacks dog and adds emu; restore"):
         image_folder.refresh(source(root, tmp_path / "data").folder, tmp_path / "data")
 
 
@@ -324,7 +326,7 @@ def test_other_classes_than_the_runs_are_refused(root, tmp_path):
 def test_classes_in_another_order_would_be_other_labels(names, told, content, fix, root, tmp_path):
     """A label is the place of its folder among the sorted ones, and class_names[label] is what people read."""
     folder = dataclasses.replace(source(root, tmp_path / "data", names).folder, content=content)
-    with pytest.raises(UserError, match=f"twice, or not in alphabetical order: {told}; {fix}"):
+    with pytest.raises(UserError, match=f"repeats classes of .*, or is not in alphabetical order: {told}; {fix}"):
         image_folder.refresh(folder, tmp_path / "data")
 
 
@@ -334,8 +336,8 @@ def test_small_pictures_are_told(tmp_path, caplog):
     with caplog.at_level("INFO"):
         read_train = datasets.open_split(source(tmp_path / "root", tmp_path / "data", ("cat",))).load()
     assert len(read_train.labels) == 1
-    assert "classes: 1; pictures: 1 for training, 1 for tests (held out of them)" in caplog.text
-    assert "1 pictures are smaller than 8 pixels, and were enlarged" in caplog.text
+    assert "classes: 1; pictures: 1 for training, 1 for testing (held out)" in caplog.text
+    assert "1 pictures are smaller than 8 pixels and were enlarged" in caplog.text
 
 
 SLOW = """
@@ -376,7 +378,7 @@ def test_a_kill_leaves_nothing_half_made(root, tmp_path):
 
 @pytest.mark.parametrize("inside", ["", "below/it"])
 def test_the_copy_must_not_lie_among_the_classes(root, inside):
-    with pytest.raises(UserError, match=r"data.data_dir=.*the copy would lie within data.root=.*name another"):
+    with pytest.raises(UserError, match=r"data.data_dir=.*the copy would lie within data.root=.*use another folder"):
         checks.check_folder(ConfigDict({"root": str(root), "data_dir": str(root / inside), "image_size": 8}))
     for beside in (root.parent, root / ".cache" / "below"):  # names with a dot are passed over
         checks.check_folder(ConfigDict({"root": str(root), "data_dir": str(beside), "image_size": 8}))

@@ -158,26 +158,27 @@ def sixteen_bits(folder):
 
 
 MISTAKES = {
-    "nothing there": (lambda folder: folder / "none.png", "there is nothing of that name"),
-    "an empty folder": (lambda folder: folder, "no picture in it"),
+    "nothing there": (lambda folder: folder / "none.png", "there is no such file or folder"),
+    "an empty folder": (lambda folder: folder, "it has no pictures"),
     "a broken picture": (text("broken.png"), "broken.png cannot be read"),
     "a broken npz": (text("broken.npz"), "cannot be read"),
     "another array": (npz(pictures=PIXELS), "cannot be read"),
     "objects": (npz(images=np.array([{}], object)), "cannot be read"),
-    "no array": (no_array("images.npy"), "no array"),
-    "labels that are no array": (no_array("labels.npy"), "no array"),
+    "no array": (no_array("images.npy"), "not an array"),
+    "labels that are no array": (no_array("labels.npy"), "not an array"),
     "floats": (npz(images=PIXELS / 255), "float64"),
     "another size": (npz(images=PIXELS[:, :3]), "(3, 6, 3)"),
     "no image": (npz(images=PIXELS[:0]), "it has no image"),
-    "no npz by any name": (text("x.bmp"), "no whole NPZ file, and no picture by its name (.png"),
-    "16 bits": (picture("x.png", np.full(SHAPE[:2], 40_000, np.uint16)), "more than 8 bits a channel"),
-    "16 bits a colour": (sixteen_bits, "more than 8 bits a channel"),
+    "no npz by any name": (text("x.bmp"), "neither a complete NPZ file nor named as a picture (.png"),
+    "16 bits": (picture("x.png", np.full(SHAPE[:2], 40_000, np.uint16)), "more than 8 bits per channel"),
+    "16 bits a colour": (sixteen_bits, "more than 8 bits per channel"),
     "see-through": (picture("x.png", SEE_THROUGH), "transparent in places"),
     "moving": (
         picture("x.png", PIXELS[0], save_all=True, append_images=[Image.fromarray(PIXELS[1])]),
         "has 2 frames",
     ),
-    "labels of others": (npz(images=PIXELS, labels=[1, 2, 3]), "one an image"),
+    "labels of others": (npz(images=PIXELS, labels=[1, 2, 3]), "one per image"),
+    "labels below zero": (npz(images=PIXELS, labels=[-1, 2]), "-1..2"),
     "labels out of range": (npz(images=PIXELS, labels=[1, 3]), "its labels are 1..3; the data set's are 0..2"),
 }
 
@@ -209,7 +210,7 @@ def test_any_still_picture_of_8_bits_will_do(tmp_path):
 
 def test_a_picture_of_another_size_is_named(tmp_path):
     Image.new("RGB", (32, 16)).save(tmp_path / "wide.png")
-    with pytest.raises(UserError, match=r"wide\.png has images of \(16, 32, 3\), the data set has \(4, 6, 3\)"):
+    with pytest.raises(UserError, match=r"wide\.png has images of \(16, 32, 3\), but the data set has \(4, 6, 3\)"):
         read_images(tmp_path, SHAPE, "sample.images")
 
 

@@ -142,7 +142,7 @@ def small_disk():
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(small_disk, tmp_path):
-    with pytest.raises(UserError, match=f"cannot write latents to {tmp_path / 'f'} .*make room, or name another"):
+    with pytest.raises(UserError, match=f"cannot write latents to {tmp_path / 'f'} .*make room, or use another"):
         kept(tmp_path / "f")
     assert not list((tmp_path / "f").iterdir())
 
@@ -188,5 +188,5 @@ def test_latents_that_may_not_be_read_are_not_damaged():
 
 def test_a_file_where_the_folder_belongs_is_one_line(tmp_path):
     (tmp_path / "f").touch()
-    with pytest.raises(UserError, match=f"{tmp_path / 'f'} is no folder, where one belongs; move it away"):
+    with pytest.raises(UserError, match=f"{tmp_path / 'f'} is not a folder, but must be one; move it elsewhere"):
         kept(tmp_path / "f")

@@ -204,6 +204,7 @@ def test_the_classifier_moves_nothing_where_no_image_is_left_nor_outside_of_the_
     )
     x_0, eps = shift(jnp.ones((4, 1, 1, 1)), jnp.arange(4))
     assert [bool(value) for value in np.abs(x_0).ravel() > 0] == [False, True, True, False]
+    assert [bool(value) for value in np.abs(eps).ravel() > 0] == [False, True, True, False]
     # alpha and sigma are 1/2 at t = 1: x_0 moves by scale (1/4) / (1/2) = 1.5 times the gradient, eps by -1.5 times it.
     np.testing.assert_allclose(x_0[1], -eps[1], rtol=1e-6)
     p = np.exp(MEANS) / np.exp(MEANS).sum()

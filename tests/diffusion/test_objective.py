@@ -241,6 +241,13 @@ def test_quarters_by_hand():
     np.testing.assert_array_equal(counts, [2, 1, 0, 2])
 
 
+def test_a_loss_that_is_not_finite_stays_in_its_own_quarter():
+    """A product with 0 would be NaN in all of them, except where XLA compiles it to a choice, as it does on CPUs."""
+    sums, counts = by_quarter(jnp.array([jnp.nan, 1.0, jnp.inf, 3.0]), jnp.array([0, 5, 10, 19]), 20)
+    np.testing.assert_array_equal(sums, [np.nan, 1, np.inf, 3])
+    np.testing.assert_array_equal(counts, [1, 1, 1, 1])
+
+
 @pytest.mark.parametrize("T", [1, 3, 10, 1000])
 def test_every_timestep_has_a_quarter(T):
     sums, counts = by_quarter(jnp.ones(T), jnp.arange(T), T)

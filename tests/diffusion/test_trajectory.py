@@ -53,3 +53,4 @@ def test_the_pictured_image_is_the_sampled_one(gaussian):
     seen = tasks.denoising(np.array([0, 4]))(denoise, schedule, plan, KEYS, shape)
     assert seen.shape == (3, 2, 3, *shape)
     np.testing.assert_array_equal(seen[:, 0, -1], tasks.generate(denoise, schedule, plan, KEYS, shape))
+    np.testing.assert_allclose(seen[:, 0, 0], image_noise(KEYS, 0, shape))  # x_t comes first and begins as noise

@@ -144,6 +144,8 @@ def test_too_few_images_are_warned_of_with_the_bias():
     assert f"at least about {expected_bias(reference, 20):.3g} apart" in warning
     assert expected_bias(reference, 20) == pytest.approx(frechet_distance(reference, few), rel=0.2)
     assert bias_warning(few, reference) == warning
+    # The covariance of n vectors has at most rank n - 1: full from one more than there are dimensions.
+    assert bias_warning(reference, Moments.of(normal(30, 30))) is not None
     assert bias_warning(reference, Moments.of(normal(31, 30))) is None
 
 
@@ -210,7 +212,7 @@ def test_the_score_is_of_ten_splits_and_their_deviation_is_divided_by_their_numb
 
 def test_bad_logits_are_refused():
     for row in ([np.nan, 0], [-np.inf, -np.inf], [np.inf, 0]):
-        with pytest.raises(UserError, match="no class is likeliest"):
+        with pytest.raises(UserError, match="no class is most likely"):
             inception_score(np.array([row, [0, 0]]), splits=1)
     for splits in (0, 3):
         with pytest.raises(UserError, match=f"{splits} splits of 2 images"):

@@ -47,3 +47,11 @@ def test_a_batch_is_rounded_up_to_fill_the_devices():
     sizes, images = found(IMAGES)
     np.testing.assert_array_equal(sizes, np.full((COUNT, 1), 22))
     np.testing.assert_array_equal(images, IMAGES)
+
+
+def test_the_hash_of_weights_depends_on_names_shapes_and_types_too():
+    """All of these are sixteen zero bytes."""
+    trees = [{"a": jnp.zeros(4)}, {"b": jnp.zeros(4)}, {"a": jnp.zeros((2, 2))}, {"a": jnp.zeros(4, jnp.int32)}]
+    trees += [{"a": jnp.zeros(2), "b": jnp.zeros(2)}, {"a": {"b": jnp.zeros(4)}}]
+    assert len({features.weights_hash(tree) for tree in trees}) == len(trees)
+    assert features.weights_hash({"a": jnp.zeros(4)}) == features.weights_hash(trees[0])

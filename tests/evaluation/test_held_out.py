@@ -78,6 +78,14 @@ def test_draws_depend_on_neither_batch_nor_devices_nor_how_many_images_follow():
     assert len(np.unique(one.error_NM)) == one.error_NM.size  # no two draws are alike
 
 
+def test_each_bin_of_an_image_has_noise_of_its_own():
+    """A network that predicts 0 is wrong by the noise: 48 squared normals have a mean of 1 +- 0.2."""
+    silent = lambda params, x_t, t_B, labels_B: 0 * x_t  # noqa: E731
+    error_NM = terms_of(make_schedule("linear", 40, *BETAS), count=8, apply=silent).error_NM
+    np.testing.assert_allclose(error_NM.mean(), 1, atol=0.1)
+    assert (error_NM.std(axis=1) > 0.05).all()
+
+
 @pytest.mark.parametrize("T", [1000, 25, 10])
 def test_timesteps_are_in_their_bins_and_even(T):
     edges, t_NM = held_out.edges(T), held_out.timesteps(5000, T, 3)

@@ -75,9 +75,9 @@ def test_fc_is_transposed(converted):
 def test_other_networks_are_refused(tensors):
     """torchvision's Inception-v3 has 1000 classes and an auxiliary head."""
     bias = {"fc.bias": np.zeros(1000)}
-    with pytest.raises(UserError, match=r"fc.bias has shape \(1000,\), not \(1008,\)"):
+    with pytest.raises(UserError, match=r"fc.bias has shape \(1000,\), expected \(1008,\)"):
         convert(tensors | bias, FILE)
-    with pytest.raises(UserError, match=r"holds AuxLogits.fc.bias besides"):
+    with pytest.raises(UserError, match=r"also holds AuxLogits.fc.bias"):
         convert(tensors | {"AuxLogits.fc.bias": bias["fc.bias"]}, FILE)
     with pytest.raises(UserError, match=r"Conv2d_1a_3x3.bn.bias is missing"):
         convert({name: x for name, x in tensors.items() if name != "Conv2d_1a_3x3.bn.bias"}, FILE)

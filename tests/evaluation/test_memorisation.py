@@ -27,6 +27,13 @@ def test_nearest_by_hand(monkeypatch, values):
     assert search.seen == 5
 
 
+def test_the_first_of_many_equal_vectors_are_the_nearest():
+    """NumPy's unstable sorts keep the order of sixteen, so there are more; the expected order is (distance, place)."""
+    values = np.random.default_rng(0).integers(0, 3, 400)
+    search = found([np.zeros((1, 1))], [part[:, None].astype(float) for part in np.split(values, 4)], k=200)
+    assert search.indices_NK.tolist() == [sorted(range(400), key=lambda i: (values[i], i))[:200]]
+
+
 def test_fewer_than_k():
     search = found([np.zeros((2, 3))], [np.ones((4, 3))], k=50)
     np.testing.assert_allclose(search.distances_NK, np.full((2, 4), np.sqrt(3)))

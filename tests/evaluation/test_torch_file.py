@@ -189,7 +189,7 @@ def test_deep_nesting_is_refused(write):
 def test_other_files_are_refused(tmp_path):
     path = tmp_path / "weights.pth"
     path.write_bytes(b"<html>not found</html>")
-    with pytest.raises(UserError, match="neither a zip archive nor starts as a pickle"):
+    with pytest.raises(UserError, match="neither a zip archive nor a pickle"):
         read_tensors(path)
     with pytest.raises(UserError, match="its archive is compressed"):
         read_tensors(zip_file(path, TENSORS, compression=zipfile.ZIP_DEFLATED))

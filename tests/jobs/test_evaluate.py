@@ -1,10 +1,12 @@
 """The modes train_classifier and evaluate through main.py: what they leave, what a kill costs, one line a mistake."""
 
+import dataclasses
 import json
 import logging
 import shutil
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +16,7 @@ from dit_jax.data import datasets
 from dit_jax.errors import UserError
 from dit_jax.evaluation.features import Extractor, weights_hash
 from dit_jax.jobs import evaluate, train
+from dit_jax.jobs.judging import floor_warning
 from dit_jax.jobs.train_classifier import train_classifier
 from dit_jax.loading import load
 from dit_jax.settings import configs
@@ -64,7 +67,7 @@ def test_an_unfinished_classifier_is_told(tiny_data, tmp_path, monkeypatch, capl
     monkeypatch.setattr(train, "Stop", lambda seconds: EndsAtOnce())
     assert train_classifier(tiny.config(classifier__steps=6), tmp_path, None) == 143
     load_classifier(tmp_path, tiny.config())
-    assert "classifier has done 2 of its 6 steps: finish it by --mode=train_classifier" in caplog.text
+    assert "classifier has done 2 of its 6 steps: finish it with --mode=train_classifier" in caplog.text
 
 
 class EndsAtOnce(train.Stop):
@@ -163,7 +166,7 @@ def test_images_that_have_diverged_have_no_figures(trained, tiny_data, capfd):
     flags = ["--config.sample.guidance=3e38", "--config.sample.clip_x_0=false"]
     done = tiny.run_main(capfd, "--mode=evaluate", "--workdir", trained, *flags)
     assert done.code == 2
-    assert "have diverged, so figures of them tell nothing; lower" in done.err[-1]
+    assert "have diverged, so they cannot be evaluated; lower" in done.err[-1]
 
 
 def test_images_of_a_run_get_the_figures_of_the_run(trained, tiny_data, tmp_path, capfd):
@@ -205,15 +208,15 @@ def test_training_images_are_like_themselves_and_the_floor_is_of_test_images(
 
 
 MISTAKES = {
-    "nothing there": ("none", "there is nothing of that name"),
-    "empty folder": ("empty", "no picture in it"),
+    "nothing there": ("none", "there is no such file or folder"),
+    "empty folder": ("empty", "it has no pictures"),
     "broken picture": ("broken", "broken/1.png cannot be read"),
     "no NPZ": ("text.npz", "cannot be read"),
     "no images in it": ("other.npz", "cannot be read"),
     "floats": ("floats.npz", "its images are float32 (12, 8, 8, 3); give uint8"),
-    "wrong size": ("large.npz", "has images of (9, 9, 3), the data set has (8, 8, 3)"),
-    "too few": ("few.npz", "3 images are too few; 10 do"),
-    "labels missing one": ("labels.npz", "its labels are int64 (11,); give integers, one an image"),
+    "wrong size": ("large.npz", "has images of (9, 9, 3), but the data set has (8, 8, 3)"),
+    "too few": ("few.npz", "3 images are too few; give at least 10"),
+    "labels missing one": ("labels.npz", "its labels are int64 (11,); give integers, one per image"),
     "labels beyond": ("beyond.npz", "its labels are 0..3; the data set's are 0..2"),
     "pickled": ("pickled.npz", "cannot be read"),
 }
@@ -257,7 +260,7 @@ def test_a_broken_picture_is_named_and_left_out_if_asked(trained, given, tiny_da
     skip = ["--images", given / "broken", "--config.evaluate.broken_images=skip"]
     done = tiny.run_main(capfd, "--mode=evaluate", "--workdir", trained, *skip)
     assert done.code == 0, done.err
-    assert "broken/1.png is left out" in caplog.text
+    assert "broken/1.png is skipped" in caplog.text
     assert without_seconds(trained, "evaluation_images.json")["n"] == 11
 
 
@@ -293,9 +296,9 @@ def test_classifier_guidance_needs_a_classifier_of_the_same_noise(trained, tiny_
     assert "has no trained classifier; first run" in tiny.run_main(capfd, *guided).err[-1]
     train_classifier(tiny.config(diffusion__num_steps=30), tmp_path / "other", None)
     (tmp_path / "other" / "classifier").rename(tmp_path / "run" / "classifier")
-    assert "knows the noise of another process" in tiny.run_main(capfd, *guided).err[-1]
+    assert "was trained with other noise" in tiny.run_main(capfd, *guided).err[-1]
     inverted = [*guided, "--config.sample.task=invert", "--config.sample.images=x", "--config.sample.sampler=ddim"]
-    assert "sample.classifier_scale=1.0: guidance cannot be followed" in tiny.run_main(capfd, *inverted).err[-1]
+    assert "sample.classifier_scale=1.0: guidance cannot be traced back" in tiny.run_main(capfd, *inverted).err[-1]
 
 
 def test_raw_weights_are_evaluated_and_no_loss_is_measured_if_so_asked(trained, tiny_data, capfd):
@@ -321,7 +324,7 @@ def test_a_classifier_of_another_folder_of_pictures_is_refused(other, tiny_data,
     }
     (tmp_path / "classifier" / "checkpoints").mkdir(parents=True)
     configs.write(tiny.config(**own | other), tmp_path / "classifier")
-    with pytest.raises(UserError, match=r"^data.name=image_folder: .* knows other classes or another size"):
+    with pytest.raises(UserError, match=r"^data.name=image_folder: .* with other classes or another image size"):
         load_classifier(tmp_path, tiny.config(**own))
 
 
@@ -334,10 +337,10 @@ def test_other_mistakes_are_one_line(trained, tiny_data, tmp_path, capfd, monkey
         ("--config.evaluate.features=classifier", "evaluate", trained, [inception]),
         ("evaluate.features=vgg is not known", "evaluate", trained, ["--config.evaluate.features=vgg"]),
         ("evaluate.n=9", "evaluate", trained, ["--config.evaluate.n=9"]),
-        ("--mode=sample reads none", "sample", trained, ["--images=x"]),
+        ("--mode=sample does not use it", "sample", trained, ["--images=x"]),
         ("omit --out", "evaluate", trained, ["--out=x"]),
         ("=12 does not split over 8", "train_classifier", tmp_path, ["--config.classifier.batch_size=12"]),
-        ("=48: the data has 40 images", "train_classifier", tmp_path, ["--config.classifier.batch_size=48"]),
+        ("=48: the data has only 40 images", "train_classifier", tmp_path, ["--config.classifier.batch_size=48"]),
         ("classifier.width=12", "train_classifier", tmp_path, ["--config.classifier.width=12"]),
     ]
     for told, mode, workdir, more in mistakes:
@@ -385,7 +388,10 @@ def test_the_folder_of_images_depends_on_what_they_do(trained, tiny_data, monkey
         mesh = SimpleNamespace(devices=devices, size=devices.size)
         monkeypatch.setitem(run.experiment.__dict__, "mesh", mesh)
         folders.add(folder())
-    assert len(folders) == 1 + len(others) + 3
+    raw = dataclasses.replace(run, weights={"kernel": jnp.zeros(2)})  # as of a run that was begun again in its folder
+    monkeypatch.setattr(evaluate.loading, "load", lambda *_: raw)
+    folders.add(folder())
+    assert len(folders) == 1 + len(others) + 4
 
 
 def test_an_inception_score_of_fewer_than_1000_images_is_warned_of(tiny_data, tmp_path, monkeypatch, caplog):
@@ -399,5 +405,22 @@ def test_an_inception_score_of_fewer_than_1000_images_is_warned_of(tiny_data, tm
         found = [
             text for text in map(logging.LogRecord.getMessage, caplog.records) if text.startswith("inception_score")
         ]
-        few = "inception_score: 999 images in ten splits score low, at most 100; compare only with figures of as many"
+        few = "inception_score: 999 images in ten splits bias it low, to at most 100; compare only with as many images"
         assert found == [few] * told
+
+
+def test_too_few_images_and_fewer_real_ones_are_recorded_and_warned_of(tiny_data, tmp_path, monkeypatch, caplog):
+    """The features are the 192 pixel values; there are 40 training images and 24 test images."""
+    features = lambda images: (images.reshape(len(images), -1).astype(np.float32), images[:, 0, 0].astype(np.float32))  # noqa: E731
+    monkeypatch.setattr(evaluate, "load_features", lambda *_: Extractor("inception", "", features))
+    images = np.random.default_rng(0).integers(0, 256, (25, 8, 8, 3), dtype=np.uint8)
+    for n in (24, 25):
+        caplog.clear()
+        np.savez(tmp_path / "given.npz", images=images[:n])
+        evaluate.evaluate(tiny.config(evaluate__features="inception"), tmp_path / "w", None, tmp_path / "given.npz")
+        result = without_seconds(tmp_path / "w", "evaluation_images.json")
+        warning, floor = result["warning"], result["floor"]
+        assert all(str(count) in warning for count in (n, 40, 192))
+        assert f"fid: {warning}" in caplog.messages
+        assert (floor["n"], floor["warning"]) == (24, floor_warning(24, n))  # which is None for 24, see test_judging.py
+        assert n == 24 or floor["warning"] in caplog.messages

@@ -9,4 +9,4 @@ def test_fewer_real_images_than_samples_are_no_floor():
     assert floor_warning(9, 100) is None  # which has no figures, and a line of its own
     told = floor_warning(30, 300)
     assert told is not None
-    assert "real figures are of 30 test images and the samples' of 300" in told
+    assert "the real figures come from 30 test images, those of the samples from 300" in told

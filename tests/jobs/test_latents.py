@@ -241,7 +241,7 @@ def test_nothing_is_encoded_for_a_run_that_has_done_or_is_another_trainers(train
     copy, folders = copy_of(trained, tmp_path), encodings(monkeypatch)
     elsewhere = config(data__data_dir=tmp_path / "data")
     assert train(elsewhere, copy, None) == 0
-    with only_trainer(copy), pytest.raises(UserError, match="another training run has it"):
+    with only_trainer(copy), pytest.raises(UserError, match="another training run is using it"):
         train(config(data__data_dir=tmp_path / "data", train__steps=8), copy, None)
     assert not folders
 
@@ -252,7 +252,7 @@ def test_no_autoencoder_is_trained_while_a_run_encodes(trained, tmp_path, monkey
     refusals, real = [], latents.encode_to
 
     def encode(*given):
-        with pytest.raises(UserError, match="another training run has it") as error:
+        with pytest.raises(UserError, match="another training run is using it") as error:
             train_autoencoder(config(), tmp_path, None)
         refusals.append(error)
         real(*given)
@@ -326,7 +326,7 @@ def test_a_signal_while_latents_are_encoded_ends_at_the_next_batch(number, code,
 
     encoding.at = at
     caplog.set_level("INFO", logger="dit_jax")
-    with pytest.raises(EndedError, match=r"latents of 10 of 40 images are kept in .*; the same command goes") as ended:
+    with pytest.raises(EndedError, match=r"latents of 10 of 40 images are kept in .*; the same command") as ended:
         encoding(stop)
     assert explain(ended.value) == (code, str(ended.value))
     assert f"{signal.Signals(number).name}: finishing a batch of latents, then saving" in caplog.text
@@ -386,7 +386,7 @@ def test_a_disk_without_room_is_told_before_anything_is_encoded(trained, tmp_pat
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=10_000))
     experiment = with_codec(trained, config(data__data_dir=tmp_path))
     with pytest.raises(
-        UserError, match=r"latents in .* need 0.00 GiB, of which 0.00 are free: make room, or name another"
+        UserError, match=r"latents in .* need 0.00 GiB, but only 0.00 GiB are free: make room, or use another"
     ):
         training_records(experiment, tiny.records(), [], Stop())
 
@@ -523,12 +523,15 @@ def test_no_autoencoder_no_latents(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"sample__clip_x_0": True}, "sample.clip_x_0=True: latents (model.latents=true) do not end at -1 and 1"),
-        ({"sample__classifier_scale": 1.0}, "the classifier knows noisy images, not noisy latents"),
+        ({"sample__clip_x_0": True}, "sample.clip_x_0=True: latents (model.latents=true) are not limited to -1..1"),
+        ({"sample__classifier_scale": 1.0}, "the classifier works on noisy images, not noisy latents"),
         ({"autoencoder__downsample": 3}, "autoencoder.downsample=3: use one of (2, 4, 8)"),
         ({"autoencoder__width": 6}, "autoencoder.width=6: use a multiple of 4"),
-        ({"autoencoder__width": 144}, "autoencoder.width=144: use a multiple of 4, above 128 of 32"),
-        ({"model__patch_size": 8}, "model.patch_size=8: it must divide the latents, 4 x 4; use one of [1, 2, 4]"),
+        ({"autoencoder__width": 144}, "autoencoder.width=144: use a multiple of 4, or of 32 above 128"),
+        (
+            {"model__patch_size": 8},
+            "model.patch_size=8: it must divide the size of the latents, 4 x 4; use one of [1, 2, 4]",
+        ),
         ({"autoencoder__kl_weight": -1.0}, "autoencoder.kl_weight=-1.0: use 0"),
         ({"autoencoder__channels": 0}, "autoencoder.channels=0: use a whole number of at least 1"),
         ({"autoencoder__learning_rate": 0.0}, "autoencoder.learning_rate=0.0: use a number above 0"),
@@ -546,10 +549,10 @@ def test_another_autoencoder_is_refused(trained, tmp_path, capfd):
     copy = copy_of(trained, tmp_path)
     line = refused(capfd, "--mode=train_autoencoder", "--workdir", copy, "--config.autoencoder.steps=4")
     assert "the run in" in line
-    assert "has learnt the latents of step 2; use another workdir" in line
+    assert "was trained on the latents of step 2; use another workdir" in line
     line = refused(capfd, "--mode=train_autoencoder", "--workdir", copy, "--config.autoencoder.width=64")
     assert "autoencoder.width" in line
-    assert line.endswith(f"the run in {copy} has learnt its latents: use another workdir")
+    assert line.endswith(f"the run in {copy} was trained on its latents: use another workdir")
     line = refused(capfd, "--mode=sample", "--workdir", copy, "--config.autoencoder.channels=3")
     assert "autoencoder.channels=3" in line
     assert "has 2; use that" in line
@@ -557,7 +560,7 @@ def test_another_autoencoder_is_refused(trained, tmp_path, capfd):
     learnt.autoencoder.sha256 = "0" * 64
     configs.write(learnt, copy)
     line = refused(capfd, "--mode=sample", "--workdir", copy)
-    assert "put that autoencoder with its latents.json back" in line
+    assert "restore that autoencoder and its latents.json" in line
 
 
 @pytest.mark.long
@@ -593,7 +596,7 @@ def test_damaged_measures_are_told(damage, trained, tmp_path):
     shutil.copytree(trained / "autoencoder", tmp_path / "autoencoder")
     path = tmp_path / "autoencoder/latents.json"
     path.write_text(DAMAGE[damage](json.loads(path.read_text())))
-    with pytest.raises(UserError, match="is not trained to its end; first run --mode=train_autoencoder"):
+    with pytest.raises(UserError, match="is not fully trained; first run --mode=train_autoencoder"):
         with_codec(tmp_path, config())
 
 
@@ -603,7 +606,7 @@ def test_other_measures_of_the_same_weights_are_refused(trained, tmp_path):
     path = copy / "autoencoder/latents.json"
     about = json.loads(path.read_text())
     path.write_text(json.dumps(about | {"mean": [about["mean"][0] + 1e-3, about["mean"][1]]}))
-    with pytest.raises(UserError, match=r"put that autoencoder with its latents.json back"):
+    with pytest.raises(UserError, match=r"restore that autoencoder and its latents.json"):
         with_codec(copy, config())
 
 
@@ -632,7 +635,7 @@ def test_images_without_a_whole_number_of_latents_are_refused_before_training(tm
     """Also where the config does not yet say `model.latents`."""
     monkeypatch.setitem(datasets.DATASETS, "tiny", dataclasses.replace(tiny.INFO, image_shape=(12, 12, 3)))
     pixels = tiny.config(model__patch_size=2, autoencoder__downsample=8)
-    with pytest.raises(UserError, match=r"autoencoder.downsample=8: it must divide the images, 12 x 12 pixels"):
+    with pytest.raises(UserError, match=r"autoencoder.downsample=8: it must divide the size of the images, 12 x 12"):
         train_autoencoder(pixels, tmp_path / "w", None)
     assert not (tmp_path / "w").exists()
 
@@ -641,14 +644,14 @@ def test_a_run_on_pixels_is_told_as_such(tmp_path, capfd):
     (tmp_path / "metrics.jsonl").write_text('{"step": 2, "loss": 1.0}\n')
     configs.write(tiny.config(model__patch_size=2), tmp_path)
     line = refused(capfd, "--workdir", tmp_path, *tiny.flags(**LATENTS))
-    assert "holds a run of another config (model.latents: False -> True" in line
+    assert "holds a run with another config (model.latents: False -> True" in line
 
 
 @pytest.mark.long
 def test_no_autoencoder_is_trained_beside_a_run(trained, tmp_path):
     """Which may have learnt its latents already, and saved and logged nothing yet."""
     copy = copy_of(trained, tmp_path)
-    with only_trainer(copy), pytest.raises(UserError, match="another training run has it"):
+    with only_trainer(copy), pytest.raises(UserError, match="another training run is using it"):
         train_autoencoder(config(), copy, None)
 
 

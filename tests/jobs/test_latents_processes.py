@@ -91,7 +91,7 @@ def test_an_encoding_that_is_ended_goes_on_with_the_parts_that_are_kept(number, 
         assert told[-1].startswith(f"latents of {before} of {COUNT} images are kept in {place / data}")
     code, told = process.finish(start(place, name, data))
     assert code == 0, told
-    assert any(f"encoding {COUNT - before} images once" in line for line in told), told
+    assert any(f"encoding {COUNT - before} images as latents" in line for line in told), told
     assert f"image {before}/{COUNT}  compiling" in told
     assert kept.items() <= written(place / data).items()
     assert_whole(place, name, data)
@@ -108,12 +108,12 @@ def test_of_two_runs_on_one_data_dir_one_encodes_and_the_other_takes_what_it_mad
         runs = [start(place, name, "shared") for name in names]
         for run in runs:
             lines = iter(run.stderr.readline, "")
-            assert any("waiting for another process that prepares data" in line for line in lines)
+            assert any("waiting for another process that is preparing data" in line for line in lines)
     for run in runs:
         code, lines = process.finish(run)
         assert code == 0, lines
         told += lines
-    assert sum(f"encoding {COUNT} images once" in line for line in told) == 1
+    assert sum(f"encoding {COUNT} images as latents" in line for line in told) == 1
     for name in names:
         assert_whole(place, name, "shared")
 
@@ -125,7 +125,7 @@ def test_of_two_processes_of_one_run_the_first_one_encodes(place):
     told = []
     for code, lines in map(process.finish, process.start_pair(*folders, *SETTINGS)):
         assert code == 0, lines
-        told.append(sum(f"encoding {COUNT} images once" in line for line in lines))
+        told.append(sum(f"encoding {COUNT} images as latents" in line for line in lines))
     assert told == [1, 0]
     assert len(parts(place / "of both")) == 1
     losses = [

@@ -36,4 +36,4 @@ def test_jaxs_environment_does_not_change_what_a_seed_draws(name, caplog):
     assert found.dtype == expected.dtype == np.float32
     np.testing.assert_array_equal(found, expected)
     assert name == "jax_threefry_partitionable" or other.dtype != expected.dtype or (other != expected).any()
-    assert f"{name.upper()} is taken as {before}" in caplog.text
+    assert f"{name.upper()} is overridden with {before}" in caplog.text

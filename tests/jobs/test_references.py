@@ -109,7 +109,7 @@ def test_a_damaged_file_is_told_and_made_again(asked, tmp_path, damage, caplog):
         path.write_bytes({"cut": data[:-100], "flipped": data, "no archive": b"x" * 99, "empty": b""}[damage])
     assert same(asked(), first)
     assert asked.sums == 2
-    assert "the training images are summed up again" in caplog.text
+    assert "the training images are processed again" in caplog.text
     assert same(asked(), first)
     assert asked.sums == 2
 
@@ -118,4 +118,4 @@ def test_where_nothing_can_be_kept_the_evaluation_goes_on(asked, tmp_path, caplo
     (tmp_path / "references").write_text("a file")
     assert same(asked(), asked())
     assert asked.sums == 2
-    assert caplog.text.count("the next evaluation sums up the training images again") == 2
+    assert caplog.text.count("the next evaluation processes the training images again") == 2

@@ -146,9 +146,9 @@ def test_what_is_missing_is_said(workdir, capfd):
     page = report(capfd, workdir)
     said = [
         ("samples-by-class", "not recorded", None),
-        ("denoising", "not pictured yet", "sample"),
-        ("nearest-training-images", "no distance by features", "train_classifier"),
-        ("progress", "No sample of this run has been evaluated", "evaluate"),
+        ("denoising", "no picture of the denoising yet", "sample"),
+        ("nearest-training-images", "Distances by features are missing", "train_classifier"),
+        ("progress", "No samples of this run have been evaluated", "evaluate"),
         ("loss-by-noise-level", "not been measured", "evaluate"),
         ("how-it-was-made", "not recorded", None),
     ]
@@ -168,7 +168,7 @@ def test_a_run_that_has_just_begun(workdir, tmp_path, capfd):
     assert f"python main.py --workdir {bare}" in page.text["head"]
     assert "16 images, the loss is 0.5000" in page.text["training-loss"]
     for section in ("progress", "newest-evaluation", "loss-by-noise-level", "samples-by-class", "denoising"):
-        assert re.search("No sample|no evaluation|not been measured|not pictured", page.text[section])
+        assert re.search("No sample|no evaluation|not been measured|no picture", page.text[section])
 
 
 DAMAGE = {
@@ -179,7 +179,7 @@ DAMAGE = {
     "evaluation_images.json": (b"\xff", "evaluation_images.json cannot be read"),
     "samples/denoising.png": (b"\x89PNG no picture", "denoising.png cannot be read"),
     "samples/grid.png": (b"", "How they were drawn is not recorded"),
-    "classifier/config.json": (b"{", "no distance by features"),
+    "classifier/config.json": (b"{", "Distances by features are missing"),
 }
 
 
@@ -206,7 +206,7 @@ def test_folders_where_files_belong_are_passed_over_with_a_word(workdir, capfd, 
         (workdir / name).mkdir()
     page = report(capfd, workdir)
     for name in names:
-        assert f"{name} cannot be read and is left out" in " ".join(page.text.values())
+        assert f"{name} cannot be read and is skipped" in " ".join(page.text.values())
         assert f"{workdir / name} cannot be read" in caplog.text
     assert "not recorded in its workdir" in page.text["how-it-was-made"]
 
@@ -368,11 +368,11 @@ def test_mistakes_are_one_line(workdir, tmp_path, capfd):
         ("no config.json in it", [tmp_path / "empty"]),
         ("it is a file", [tmp_path / "file"]),
         ("no config.json in it", [without["config.json"]]),
-        ("metrics.jsonl has no row yet", [without["metrics.jsonl"]]),
-        ("metrics.jsonl has no row yet", [silent]),
-        ("it is a file; name a folder", [workdir, "--out", tmp_path / "file"]),
+        ("metrics.jsonl has no rows yet", [without["metrics.jsonl"]]),
+        ("metrics.jsonl has no rows yet", [silent]),
+        ("it is a file; use a folder", [workdir, "--out", tmp_path / "file"]),
         ("another config (model.width: 16 -> 32)", [workdir, "--config.model.width=32"]),
-        ("--mode=report reads none", [workdir, "--images", tmp_path]),
+        ("--mode=report does not use it", [workdir, "--images", tmp_path]),
     ]
     for told, arguments in mistakes:
         done = tiny.run_main(capfd, "--mode=report", "--workdir", *arguments)
@@ -389,7 +389,7 @@ def test_pages_stay_small():
     for size in (64, 256):
         images = rng.integers(0, 256, (250, size, size, 3), dtype=np.uint8)
         made = report_images.samples_section(images, np.arange(250) % 25, [f"class {i}" for i in range(25)], {})
-        assert "The first 20 of 25 classes" in made
+        assert "the first 20 of 25 classes are shown" in made
         assert len(made) < 3_600_000
     noise = Image.fromarray(rng.integers(0, 256, (1500, 1500, 3), dtype=np.uint8))
     assert len(report_images.denoising_section(noise, {})) < 2_000_000

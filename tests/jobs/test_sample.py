@@ -3,14 +3,16 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from dit_jax.diffusion import tasks
 from dit_jax.errors import UserError
-from dit_jax.jobs.sample import Task, draw_all, grid, psnr, sample
-from dit_jax.loading import load
+from dit_jax.jobs import evaluate
+from dit_jax.jobs.sample import Task, draw_all, grid, picture_denoising, psnr, sample
+from dit_jax.loading import Run, load
 from dit_jax.reporting.images import to_uint8
 from tests import tiny
 from tests.test_experiment import weights
@@ -80,7 +82,7 @@ def test_images_without_labels_are_said_to_be_taken_for_all_classes_in_turn(samp
     flags = flags | {"sample__images": tmp_path / "bare.npz", "sample__task": "image_to_image"}
     drawn = sampled(sample__strength=0.1, **flags, **DDIM)
     assert drawn["labels"].tolist() == [0, 1, 2, 0, 1]
-    assert "has no labels, so all classes are taken in turn; name those of the images by sample.labels" in caplog.text
+    assert "has no labels, so all classes are used in turn; set sample.labels to those of the images" in caplog.text
     caplog.clear()
     assert sampled(sample__strength=0.1, sample__labels="2", **flags, **DDIM)["labels"].tolist() == [2] * 5
     assert "no labels" not in caplog.text
@@ -135,6 +137,29 @@ def test_the_denoising_is_pictured_unless_told_otherwise(sampled, tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["grid.png", "samples.npz"]
 
 
+def test_the_weights_that_were_asked_for_draw_everything(tmp_path, monkeypatch):
+    """Samples, the pictures of their denoising and an evaluation's images: all with `run.weights`."""
+    tiny.install(monkeypatch)
+    tiny.on_devices(monkeypatch, 1)
+    seen = []
+
+    def draw(params, key, labels, first=0, inputs=()):
+        seen.append(params)
+        return jnp.zeros((len(labels), 8, 8, 3))
+
+    def watch(params, key, labels):
+        seen.append(params)
+        return jnp.zeros((len(labels), 2, 4, 8, 8, 3))  # at three steps, and the image
+
+    run = Run(tiny.experiment(), 6, "averaged", draw, "raw")
+    monkeypatch.setattr(Run, "task", lambda self, of: watch)
+    labels = np.arange(3)
+    draw_all(run, Task(labels, run.sample))
+    picture_denoising(run, labels, tmp_path, {})
+    evaluate.draw(run, labels, 0)
+    assert seen == ["raw"] * 3
+
+
 def test_psnr_by_hand():
     """An error of 51 everywhere: 20 log10(255 / 51) = 20 log10(5) = 13.979 dB."""
     black = np.zeros((2, 3, 3, 1), np.uint8)
@@ -151,5 +176,5 @@ def test_images_that_have_diverged_are_told(sampled, caplog):
 
 def test_a_folder_where_a_file_belongs_is_told(sampled, tmp_path):
     (tmp_path / "out/samples.npz").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"samples.npz is a folder, where a file belongs; move it away"):
+    with pytest.raises(UserError, match=r"samples.npz is a folder, but must be a file; move it elsewhere"):
         sampled()

@@ -82,7 +82,7 @@ def test_a_deeper_model_takes_the_blocks_that_are_there(source):
 
 def test_nothing_that_fits_is_refused(source):
     with pytest.raises(
-        UserError, match=r"train.init_from=.*: none of its weights fits this model; use its model.\* keys"
+        UserError, match=r"train.init_from=.*: none of its weights fit this model; use the model.\* keys"
     ):
         begun(source, model__width=32, model__class_table_width=16, model__patch_size=2)
 
@@ -101,7 +101,7 @@ def test_weights_that_fit_and_mean_another_thing_are_told(more, words, source, m
     info = datasets.DatasetInfo("others", (8, 8, 3), ("cat", "dog", "emu"))
     monkeypatch.setitem(datasets.DATASETS, "others", info)
     begun(source, **more)
-    assert f"has learnt another task ({words}): its weights help less" in caplog.text
+    assert f"was trained for another task ({words}): its weights will help less" in caplog.text
 
 
 def test_how_the_other_run_would_be_sampled_does_not_matter(source, tmp_path, caplog):
@@ -118,7 +118,7 @@ def test_no_run_is_one_line_before_anything_is_made(tmp_path, capfd):
     done = tiny.run_main(capfd, *flags)
     assert done.code == 2
     (line,) = done.err
-    assert line.startswith(f"error: train.init_from={tmp_path / 'none'}: there is no run; name a workdir")
+    assert line.startswith(f"error: train.init_from={tmp_path / 'none'}: there is no run; use a workdir")
     assert not (tmp_path / "w").exists()
 
 

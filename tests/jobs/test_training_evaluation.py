@@ -12,6 +12,7 @@ import pytest
 from configs import default
 from dit_jax import evaluations
 from dit_jax.errors import UserError
+from dit_jax.evaluation.features import Extractor
 from dit_jax.jobs import training_evaluation
 from dit_jax.jobs.judging import sampling_settings
 from dit_jax.jobs.train import train
@@ -21,7 +22,7 @@ from dit_jax.loading import load
 from dit_jax.reporting import report_figures
 from dit_jax.training.checkpoint import Checkpointer
 from tests import process, tiny
-from tests.evaluation.test_evaluate import summary
+from tests.evaluation.test_evaluate import extract, summary
 from tests.reporting.test_writer import scalars
 
 EVERY_2 = {"evaluate__every_steps": 2, "train__keep_checkpoints": 1, "train__checkpoint_every": 3}
@@ -95,7 +96,7 @@ def test_rows_say_what_they_depend_on_and_the_run_is_as_without(make, undisturbe
     assert metrics(undisturbed) == metrics(plain)
     # Batches of 8 of 40 images.
     assert [(row["images"], row["epoch"]) for row in metrics(plain)] == [(16, 2 / 5), (32, 4 / 5), (48, 6 / 5)]
-    with pytest.raises(UserError, match=r"sample\.checkpoint=best: no evaluation was made in training"):
+    with pytest.raises(UserError, match=r"sample\.checkpoint=best: there was no evaluation in training"):
         load(plain, tiny.config(sample__checkpoint="best"))
 
 
@@ -145,7 +146,7 @@ def test_asked_to_end_in_the_last_evaluation_it_is_saved_and_made_later(make, un
 
     monkeypatch.setattr(TrainingEvaluation, "leave_if_asked", asked)
     assert train(tiny.config(**EVERY_2), workdir, None) == 143
-    assert "the evaluation at step 6 is put off" in caplog.text
+    assert "the evaluation at step 6 is postponed" in caplog.text
     assert 6 in process.checkpoints(workdir)
     assert [row["step"] for row in rows(workdir)] == [2, 4]
     monkeypatch.setattr(TrainingEvaluation, "leave_if_asked", real)
@@ -154,7 +155,7 @@ def test_asked_to_end_in_the_last_evaluation_it_is_saved_and_made_later(make, un
     assert rows(workdir) == rows(undisturbed)
     caplog.clear()
     assert train(tiny.config(**EVERY_2), workdir, None) == 0
-    assert "has all of its 6 steps" in caplog.text
+    assert "has done all of its 6 steps" in caplog.text
 
 
 @pytest.mark.long
@@ -185,7 +186,7 @@ def test_the_best_checkpoint_stays_and_can_be_sampled(make, monkeypatch, capfd):
     jax.tree.map(np.testing.assert_array_equal, (ema, raw), (saved.ema_params, saved.params))
     gone = tiny.run_main(capfd, "--mode=sample", "--workdir", workdir, "--config.sample.checkpoint=6")
     assert gone.code == 2
-    assert gone.err[0].startswith("error: sample.checkpoint=6: there is none of that step; in ")
+    assert gone.err[0].startswith("error: sample.checkpoint=6: there is no checkpoint of that step; ")
     assert gone.err[0].endswith("checkpoints are 4, 8")
 
 
@@ -203,8 +204,27 @@ def test_without_what_it_needs_training_does_not_start(tmp_path, monkeypatch, ca
     assert not workdir.exists()
 
 
+def test_a_row_has_no_classifiers_scale_whatever_the_config_has(tmp_path, monkeypatch):
+    """Training's samples are drawn without classifier guidance."""
+    tiny.install(monkeypatch)
+    experiment, extractor = tiny.experiment(sample__classifier_scale=2.0), Extractor("classifier", "", extract)
+    monkeypatch.setattr(TrainingEvaluation, "real_sets", (summary(), summary()))
+    monkeypatch.setattr(TrainingEvaluation, "sum_up", lambda self, images: summary())
+    _, about = TrainingEvaluation(experiment, tmp_path, extractor, *[None] * 2).figures(2, experiment.abstract_state())
+    assert about["classifier_scale"] == 0
+
+
 def row(step, distance, **more):
     return {"step": step, "during": "training", "features": "classifier", "fd_classifier": distance, "n": 100} | more
+
+
+@pytest.mark.parametrize(("every", "steps"), [(4, [4, 6]), (3, [3, 6]), (0, [])])
+def test_an_evaluation_is_owed_at_each_mark_and_at_the_end_until_there_is_one(every, steps, tmp_path, monkeypatch):
+    tiny.install(monkeypatch)
+    config = tiny.config(evaluate__every_steps=every, train__steps=6)
+    for left in (steps, steps[1:]):
+        assert [step for step in range(8) if training_evaluation.owed(config, tmp_path, step)] == left
+        evaluations.append(tmp_path, row(steps[0] if steps else 6, 1.0))
 
 
 def test_the_best_is_of_rows_made_alike(tmp_path):
@@ -228,13 +248,13 @@ def test_the_best_is_of_those_whose_checkpoint_is_there(tmp_path, caplog):
         (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
     assert evaluations.best_step(tmp_path, (2, 3, 4)) == 3
     assert evaluations.wanted_step(tmp_path, "best") == 3
-    assert "step 1 was better, but its checkpoint is gone: step 3 is the best there is" in caplog.text
+    assert "step 1 was better, but its checkpoint is gone: step 3 is the best that is left" in caplog.text
     assert evaluations.wanted_step(tmp_path, "4") == 4
-    with pytest.raises(UserError, match=r"sample.checkpoint=1: there is none of that step; in .* are 2, 3, 4"):
+    with pytest.raises(UserError, match=r"sample.checkpoint=1: there is no checkpoint of that step; .* has 2, 3, 4"):
         evaluations.wanted_step(tmp_path, "1")
     for step in (2, 3):
         (tmp_path / "checkpoints" / str(step)).rmdir()
-    with pytest.raises(UserError, match=r"best: those that were evaluated in training are gone; in .* are 4"):
+    with pytest.raises(UserError, match=r"best: the checkpoints evaluated in training are gone; .* has 4"):
         evaluations.wanted_step(tmp_path, "best")
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_jax.models.classifier import Classifier
+from dit_jax.models.classifier import Classifier, ResidualBlock
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +39,15 @@ def test_no_image_sees_another(network):
     gradient = np.asarray(jax.grad(lambda x: apply(x, t).logits[0].sum())(x))
     assert np.any(gradient[0] != 0)
     assert not np.any(gradient[1:])
+
+
+def test_the_output_of_a_new_block_is_its_shortcut_after_norm_and_activation():
+    """He et al. 2016b, figure 4e, where the size halves; a new block's last convolution is zero."""
+    x = np.random.default_rng(0).normal(2, 3, (2, 4, 4, 8)).astype(np.float32)
+    block, time = ResidualBlock(16, 2), jnp.ones((2, 5))
+    params = jax.jit(block.init)(jax.random.key(0), x, time)
+    mean, variance = (f(x, axis=(1, 2, 3), keepdims=True) for f in (np.mean, np.var))  # the 8 channels are one group
+    normal = (x - mean) / np.sqrt(variance + 1e-6)
+    active = normal / (1 + np.exp(-normal))
+    expected = active[:, ::2, ::2] @ np.asarray(params["params"]["shortcut"]["kernel"])
+    np.testing.assert_allclose(jax.jit(block.apply)(params, x, time), expected, atol=1e-4)

@@ -66,6 +66,14 @@ def test_a_bias_with_gelu_and_its_gradients_are_those_that_jax_derives(with_gelu
     np.testing.assert_allclose(by_bias, expected_bias, atol=error * float(np.abs(expected_rows).sum(0).max()))
 
 
+@pytest.mark.parametrize("with_gelu", [False, True])
+def test_the_gradient_of_a_bias_is_summed_in_float32(with_gelu):
+    """257 rows, each of slope 1 (that of GELU at 40, too): bfloat16 holds 256 and 258, but not 257."""
+    rows = jnp.full((257, 1), 40, jnp.bfloat16)
+    added = lambda bias: biased(rows, bias, jnp.dtype("bfloat16"), with_gelu).astype(jnp.float32).sum()  # noqa: E731
+    assert jax.jit(jax.grad(added))(jnp.zeros(1)).tolist() == [257]
+
+
 def test_silu_by_hand():
     np.testing.assert_allclose(ACTIVATIONS["silu"](jnp.float32(2.0)), 2 / (1 + np.exp(-2)), rtol=1e-6)
 

@@ -145,7 +145,7 @@ def test_loss():
     rows = [{"step": s, "loss": v, "bad_steps": s - 1} for s, v in ((1, 0.5), (2, None), (3, 0.25))]
     made = loss_section(rows, CLOCK)
     assert "768 images, the loss is 0.2500" in made
-    assert "3 steps were left out" in made
+    assert "3 steps were skipped" in made
     assert "is a number" in loss_section([{"step": 1, "loss": None}], CLOCK)
 
 
@@ -181,7 +181,7 @@ def test_the_bound_in_its_parts():
     made = noise_section(row, HOW)
     assert tables(made) == [[["t", "loss"], ["0 to 1", "0.5"]]]
     assert "64 images" in made
-    assert "of the predicted eps, by timestep" in made
+    assert "of the predicted eps by timestep" in made
     assert "3.75 bits per dimension on the same images: prior 0.25 + vlb 3 + decoder 0.5, standard error 0.125" in made
 
 

@@ -68,7 +68,7 @@ def test_a_folder_that_was_moved_away_is_told_in_one_line(tmp_path, capfd, monke
             writer.flush()
     code, line = errors.explain(ended.value)
     assert code == 2
-    assert f"error: {tmp_path / 'run'} was moved or removed while it was being written to" in str(line)
+    assert f"error: {tmp_path / 'run'} was moved or removed while being written to" in str(line)
     with contextlib.suppress(AsyncError, FileNotFoundError):
         writer.close()
     assert "Traceback" not in capfd.readouterr().err
@@ -242,16 +242,16 @@ def test_with_tensorflow_clus_own_writer_is_used(tmp_path):
 
 def test_no_row_is_added_to_a_link_to_nowhere(tmp_path):
     (tmp_path / "evaluations.jsonl").symlink_to(tmp_path / "no" / "where")
-    with pytest.raises(UserError, match="is a link to a folder that is not there; mount or make it, or remove it"):
+    with pytest.raises(UserError, match="into a missing folder; mount or create that folder, or remove the link"):
         jsonl.append(tmp_path / "evaluations.jsonl", {"step": 1})
 
 
 def test_a_row_for_a_workdir_that_was_moved_away_says_so(tmp_path):
-    with pytest.raises(UserError, match="/run was moved or removed while it was being written to"):
+    with pytest.raises(UserError, match="/run was moved or removed while being written to"):
         jsonl.append(tmp_path / "run" / "evaluations.jsonl", {"step": 1})
 
 
 def test_a_link_to_nowhere_is_one_clear_line(tmp_path):
     (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "no" / "where")
-    with pytest.raises(UserError, match=r"metrics.jsonl is a link to a folder that is not there"):
+    with pytest.raises(UserError, match=r"metrics.jsonl is a link into a missing folder"):
         JsonlWriter(tmp_path / "metrics.jsonl")

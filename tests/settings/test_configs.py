@@ -381,7 +381,7 @@ FILES = {
     "raises": ("def get_config():\n  raise RuntimeError('a\\nb')", "RuntimeError: a b"),
     "ends Python": ("import sys\nsys.exit()", "SystemExit"),
     "imports": ("import nothing_of_this_name", "nothing_of_this_name"),
-    "nothing": ("def get_config():\n  pass", "gave None"),
+    "nothing": ("def get_config():\n  pass", "returned None"),
     "no function": ("x = 3", "defines no get_config"),
     "misspelt": ("from configs import default\ndef get_config():\n  c = default.get_config().lock()\n"
                  "  c.train.stpes = 3\n  return c", "stpes"),
@@ -470,7 +470,7 @@ WORKED_OUT = {
     "c.data.unlock(); c.data.image_size = required_placeholder(int)": "cannot be loaded (RequiredValueError",
     "c.unlock(); c[3] = 4": "cannot be loaded (TypeError",
     "c.unlock(); c.train.loop = c": "cannot be loaded (RecursionError",
-    "c.optimizer.unlock(); del c.optimizer['clip_norm']; c.optimizer.clip_norm = 10**400": "is more than a float holds",
+    "c.optimizer.unlock(); del c.optimizer['clip_norm']; c.optimizer.clip_norm = 10**400": "is too large for a float",
 }
 
 
@@ -489,5 +489,5 @@ def test_references_that_cannot_be_worked_out_are_one_line():
     t = config.train
     t.steps = t.get_oneway_ref("log_every") * 640 // t.get_oneway_ref("batch_size")
     configs.override(config, ["train.batch_size=0"])
-    with pytest.raises(UserError, match="references cannot be worked out"):
+    with pytest.raises(UserError, match="references cannot be resolved"):
         resolve(config)

@@ -58,6 +58,12 @@ def test_several_gpus_that_all_tasks_see_are_shared():
     assert detected(SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}).local_device_ids == (1,)
 
 
+@pytest.mark.parametrize("changed", [{}, {"SLURM_STEP_TASKS_PER_NODE": "7,1"}])
+def test_jaxs_own_variable_for_devices_takes_precedence(changed):
+    """JAX reads JAX_LOCAL_DEVICE_IDS itself if it is given no devices (None)."""
+    assert detected(SLURM | changed | {"JAX_LOCAL_DEVICE_IDS": "2,3"}).local_device_ids is None
+
+
 @pytest.mark.parametrize(
     "environ",
     [
@@ -89,9 +95,9 @@ def test_flags_win_and_the_environment_fills_what_they_leave_out():
         ((None, 4, 3), {}, "--coordinator is missing; give HOST:PORT"),
         (("node1", 4, 3), {}, "--coordinator=node1 is not HOST:PORT, such as"),
         (("node1:0", 4, 3), {}, "--coordinator=node1:0 is not HOST:PORT, such as"),
-        (("node1:99", None, 3), {}, "--num_processes is missing; each process gets"),
-        (("node1:99", 4, None), {}, "--process_id is missing; each process gets"),
-        (("node1:99", 4, 4), {}, "--process_id=4: use 0 to 3, as --num_processes=4"),
+        (("node1:99", None, 3), {}, "--num_processes is missing; every process needs"),
+        (("node1:99", 4, None), {}, "--process_id is missing; every process needs"),
+        (("node1:99", 4, 4), {}, "--process_id=4: use 0 to 3, for --num_processes=4"),
         (("node1:99", 4, -1), {}, "--process_id=-1: use 0 to 3"),
         (("node1:99", 0, 0), {}, "--num_processes=0: use the number of all processes"),
         ((None, None, None), {n: v for n, v in MPI.items() if "MCA" not in n}, "give --coordinator HOST:PORT"),
@@ -115,7 +121,7 @@ def test_a_process_that_nobody_meets_ends_in_one_line():
     done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: process 1 waited 1 seconds for the others, by --coordinator=127.0.0.1:9: start")
+    assert line.startswith("error: process 1 waited 1 seconds for the others (--coordinator=127.0.0.1:9): start")
 
 
 def join_first(port, trained=None):
@@ -151,7 +157,7 @@ def test_a_run_under_way_is_not_met(process_id, tmp_path):
     """Its other processes would end."""
     with subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=f"another training run has it .process {holder.pid} on"):
+        with pytest.raises(UserError, match=f"another training run is using it .process {holder.pid} on"):
             cluster.join("127.0.0.1:9", 2, process_id, False, tmp_path)
         holder.kill()
     lock.check_free(tmp_path)  # though the file is left

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dit_jax.system import files
@@ -61,6 +62,15 @@ def test_two_files_at_once_and_one_in_the_other(tmp_path):
         one.write_text("one")
         other.write_text("other")
     assert (tmp_path / "a").read_text() == "one"
+    assert names(tmp_path / "a") == ["a"]
+
+
+def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path):
+    """A file of objects is begun and refused by NumPy."""
+    write(tmp_path / "a")
+    with pytest.raises(ValueError, match="allow_pickle"):
+        files.write_npz(tmp_path / "a", {"objects": np.array([None])})
+    assert (tmp_path / "a").read_text() == "ours"
     assert names(tmp_path / "a") == ["a"]
 
 

@@ -25,7 +25,7 @@ with only_trainer(pathlib.Path(sys.argv[1])):
 def test_another_process_is_named_and_a_kill_frees_it(tmp_path):
     with subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
-        told = f"another training run has it .process {holder.pid} on {socket.gethostname()}.; stop that one, or use"
+        told = f"training run is using it .process {holder.pid} on {socket.gethostname()}.; stop that run, or use"
         for _ in range(2):  # the first refusal must not have taken it away
             with pytest.raises(UserError, match=told), only_trainer(tmp_path):
                 pass
@@ -58,6 +58,20 @@ def test_a_file_that_its_holder_took_away_is_no_lock(tmp_path, monkeypatch):
             pass
 
 
+def test_the_file_is_removed_before_the_lock_is_released(tmp_path, monkeypatch):
+    """Otherwise a second trainer could lock it in between, and a third could make it anew."""
+    real, seen = os.close, []
+
+    def close(file):
+        seen.append((tmp_path / ".lock").exists())
+        real(file)
+
+    with only_trainer(tmp_path):
+        monkeypatch.setattr(os, "close", close)
+    monkeypatch.undo()
+    assert seen == [False]
+
+
 def test_a_file_system_without_locks_is_told_and_goes_on(tmp_path, monkeypatch, caplog):
     def flock(*_):
         raise OSError(errno.ENOLCK, "No locks available")
@@ -65,4 +79,4 @@ def test_a_file_system_without_locks_is_told_and_goes_on(tmp_path, monkeypatch, 
     monkeypatch.setattr(fcntl, "flock", flock)
     with only_trainer(tmp_path):
         pass
-    assert "cannot be locked (No locks available): start no second" in caplog.text
+    assert "cannot be locked (No locks available): do not start a second" in caplog.text

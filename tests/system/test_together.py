@@ -14,7 +14,7 @@ def test_processes_with_unequal_numbers_of_devices_are_refused(all_of_them, here
     monkeypatch.setattr(jax, "device_count", lambda: all_of_them)
     monkeypatch.setattr(jax, "local_device_count", lambda: here)
     if refused:
-        with pytest.raises(UserError, match=f"there are 15 in 8 processes, {here} of them here; start as many"):
+        with pytest.raises(UserError, match=f"there are 15 in 8 processes, {here} of them here; use the same"):
             together.check_devices()
     else:
         together.check_devices()

@@ -77,7 +77,7 @@ def test_a_workdir_that_is_moved_away_is_told_and_not_made_anew(away, tmp_path):
             checkpointer.check,
             lambda: checkpointer.save(dataclasses.replace(state, step=jnp.int32(2)), {}, {}),
         ):
-            with pytest.raises(UserError, match="run was moved or removed while it was being written to"):
+            with pytest.raises(UserError, match="run was moved or removed while being written to"):
                 call()
         assert not folder.exists()
         if (tmp_path / "moved").exists():  # else the disk may give a new folder the old one's identity
@@ -167,7 +167,7 @@ def test_all_damaged_is_the_users_to_mend(tmp_path, caplog):
     before = tiny.snapshot(tmp_path)
     with pytest.raises(UserError, match=r"none of the checkpoints \[4, 2\] in .* can be read .*; restore"):
         restore(tmp_path)
-    assert "passed over" not in caplog.text  # the error says it all in one line
+    assert "skipped" not in caplog.text  # the error says it all in one line
     assert tiny.snapshot(tmp_path) == before
 
 
@@ -205,7 +205,7 @@ def test_a_checkpoint_of_another_model_is_named_and_left_alone(tmp_path, caplog)
     ):
         with (
             Checkpointer(tmp_path, 5) as checkpointer,
-            pytest.raises(UserError, match=rf"checkpoints/4 .*{told} by the"),
+            pytest.raises(UserError, match=rf"checkpoints/4 .*{told} in the"),
         ):
             checkpointer.restore(TrainState(like().step, params, params, like().opt_state))
     assert tiny.snapshot(tmp_path) == before
@@ -257,7 +257,7 @@ def test_the_smallest_damage_to_any_file_is_found(damage, tmp_path):
         shutil.copytree(folder, other)
         damage(other / name)
         told = str(name.with_name("stray") if damage is stray else name)
-        with pytest.raises(checksums.Damaged, match=f"^{re.escape(told)} (has other|is missing|is not in SHA256SUMS)"):
+        with pytest.raises(checksums.Damaged, match=f"^{re.escape(told)} (has changed|is missing|is not in SHA256)"):
             checksums.check(other)
         shutil.rmtree(other)
 
@@ -291,8 +291,8 @@ def test_a_flipped_bit_of_the_weights_is_named_and_the_older_checkpoint_used(tmp
     save(tmp_path, 2, 4)
     flip_a_bit(max((tmp_path / "checkpoints" / "4" / "state").glob("**/d/*"), key=lambda p: p.stat().st_size))
     assert int(restore(tmp_path).step) == 2
-    assert "checkpoints/4 cannot be read and is passed over: state/" in caplog.text
-    assert "has other bytes than were written" in caplog.text
+    assert "checkpoints/4 cannot be read and is skipped: state/" in caplog.text
+    assert "has changed since it was written" in caplog.text
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "4.damaged"]
 
 
@@ -342,8 +342,8 @@ def test_what_cannot_be_written_in_the_background_is_one_line_and_the_older_chec
     done = subprocess.run([sys.executable, "-c", FULL, how, tmp_path], capture_output=True, text=True, timeout=120)
     told = done.stdout.splitlines()
     assert told == [
-        f"checkpoint {tmp_path}/checkpoints/2 cannot be written (File too large): mend that, and the same command "
-        "goes on; the checkpoints before it are whole"
+        f"checkpoint {tmp_path}/checkpoints/2 cannot be written (File too large): fix that, and the same command "
+        "resumes the run; earlier checkpoints are intact"
     ]
     assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()] == ["1"]
     checksums.check(tmp_path / "checkpoints" / "1")
@@ -354,7 +354,7 @@ def test_a_folder_with_the_name_of_another_step_is_damage(tmp_path, caplog):
     save(tmp_path, 1, 2)
     shutil.copytree(tmp_path / "checkpoints/2", tmp_path / "checkpoints/9")
     assert restore(tmp_path).step == 2
-    assert "checkpoints/9 cannot be read and is passed over: its state is that of step 2" in caplog.text
+    assert "checkpoints/9 cannot be read and is skipped: it holds the state of step 2" in caplog.text
     save(tmp_path, 3)
     assert restore(tmp_path).step == 3
     assert (tmp_path / "checkpoints/9.damaged").is_dir()
@@ -362,5 +362,5 @@ def test_a_folder_with_the_name_of_another_step_is_damage(tmp_path, caplog):
 
 def test_a_save_that_orbax_leaves_out_is_told(tmp_path):
     save(tmp_path, 5)
-    with pytest.raises(UserError, match=r"checkpoints/3 is refused beside 5; move what is newer away"):
+    with pytest.raises(UserError, match=r"checkpoints/3 is refused because 5 exists; move newer ones elsewhere"):
         save(tmp_path, 3)

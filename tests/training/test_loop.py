@@ -51,7 +51,7 @@ class Recorder:
 
     def __init__(self):
         self.events, self.rows = [], {}
-        self.hooks = loop.Hooks(self.log, self.save, self.draw, self.progress, lambda: False)
+        self.hooks = loop.Hooks(self.log, self.save, self.draw, self.progress, lambda: False, self.evaluate)
 
     def call(self, state, sums, images, labels, count):
         first, count = int(state.step), int(count)
@@ -71,6 +71,9 @@ class Recorder:
     def draw(self, step, state):
         assert step == int(state.step)
         self.events.append(f"draw {step}")
+
+    def evaluate(self, step, state):
+        self.events.append(f"evaluate {step}")
 
     def progress(self, step, loss):
         self.events.append(f"at {step}" + ("" if loss is None else f" {loss:g}"))
@@ -103,6 +106,21 @@ def test_order_of_events():
 def test_a_resumed_loop_goes_on_where_the_state_is():
     assert [e for e in run(Pace(8, 2, 6, 5, 4), start=5).events if "call" in e] == ["call 6", "call 7", "call 8"]
     assert run(Pace(8, 2, 6, 5, 4), start=8).events == []
+
+
+@pytest.mark.parametrize(
+    ("start", "events"),
+    [
+        (6, ["evaluate 6"]),
+        (4, ["evaluate 4", "call 5", "call 6", "evaluate 6"]),
+        (3, ["call 4", "evaluate 4", "call 5", "call 6", "evaluate 6"]),
+        (0, ["call 1", "call 2", "call 3", "call 4", "evaluate 4", "call 5", "call 6", "evaluate 6"]),
+    ],
+)
+def test_a_resumed_run_asks_first_for_the_evaluation_of_its_first_step(start, events):
+    """It may have been put off; with one every four steps and at the end, there is none at 3 or 0."""
+    found = run(Pace(6, 1, 100, 100, 0, evaluate_every=4), start).events
+    assert [event for event in found if event.startswith(("call", "evaluate"))] == events
 
 
 def test_rows_are_means_over_the_steps_since_the_last_row():
@@ -209,6 +227,29 @@ def test_a_run_ends_after_so_many_bad_steps_in_a_row_and_saves_no_more(pace, eve
     with pytest.raises(UserError, match=r"^3 steps in a row .* train.max_bad_steps=3.: lower"):
         loop.run(recorder.call, state, feed, pace, 8, recorder.hooks)
     assert [event for event in recorder.events if event.startswith(("log", "save"))] == events
+
+
+class Overflowing(Recorder):
+    """A recorder whose weights are infinite from step 3 on, though every loss and gradient is finite."""
+
+    def call(self, *given):
+        state, sums, reached = super().call(*given)
+        weight = jnp.float32(jnp.inf if int(reached) > 2 else 1)
+        return dataclasses.replace(state, params={"w": weight}), sums, reached
+
+
+@pytest.mark.parametrize(
+    ("pace", "events"),
+    [
+        (Pace(8, 1, 100, 2, 0), ["save 2"]),
+        (Pace(8, 1, 100, 8, 0, evaluate_every=2), ["evaluate 2", "save 2"]),
+    ],
+)
+def test_weights_that_overflowed_are_neither_saved_nor_evaluated(pace, events):
+    recorder = Overflowing()
+    with pytest.raises(UserError, match="step 4 "):
+        loop.run(recorder.call, TrainState(jnp.int32(0), {}, {}, ()), feed, pace, 8, recorder.hooks)
+    assert [event for event in recorder.events if event.startswith(("evaluate", "save"))] == events
 
 
 def test_a_row_tells_of_steps_left_out():

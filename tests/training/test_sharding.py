@@ -22,7 +22,7 @@ def test_devices_that_are_not_there_are_one_line(error, monkeypatch):
 
     monkeypatch.setattr(jax, "device_count", none)
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    with pytest.raises(UserError, match=r"^JAX has no device \(.+\); mend that, or perhaps JAX_PLATFORMS=cuda$"):
+    with pytest.raises(UserError, match=r"^JAX found no device \(.+\); fix that, or check JAX_PLATFORMS=cuda$"):
         sharding.make_mesh()
     for name in sharding.WISHES:
         monkeypatch.delenv(name, raising=False)
@@ -44,7 +44,7 @@ def test_a_batch_that_splits(batch_size, devices):
 @pytest.mark.parametrize(("batch_size", "microbatches"), [(8, 2), (24, 2), (24, 9), (16, 4)])
 def test_microbatches_that_do_not_divide_a_devices_images(batch_size, microbatches):
     told = (
-        rf"^train.microbatches={microbatches} does not divide the {batch_size // 8} images a device .* use one of \[1"
+        rf"^train.microbatches={microbatches} does not divide the {batch_size // 8} images per device .* use one of \[1"
     )
     with pytest.raises(UserError, match=told):
         sharding.check_batch(batch_size, tiny.mesh(8), "train.batch_size", microbatches)

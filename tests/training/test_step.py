@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from dit_jax.data.datasets import Split
-from dit_jax.training.step import zero_sums
+from dit_jax.training.step import data_keys, zero_sums
 from tests.training.toy import OBJECTIVE, Trainer, apply
 
 
@@ -159,6 +159,12 @@ def test_the_keys_for_dropout_are_those_of_no_other_draw():
     eps = (x - signal * grey) / OBJECTIVE.schedule.sigma[t][:, None, None, None]
     drawn = jax.vmap(lambda key: jax.random.normal(key, (8, 8, 3)))(jax.random.wrap_key_data(keys))
     assert np.abs(np.corrcoef(np.reshape(eps, (24, -1)), np.reshape(drawn, (24, -1)))[:24, 24:]).max() < 0.5
+
+
+def test_the_order_of_the_data_and_the_draws_of_steps_have_different_keys():
+    """Epoch e and step e are folded into them alike, so they must differ, also from the run's own key."""
+    keys = [jax.random.key(5), *data_keys(jax.random.key(5))]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 3
 
 
 def test_the_share_of_labels_that_are_dropped():
