@@ -48,19 +48,20 @@ def open_images(
     what: str = "--images",
     skip_broken: bool = False,
     fit: bool = False,
+    most: int | None = None,
 ) -> Images:
     """Opens the images at `path`, which must have the shape (H, W, C); errors name `what`, the flag or key at fault.
 
     An NPZ file has `images` (or `arr_0`) uint8 [n, H, W, C] and, optionally, `labels` int [n] in 0..num_classes-1. The
     pictures of a folder, in the order of their names, are decoded only when needed, and broken ones raise then; with
     `skip_broken`, unreadable ones are logged and left out first. With `fit`, pictures of another size are cropped to
-    the middle square and resized, like the pictures of a training folder.
+    the middle square and resized, like the pictures of a training folder. `most` limits the pictures of a folder.
 
     Raises:
       UserError: one line that says what is wrong.
     """
     if path.is_dir():
-        return from_folder(path, shape, what, skip_broken, fit)
+        return from_folder(path, shape, what, skip_broken, fit, most)
     if path.suffix.lower() in FORMATS and path.is_file():
         return Images.of(decode(path, shape, what, fit)[None], None)
     if path.is_file():
@@ -109,9 +110,14 @@ def from_npz(path: Path, shape: tuple[int, int, int], num_classes: int, what: st
 
 
 def from_folder(
-    path: Path, shape: tuple[int, int, int], what: str, skip_broken: bool = False, fit: bool = False
+    path: Path,
+    shape: tuple[int, int, int],
+    what: str,
+    skip_broken: bool = False,
+    fit: bool = False,
+    most: int | None = None,
 ) -> Images:
-    """Opens the pictures of a folder, without its subfolders."""
+    """Opens the first `most` pictures of a folder, by default all of them, without its subfolders."""
     seen = (file for file in path.iterdir() if not file.name.startswith("."))  # Macs leave ._1.png beside 1.png
     files = sorted(file for file in seen if file.suffix.lower() in FORMATS)
     if not files:
@@ -120,6 +126,7 @@ def from_folder(
         files = [file for file in files if is_whole(file, shape, what, fit)]
         if not files:
             raise UserError(f"{what}={path}: none of its pictures can be read; use another folder")
+    files = files[:most]
 
     def chunks() -> Iterator[np.ndarray]:
         for first in range(0, len(files), CHUNK):

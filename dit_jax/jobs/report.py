@@ -101,9 +101,9 @@ def read_noting(path: Path, notes: list[str]) -> list[dict[str, Any]]:
         logger.warning("%s cannot be read (%s) and is skipped", path, error.strerror)
         return []
     if damaged:
-        lines = "1 line" if damaged == 1 else f"{damaged} lines"
-        notes.append(f"{path.name}: {lines} cannot be read; skipped.")
-        logger.warning("%s: %s cannot be read; skipped", path, lines)
+        lines = "1 line cannot be read and is" if damaged == 1 else f"{damaged} lines cannot be read and are"
+        notes.append(f"{path.name}: {lines} skipped.")
+        logger.warning("%s: %s skipped", path, lines)
     return objects
 
 

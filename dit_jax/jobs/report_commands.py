@@ -24,9 +24,10 @@ def commands_of(config: ConfigDict, workdir: Path, evaluations: Sequence[dict[st
     commands = {mode: f"{resume} --mode={mode}" for mode in (*AFTER_TRAINING, "report")}
     first = ["train_autoencoder"] * config.model.latents
     first += ["train_classifier"] * (config.evaluate.every_steps > 0 and config.evaluate.features == "classifier")
-    begin = _lines(f"--config configs/default.py --workdir {AGAIN}", overrides(config))
-    again = [*(f"python main.py --mode={mode} {begin}" for mode in first), f"python main.py {begin}"]
-    later = flags_of_modes(config, workdir, evaluations)
+    flags, later = overrides(config), flags_of_modes(config, workdir, evaluations)
+    begin = f"--config configs/default.py --workdir {AGAIN}"
+    again = [_lines(f"python main.py --mode={mode} {begin}", _merged(flags, later.get(mode, ()))) for mode in first]
+    again += [_lines(f"python main.py {begin}", flags)]
     again += [
         _lines(f"python main.py --workdir {AGAIN} --mode={mode}", later[mode])
         for mode in AFTER_TRAINING
@@ -52,15 +53,15 @@ def flags_of_modes(config: ConfigDict, workdir: Path, evaluations: Sequence[dict
     stored in `grid.png`, and the newest evaluation.
     """
     try:
-        classifier = configs.read(workdir / "classifier").to_dict().get("classifier", {})
+        classifier = configs.read(workdir / "classifier").to_dict().get("classifier")
     except UserError:
-        classifier = {}
+        classifier = None
     judged = [row for row in evaluations if row.get("during") != TRAINING and "sampler" in row]
     row = judged[-1] if judged else {}
     asked = {key: row[key] for key in ("n", "features") if key in row}
     drawn_as = {key: value for key, value in row.items() if key not in asked}
     return {
-        "train_classifier": _changed(config, "classifier", classifier),
+        "train_classifier": _changed(config, "classifier", classifier if isinstance(classifier, dict) else {}),
         "sample": _changed(config, "sample", about_png(workdir / "samples" / "grid.png")),
         "evaluate": _changed(config, "evaluate", asked) + _changed(config, "sample", drawn_as),
     }
@@ -76,6 +77,11 @@ def _changed(config: ConfigDict, section: str, found: Mapping[str, Any]) -> list
 
 def _flag(key: str, value: Any) -> str:
     return f"--config.{key}={shlex.quote(str(value))}"
+
+
+def _merged(flags: Sequence[str], more: Sequence[str]) -> list[str]:
+    """Returns all flags, without those of `flags` whose key `more` has too."""
+    return list({flag.partition("=")[0]: flag for flag in (*flags, *more)}.values())
 
 
 def _lines(command: str, flags: Sequence[str]) -> str:

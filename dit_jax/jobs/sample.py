@@ -1,7 +1,6 @@
 """The mode sample: draws images or edits given ones, and pictures how they come about."""
 
 import hashlib
-import itertools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dit_jax import loading
-from dit_jax.data.images import CHUNK, open_images, read_mask
+from dit_jax.data.images import open_images, read_mask
 from dit_jax.diffusion import editing, sampling, tasks
 from dit_jax.experiment import Experiment, Sample, make_sample
 from dit_jax.reporting.denoising import animation, frames_of, save_gif, strip
@@ -86,9 +85,10 @@ def read_given(config: ConfigDict, experiment: Experiment) -> tuple[np.ndarray, 
     c, shape = config.sample, experiment.info.image_shape
     if c.task in ("generate", "interpolate"):
         return ()
-    found = open_images(expanded(c.images), shape, len(experiment.info.class_names), "sample.images", fit=True)
-    parts = itertools.islice(found.chunks(), -(-c.n // CHUNK))  # decodes only what is needed of a large folder
-    images, labels = np.concatenate(list(parts))[: c.n], found.labels
+    found = open_images(
+        expanded(c.images), shape, len(experiment.info.class_names), "sample.images", fit=True, most=c.n
+    )
+    images, labels = np.concatenate(list(found.chunks()))[: c.n], found.labels
     if labels is None and not c.labels and len(experiment.info.class_names) > 1:
         logger.warning("sample.images=%s has no labels, so all classes are used in turn; set sample.labels to those "
                        "of the images", c.images)  # fmt: skip

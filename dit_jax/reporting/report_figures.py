@@ -194,8 +194,9 @@ def name_of(row: Row) -> str:
 
 
 def draw_of(row: Row, name: str) -> str:
-    """Returns a name with what tells draws of one sampler apart: seed, eta and variance."""
-    return ", ".join([name, *(f"{key} {row[key]}" for key in ("seed", "eta", "variance") if key in row)])
+    """Returns a name with what else tells evaluations apart: seed, eta, variance and the number of training images."""
+    more = [f"{key} {row[key]}" for key in ("seed", "eta", "variance", "reference_n") if key in row]
+    return ", ".join([name, *more])
 
 
 def evaluation_section(row: Row | None) -> Html:

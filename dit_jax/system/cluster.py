@@ -181,9 +181,9 @@ def join(
 
 
 def _give_up(place: Place) -> NoReturn:
-    where = place.coordinator or f"the one from {place.method}"
+    where = f"--coordinator={place.coordinator}" if place.coordinator else f"found through {place.method}"
     print(
-        f"error: process {place.process_id} waited {PATIENCE} seconds for the others (--coordinator={where}): start "
+        f"error: process {place.process_id} waited {PATIENCE} seconds for the others ({where}): start "
         f"all {place.num_processes or 'the'} processes where they can reach it, or use --cluster=none to run alone",
         file=sys.stderr,
         flush=True,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from dit_jax.errors import GONE, UserError
+from dit_jax.errors import UserError
 from dit_jax.system.files import replacing
 
 
@@ -37,12 +37,13 @@ def read_objects(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def opened(path: Path) -> TextIO:
-    """Opens a file to append to. Raises UserError if it is a link into a folder that does not exist."""
+    """Opens a file to append to. Raises UserError if its folder, or the one that it links into, does not exist."""
     try:
         return path.open("a", encoding="utf-8", buffering=1)
     except FileNotFoundError:
         if not path.is_symlink():
-            raise UserError(f"{path.parent} {GONE}") from None
+            gone = f"{path.parent} was moved or removed while being written to"
+            raise UserError(f"{gone}; repeat the command with its new name") from None
         raise UserError(
             f"{path} is a link into a missing folder; mount or create that folder, or remove the link"
         ) from None

@@ -31,7 +31,9 @@ def make_mesh() -> Mesh:
         if together.several() or is_out_of_memory(error) or not wishes:
             raise
         reason = " ".join(str(error).split())[:200] or "it gives no reason"
-        raise UserError(f"JAX found no device ({reason}); fix that, or check {' '.join(wishes)}") from error
+        raise UserError(
+            f"JAX found no device ({reason}); fix that, or check the environment: {' '.join(wishes)}"
+        ) from error
     return jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,))
 
 

@@ -231,6 +231,15 @@ def test_pictures_to_start_from_are_made_to_fit_as_those_of_a_training_are(tmp_p
         open_images(tmp_path / "n.npz", (4, 4, 3), 3, fit=True)
 
 
+def test_of_a_folder_no_more_is_decoded_than_asked_for(tmp_path):
+    for name, pixels in (("a.png", PIXELS[0]), ("b.png", PIXELS[1])):
+        Image.fromarray(pixels).save(tmp_path / name)
+    (tmp_path / "c.png").write_bytes(b"broken")
+    found = open_images(tmp_path, SHAPE, 3, most=2)
+    assert found.count == 2
+    np.testing.assert_array_equal(np.concatenate(list(found.chunks())), PIXELS)
+
+
 def test_a_mask_fits_as_the_picture_does(tmp_path):
     mask = np.zeros((8, 12), np.uint8)
     mask[:, 6:] = 255

@@ -297,7 +297,9 @@ def test_each_command_has_the_flags_that_its_files_were_made_with(whole, tmp_pat
         f"--workdir runs/again --mode={mode}" + "\n" * (mode != "evaluate")
         for mode in ("train_classifier", "sample", "evaluate")
     ]
-    classifier = configs.read(workdir / "classifier")
+    configs.path_of(workdir / "classifier").write_text('{"classifier": null}')
+    assert "--mode=train_classifier" in later(rows)[0]
+    classifier = configs.read(whole / "classifier")
     classifier.classifier.steps, classifier.optimizer.learning_rate = 77, 5.0
     configs.write(classifier, workdir / "classifier")
     about = dict(plain.sample) | {
@@ -318,6 +320,13 @@ def test_each_command_has_the_flags_that_its_files_were_made_with(whole, tmp_pat
         {"--config.evaluate.n=21", "--config.evaluate.features=inception", "--config.sample.seed=5",
          "--config.sample.steps=2"},
     ]  # fmt: skip
+    judged_by_it = configs.read(workdir)
+    judged_by_it.evaluate.every_steps, judged_by_it.classifier.steps = 2, 55
+    first, then = commands_of(judged_by_it, workdir, rows)["again"].split("python main.py ")[1:3]
+    found = [
+        [word for word in shlex.split(line) if word.startswith("--config.classifier.steps")] for line in (first, then)
+    ]
+    assert found == [["--config.classifier.steps=77"], ["--config.classifier.steps=55"]]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,9 @@ def test_devices_that_are_not_there_are_one_line(error, monkeypatch):
 
     monkeypatch.setattr(jax, "device_count", none)
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    with pytest.raises(UserError, match=r"^JAX found no device \(.+\); fix that, or check JAX_PLATFORMS=cuda$"):
+    with pytest.raises(
+        UserError, match=r"^JAX found no device \(.+\); fix that, or check the environment: JAX_PLATFORMS=cuda$"
+    ):
         sharding.make_mesh()
     for name in sharding.WISHES:
         monkeypatch.delenv(name, raising=False)
