@@ -99,7 +99,7 @@ def test_what_changes_between_two_starts(root, tmp_path, capfd, caplog, monkeypa
     line = refused(capfd, *flags(tmp_path, train__steps=10))
     assert "data.class_names: bee/wasp, common -> bee/hornet/wasp, common" in line
     line = refused(capfd, "--workdir", tmp_path / "run", "--config.train.steps=10")
-    assert "has other classes than the run: with hornet; restore the class folders, or use another workdir" in line
+    assert "has other classes than the run: it adds hornet; restore the class folders, or use another workdir" in line
     assert tiny.snapshot(tmp_path / "run") == before
     ran(capfd, "--workdir", tmp_path / "run", "--mode=sample")
 

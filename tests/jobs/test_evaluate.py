@@ -67,7 +67,7 @@ def test_an_unfinished_classifier_is_told(tiny_data, tmp_path, monkeypatch, capl
     monkeypatch.setattr(train, "Stop", lambda seconds: EndsAtOnce())
     assert train_classifier(tiny.config(classifier__steps=6), tmp_path, None) == 143
     load_classifier(tmp_path, tiny.config())
-    assert "classifier has done 2 of its 6 steps: finish it with --mode=train_classifier" in caplog.text
+    assert "classifier has done 1 of its 6 steps: finish it with --mode=train_classifier" in caplog.text
 
 
 class EndsAtOnce(train.Stop):

@@ -187,7 +187,7 @@ def test_the_best_checkpoint_stays_and_can_be_sampled(make, monkeypatch, capfd):
     gone = tiny.run_main(capfd, "--mode=sample", "--workdir", workdir, "--config.sample.checkpoint=6")
     assert gone.code == 2
     assert gone.err[0].startswith("error: sample.checkpoint=6: there is no checkpoint of that step; ")
-    assert gone.err[0].endswith("checkpoints are 4, 8")
+    assert gone.err[0].endswith("checkpoints has 4, 8")
 
 
 def test_without_what_it_needs_training_does_not_start(tmp_path, monkeypatch, capfd):
