@@ -412,7 +412,7 @@ def test_an_inception_score_of_fewer_than_1000_images_is_warned_of(tiny_data, tm
 def test_too_few_images_and_fewer_real_ones_are_recorded_and_warned_of(tiny_data, tmp_path, monkeypatch, caplog):
     """The features are the 192 pixel values; there are 40 training images and 24 test images."""
     features = lambda images: (images.reshape(len(images), -1).astype(np.float32), images[:, 0, 0].astype(np.float32))  # noqa: E731
-    monkeypatch.setattr(evaluate, "load_features", lambda *_: Extractor("inception", "", features))
+    monkeypatch.setattr(evaluate, "load_features", lambda *_: Extractor("inception", "of pixels", features))
     images = np.random.default_rng(0).integers(0, 256, (25, 8, 8, 3), dtype=np.uint8)
     for n in (24, 25):
         caplog.clear()
