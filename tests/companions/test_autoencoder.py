@@ -25,6 +25,7 @@ def test_all_come_back_in_order_in_equal_parts_of_at_most_so_many(count, most, s
     assert sorted(set(seen)) == sizes
 
 
+@pytest.mark.long
 def test_a_codec_gives_the_same_some_at_a_time(monkeypatch):
     tiny.install(monkeypatch)
     tiny.on_devices(monkeypatch, 1)
