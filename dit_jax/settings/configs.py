@@ -19,7 +19,7 @@ from ml_collections.config_dict import placeholder
 
 from dit_jax.errors import UserError
 from dit_jax.models.dit import PRESETS
-from dit_jax.system.files import expanded, real, replacing
+from dit_jax.system.files import expanded, real, write_json
 
 CONFIG_JSON = "config.json"
 MAIN_FLAGS = ("config", "workdir", "mode", "out", "images", "coordinator", "num_processes", "process_id", "cluster")
@@ -189,9 +189,7 @@ def read(workdir: Path) -> ConfigDict:
 
 def write(config: ConfigDict, workdir: Path) -> None:
     """Writes a workdir's config.json, atomically."""
-    text = json.dumps(config.to_dict(), indent=2) + "\n"
-    with replacing(path_of(workdir)) as temporary:
-        temporary.write_text(text)
+    write_json(path_of(workdir), config.to_dict())
 
 
 def differences(old: ConfigDict, new: ConfigDict, free: tuple[str, ...] = FREE_KEYS) -> list[str]:
