@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,15 @@ from dit_jax.system.stop import OUT_OF_TIME
 AGAIN = OUT_OF_TIME  # exit code: not done yet, the same call resumes
 TRIES = 2  # of a variant whose call was killed
 ENOUGH = 30.0  # seconds: with less left, nothing new is started
+A_PAIR, A_CONTEST = 120.0, 180.0  # seconds that a variant and the peers take
 DRAWN = ["sample.sampler=ddim", "sample.steps=50", "sample.batch_size=1000"]  # how samples of any run are drawn
 GUIDANCES = (1.0, 1.25, 1.5, 2.0, 3.0)
 REPORT_EPOCHS = (40, 80, 120, 160, 200)  # the epochs in the report's table
+BASES = {  # the programs with which variants are compared; most promising first
+    "best": ["configs/cifar10.py:best"],
+    "report, patch 4": ["configs/cifar10.py:report"],
+    "report, patch 2": ["configs/cifar10.py:report", "model.patch_size=2"],
+}
 STEPS_PER_EPOCH = 195  # 50,000 images at batch 256, without the remainder
 
 
@@ -84,6 +91,8 @@ def correctness(call: Call) -> int:
     as_runs_are = call.pick({"XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}, {})  # else tests compile unoptimised
     env = os.environ | as_runs_are | {"DIT_JAX_TEST_GPU": call.pick("1", "dry")}
     some = call.pick([], ["-k", "token or bfloat16 or (ours and 72 and shape0)"])
+    some += call.pick(["-n", "6"], [])
+    env |= call.pick({"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, {})  # the processes share the card
     words = ["-m", "pytest", "-m", "gpu", "-q", "-rs", "--durations=0", "-p", "no:cacheprovider", "tests/gpu", *some]
     return subprocess.run([sys.executable, *words], env=env).returncode
 
@@ -100,59 +109,71 @@ def speed(call: Call) -> int:
         commands.write(table, path)
         shutil.copy(path, call.out / path.name)
 
-    keep()
-    chosen = call.pick(list(variants.VARIANTS), ["attention pad_72"])
-    patches, batch = call.pick((2, 4), (4,)), call.pick(512, 16)
-    for name in chosen:
-        for patch in patches:
-            key = f"patch {patch}: {name}"
-            begun = table.get(key, {}).get("begun", 0)  # tries that did not end; one may be the call's limit
-            if key in table and begun not in range(1, TRIES):
-                continue
-            if call.short_of(2 * ENOUGH):
-                return AGAIN
-            table[key] = {"error": "it was begun and not ended", "begun": begun + 1}
-            keep()
-            table[key] = timed(call, patch, batch, variants.VARIANTS[name])
-            keep()
-            print(f"{key}: {table[key].get('gain') or table[key]['error']}", flush=True)
-    for task, module in (("train", train), ("sample", sampling)):
+    def pair(name: str, base: str) -> bool:
+        """Times a variant once; returns whether time is short."""
+        key = f"{base}: {name}"
+        begun = table.get(key, {}).get("begun", 0)  # tries that did not end; one may be the call's limit
+        if key in table and begun not in range(1, TRIES):
+            return False
+        if call.short_of(A_PAIR):
+            return True
+        table[key] = {"error": "it was begun and not ended", "begun": begun + 1}
+        keep()
+        table[key] = timed(call, base, variants.VARIANTS[name])
+        keep()
+        print(f"{key}: {table[key].get('gain') or table[key]['error']}", flush=True)
+        return False
+
+    def peers(task: str, module: Any) -> bool:
+        """Times the peers once; returns whether time is short."""
         found = call.out / f"peers_{task}.json"
         kept = call.state / found.name
         if not kept.exists():
-            if call.short_of(8 * ENOUGH):
-                return AGAIN
-            partial = kept.with_suffix(".partial.json")
-            module.main(peer_flags(call, task, partial))
-            partial.rename(kept)
+            if call.short_of(A_CONTEST):
+                return True
+            unfinished = kept.with_suffix(".partial.json")
+            module.main(peer_flags(call, task, unfinished))
+            unfinished.rename(kept)
         shutil.copy(kept, found)
-    return 0
+        return False
+
+    keep()
+    names = call.pick(list(variants.VARIANTS), ["attention pad_72"])
+    jobs = [partial(pair, name, base) for name in names for base in call.pick(BASES, ["report, patch 4"])]
+    jobs[1:1], jobs[3:3] = [partial(peers, "train", train)], [partial(peers, "sample", sampling)]
+    return AGAIN if any(job() for job in jobs) else 0
 
 
-def timed(call: Call, patch: int, batch: int, variant: variants.Variant) -> dict[str, Any]:
+def timed(call: Call, base: str, variant: variants.Variant) -> dict[str, Any]:
     """Returns the images/s of the current code and a variant, in turns, and their ratio; or why it could not run."""
-    base = [f"model.patch_size={patch}", "model.dtype=bfloat16", f"train.batch_size={batch}"]
-    base += call.pick([], ["model.depth=1", "model.width=32", "train.steps_per_call=2"])
+    recipe, *settings = BASES[base]
+    batch = call.pick(512, 16)
+    settings += ["model.dtype=bfloat16", f"train.batch_size={batch}"]
+    settings += call.pick([], ["model.depth=1", "model.width=32", "train.steps_per_call=2"])
     both = []
     for name, more, env, patched in (
         (contest.OURS, (), {}, ""),
         ("variant", variant.assignments, variant.env, variant.patch),
     ):
-        words = [*base, *more]
-        made = commands.experiment("configs/cifar10.py:report", words)
-        (one,) = commands.contestants("train", made, "configs/cifar10.py:report", words, peers="")
-        spec = one.spec | {"patch": patched}
+        words = [*settings, *more]
+        made = commands.experiment(recipe, words)
+        (one,) = commands.contestants("train", made, recipe, words, peers="")
+        kernels = call.state / f"kernels_{name}.json"
+        kernels.unlink(missing_ok=True)
+        spec = one.spec | {"patch": patched, "profile": str(kernels)}
         both.append(contest.Contestant(name, one.module, spec, one.env | commands.share() | env, one.multiple))
     with contest.running(both) as processes:
         if len(processes) < 2:
             return {"error": "it could not run, see log.txt"}
         units = [contest.units_for(process, call.pick(1.5, 0.05)) for process in processes]
         times: list[list[float]] = [[], []]
-        for _ in range(call.pick(5, 1)):
+        for _ in range(call.pick(3, 1)):
             for process, count, kept in zip(processes, units, times, strict=True):
                 kept.append(process.run(count)["seconds"] / count)
     rates = [contest.spread([batch / seconds for seconds in kept]) for kept in times]
-    return {"as_it_is": rates[0], "variant": rates[1], "gain": rates[1]["median"] / rates[0]["median"]}
+    kernels = [path for one in both if (path := Path(one.spec["profile"])).exists()]
+    kept = {path.stem: json.loads(path.read_text()) for path in kernels}  # written when the processes end
+    return {"as_it_is": rates[0], "variant": rates[1], "gain": rates[1]["median"] / rates[0]["median"]} | kept
 
 
 def peer_flags(call: Call, task: str, out: Path) -> list[str]:
@@ -161,7 +182,7 @@ def peer_flags(call: Call, task: str, out: Path) -> list[str]:
         small = ["--config.model.depth=1", "--config.model.width=32", "--config.train.steps_per_call=2"]
         return ["--batch=2", "--dtype=float32", "--peers=", "--repeats=1", "--seconds=0.05", f"--out={out}", *small]
     steps = ["--config.sample.steps=50"] if task == "sample" else []
-    return ["--batch=256,1024", "--dtype=bfloat16", "--peers=torch,torch-compile", f"--out={out}", *steps]
+    return ["--batch=1024", "--dtype=bfloat16", "--peers=torch,torch-compile", "--repeats=3", f"--out={out}", *steps]
 
 
 def report(call: Call) -> int:

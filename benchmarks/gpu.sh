@@ -31,8 +31,15 @@ export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$state/xla}" PYTH
 
 set +e
 {
-  [[ -n $dry ]] || "$python" -m benchmarks.pack --unpack carry --state "$state" || exit
+  if [[ -z $dry ]]; then
+    JAX_PLATFORMS=cpu "$python" -m benchmarks.pack --unpack carry --state "$state" &
+    unpacking=$!
+    [[ $point == [ab] ]] || wait "$unpacking" || exit  # these need no data
+  fi
   "$python" -m benchmarks.agenda "$point" --state="$state" --out="$out" ${dry:+--dry} \
     --seconds=$((budget - $(date +%s) + begin))
+  code=$?
+  [[ -n $dry ]] || wait "$unpacking" || exit
+  exit "$code"
 } 2>&1 | tee -a "$out/log.txt"
 exit "${PIPESTATUS[0]}"

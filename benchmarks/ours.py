@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from benchmarks import contestant
+from benchmarks import contestant, profile
 
+PROFILED = 10  # units of work
 MARK = time.perf_counter()  # before JAX is imported, so that `start_s` includes that
 
 
@@ -111,6 +113,8 @@ def main() -> None:
         "matmul_flops": matmul_rate(spec["dtype"], contestant.matmul_size(jax.devices()[0].platform)),
     }
     contestant.serve(told, run, lambda: None, peak_bytes)
+    if spec.get("profile"):
+        profile.record(lambda: run(PROFILED), Path(spec["profile"]))
 
 
 if __name__ == "__main__":

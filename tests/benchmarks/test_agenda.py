@@ -5,6 +5,7 @@ import dataclasses
 import json
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -46,22 +47,26 @@ def test_a_call_that_runs_out_of_time_is_not_done_and_another_failure_is_told(ca
 
 
 def test_the_speed_table_goes_on_where_it_stopped(call, monkeypatch):
-    """A call with time for two variants, then one with time for all; no variant is timed twice."""
+    """A call with time for one variant, then one with time for all; none is timed twice, and peers soon have a turn."""
     timed = []
 
-    def timing(one, patch, batch, variant):
-        timed.append((patch, variant))
-        object.__setattr__(call, "end", call.end - 300)
+    def timing(one, base, variant):
+        timed.append((base, variant))
+        object.__setattr__(call, "end", call.end - 350)
         return {"gain": 1.0}
 
     monkeypatch.setattr(agenda, "timed", timing)
-    monkeypatch.setattr(agenda.train, "main", lambda argv: None)
     assert agenda.speed(call) == agenda.AGAIN
-    assert len(timed) == 2
-    monkeypatch.setattr(agenda, "timed", lambda *_: timed.append(_[1:]) or {"gain": 1.0})
-    object.__setattr__(call, "end", time.monotonic() + 100)  # enough for variants, too little for the peers
-    assert agenda.speed(call) == agenda.AGAIN
-    assert len(timed) == 2 * len(VARIANTS)
+    assert len(timed) == 1
+    monkeypatch.setattr(agenda, "timed", lambda *given: timed.append(given[1:]) or {"gain": 1.0})
+    monkeypatch.setattr(agenda.train, "main", partial(peers, timed))
+    monkeypatch.setattr(agenda.sampling, "main", partial(peers, timed))
+    object.__setattr__(call, "end", time.monotonic() + 500)
+    assert agenda.speed(call) == 0
+    assert len(timed) == len({(base, id(variant)) for base, variant in timed}) == 3 * len(VARIANTS) + 2
+    first = next(iter(VARIANTS.values()))
+    assert [job[0] for job in timed[:5]] == ["best", "train", "report, patch 4", "sample", "report, patch 2"]
+    assert timed[2][1] is timed[4][1] is first
     assert (call.out / "speed.json").exists()
 
 
@@ -77,31 +82,32 @@ def test_a_variant_that_never_ends_is_begun_twice_and_not_again_on_another_machi
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             agenda.speed(call)
-        assert set(json.loads((call.out / "speed.json").read_text())) == {f"patch 2: {first}"}
+        assert set(json.loads((call.out / "speed.json").read_text())) == {f"best: {first}"}
     (call.out / "speed.json").rename(tmp_path / "carry" / "speed.json")
     (call.state / "speed.json").unlink()
     (tmp_path / "benchmarks").mkdir()
     monkeypatch.chdir(tmp_path)
     timed = []
     monkeypatch.setattr(agenda, "timed", lambda *given: timed.append(given[1:]) or {"gain": 1.0})
-    monkeypatch.setattr(agenda.train, "main", lambda argv: None)
-    object.__setattr__(call, "end", time.monotonic() + 100)
-    assert agenda.speed(call) == agenda.AGAIN
-    assert (2, 512, VARIANTS[first]) not in timed
-    assert len(timed) == 2 * len(VARIANTS) - 1
+    monkeypatch.setattr(agenda.train, "main", partial(peers, []))
+    monkeypatch.setattr(agenda.sampling, "main", partial(peers, []))
+    assert agenda.speed(call) == 0
+    assert ("best", VARIANTS[first]) not in timed
+    assert len(timed) == 3 * len(VARIANTS) - 1
+
+
+def peers(timed, argv):
+    """Stands for `benchmarks.train` and `benchmarks.sample`."""
+    (out,) = (Path(word.removeprefix("--out=")) for word in argv if word.startswith("--out="))
+    timed.append((out.name.removeprefix("peers_").partition(".")[0], None))
+    out.touch()
 
 
 def test_the_peers_are_timed_once(call, monkeypatch):
     timed = []
-
-    def peers(argv):
-        timed.append(argv)
-        (out,) = (word.removeprefix("--out=") for word in argv if word.startswith("--out="))
-        Path(out).touch()
-
     monkeypatch.setattr(agenda, "timed", lambda *_: {"gain": 1.0})
-    monkeypatch.setattr(agenda.train, "main", peers)
-    monkeypatch.setattr(agenda.sampling, "main", peers)
+    monkeypatch.setattr(agenda.train, "main", partial(peers, timed))
+    monkeypatch.setattr(agenda.sampling, "main", partial(peers, timed))
     assert agenda.speed(call) == agenda.speed(call) == 0
     assert len(timed) == 2
     assert {path.name for path in call.out.iterdir()} == {"speed.json", "peers_train.json", "peers_sample.json"}
@@ -195,7 +201,7 @@ def test_a_variant_that_cannot_run_is_told_and_does_not_end_the_table(call, monk
             pass
 
     monkeypatch.setattr(contest, "running", Running)
-    found = agenda.timed(call, 4, 512, VARIANTS["attention cudnn"])
+    found = agenda.timed(call, "best", VARIANTS["attention cudnn"])
     assert found == {"error": "it could not run, see log.txt"}
 
 
@@ -209,5 +215,5 @@ def test_a_variant_twice_as_fast_has_a_gain_of_two(call, monkeypatch):
 
     monkeypatch.setattr(contest, "running", running)
     monkeypatch.setattr(contest, "units_for", lambda process, wanted: 1)
-    found = agenda.timed(call, 4, 512, VARIANTS["attention cudnn"])
+    found = agenda.timed(call, "report, patch 4", VARIANTS["attention cudnn"])
     assert (found["as_it_is"]["median"], found["variant"]["median"], found["gain"]) == (512, 1024, 2)
