@@ -14,27 +14,37 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import commands, contest, results, train, variants
-from benchmarks import sample as sampling
+from benchmarks import commands, results
 from benchmarks.pilots import PILOTS
+from dit_jax.data import cifar10
+from dit_jax.data.preparation import is_prepared
 from dit_jax.errors import UserError
 from dit_jax.system.stop import OUT_OF_TIME
 
 AGAIN = OUT_OF_TIME  # exit code: not done yet, the same call resumes
-TRIES = 2  # of a variant whose call was killed
 ENOUGH = 30.0  # seconds: with less left, nothing new is started
-A_PAIR, A_CONTEST = 120.0, 180.0  # seconds that a variant and the peers take
+A_JOB = 170.0  # seconds that a job of point b may take
 DRAWN = ["sample.sampler=ddim", "sample.steps=50", "sample.batch_size=1000"]  # how samples of any run are drawn
 GUIDANCES = (1.0, 1.25, 1.5, 2.0, 3.0)
 REPORT_EPOCHS = (40, 80, 120, 160, 200)  # the epochs in the report's table
-BASES = {  # the programs with which variants are compared; most promising first
-    "best": ["configs/cifar10.py:best"],
-    "report, patch 4": ["configs/cifar10.py:report"],
-    "report, patch 2": ["configs/cifar10.py:report", "model.patch_size=2"],
+REPORT = ["--config.model.dtype=bfloat16", "--config.train.batch_size=1024"]
+BEST = ["--config=configs/cifar10.py:best", "--variants=as it is,XLA's attention,norms in two kernels"]
+PEERS = ["--batch=1024", "--dtype=bfloat16", "--peers=torch,torch-compile", "--repeats=3"]
+SPEEDS = [  # name of the file, module, arguments; in order of worth
+    ("report_4", "benchmarks.trials", REPORT),
+    ("peers_train", "benchmarks.train", PEERS),
+    ("best_2", "benchmarks.trials", BEST),
+    ("peers_sample", "benchmarks.sample", [*PEERS, "--config.sample.steps=50"]),
+    ("best_4", "benchmarks.trials", [*BEST, "--config.model.patch_size=4"]),
+    ("report_2", "benchmarks.trials", [*REPORT[:1], "--config.train.batch_size=512", "--config.model.patch_size=2"]),
+]
+SMALLER = {
+    "benchmarks.trials": ["--config.train.batch_size=2", "--variants=as it is,norms in two kernels"],
+    "benchmarks.train": ["--batch=2", "--dtype=float32", "--peers="],
+    "benchmarks.sample": ["--batch=2", "--dtype=float32", "--peers=", "--config.sample.steps=2"],
 }
 STEPS_PER_EPOCH = 195  # 50,000 images at batch 256, without the remainder
 
@@ -74,7 +84,7 @@ class Call:
         """Returns assignments that say where the data is; a dry run draws `shapes`."""
         if self.dry:
             return ["data.name=shapes", "data.flip=false", f"data.data_dir={self.state / 'data'}"]
-        if not (self.state / "data" / "cifar10").exists():
+        if not is_prepared(self.state / "data" / "cifar10" / cifar10.VERSION):
             raise UserError("CIFAR-10 is still missing: carry both halves, one per call (benchmarks/GPU_AGENDA.md)")
         return [f"data.data_dir={self.state / 'data'}"]
 
@@ -90,7 +100,7 @@ def correctness(call: Call) -> int:
     """Point a: runs the tests marked `gpu`; in a dry run some of them, on the CPU, where they hold as well."""
     as_runs_are = call.pick({"XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}, {})  # else tests compile unoptimised
     env = os.environ | as_runs_are | {"DIT_JAX_TEST_GPU": call.pick("1", "dry")}
-    some = call.pick([], ["-k", "token or bfloat16 or (ours and 72 and shape0)"])
+    some = call.pick([], ["-k", "token or bfloat16 or (ours and shape0)"])
     some += call.pick(["-n", "6"], [])
     env |= call.pick({"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, {})  # the processes share the card
     words = ["-m", "pytest", "-m", "gpu", "-q", "-rs", "--durations=0", "-p", "no:cacheprovider", "tests/gpu", *some]
@@ -98,91 +108,38 @@ def correctness(call: Call) -> int:
 
 
 def speed(call: Call) -> int:
-    """Point b: times each variant in turns with the current code, then the peers; resumes where a call stopped."""
-    path = call.state / "speed.json"
-    carried = Path("carry") / path.name
-    if carried.exists() and not path.exists() and not call.dry:  # brought back from an earlier machine
-        shutil.copy(carried, path)
-    table: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    """Point b: times the variants with each recipe, and the peers; what was measured before is not measured again.
 
-    def keep() -> None:
-        commands.write(table, path)
-        shutil.copy(path, call.out / path.name)
+    A job that was begun before, and failed or was killed, goes last.
 
-    def pair(name: str, base: str) -> bool:
-        """Times a variant once; returns whether time is short."""
-        key = f"{base}: {name}"
-        begun = table.get(key, {}).get("begun", 0)  # tries that did not end; one may be the call's limit
-        if key in table and begun not in range(1, TRIES):
-            return False
-        if call.short_of(A_PAIR):
-            return True
-        table[key] = {"error": "it was begun and not ended", "begun": begun + 1}
-        keep()
-        table[key] = timed(call, base, variants.VARIANTS[name])
-        keep()
-        print(f"{key}: {table[key].get('gain') or table[key]['error']}", flush=True)
-        return False
-
-    def peers(task: str, module: Any) -> bool:
-        """Times the peers once; returns whether time is short."""
-        found = call.out / f"peers_{task}.json"
-        kept = call.state / found.name
+    Raises:
+      UserError: some could not be measured; the others were.
+    """
+    failed = []
+    dry = ["--config.model.depth=1", "--config.model.width=32", "--config.train.steps_per_call=2", "--seconds=0.05"]
+    begun = lambda job: (call.state / f"{job[0]}.begun").exists()  # noqa: E731
+    for name, module, words in sorted(call.pick(SPEEDS, [*SPEEDS[:2], SPEEDS[3]]), key=begun):
+        kept, found = call.state / f"{name}.json", call.out / f"{name}.json"
+        carried = Path("carry") / kept.name  # brought back from an earlier machine
+        if carried.exists() and not kept.exists() and not call.dry:
+            shutil.copy(carried, kept)
         if not kept.exists():
-            if call.short_of(A_CONTEST):
-                return True
+            if call.short_of(A_JOB):
+                return AGAIN
             unfinished = kept.with_suffix(".partial.json")
-            module.main(peer_flags(call, task, unfinished))
+            small = call.pick([], [*dry, "--repeats=1", *SMALLER[module]])
+            run = [sys.executable, "-m", module, f"--out={unfinished}", *words, *small]
+            (call.state / f"{name}.begun").touch()
+            try:
+                subprocess.run(run, check=True, timeout=None if call.dry else call.left)
+            except subprocess.SubprocessError:
+                failed.append(name)
+                continue
             unfinished.rename(kept)
         shutil.copy(kept, found)
-        return False
-
-    keep()
-    names = call.pick(list(variants.VARIANTS), ["attention pad_72"])
-    jobs = [partial(pair, name, base) for name in names for base in call.pick(BASES, ["report, patch 4"])]
-    jobs[1:1], jobs[3:3] = [partial(peers, "train", train)], [partial(peers, "sample", sampling)]
-    return AGAIN if any(job() for job in jobs) else 0
-
-
-def timed(call: Call, base: str, variant: variants.Variant) -> dict[str, Any]:
-    """Returns the images/s of the current code and a variant, in turns, and their ratio; or why it could not run."""
-    recipe, *settings = BASES[base]
-    batch = call.pick(512, 16)
-    settings += ["model.dtype=bfloat16", f"train.batch_size={batch}"]
-    settings += call.pick([], ["model.depth=1", "model.width=32", "train.steps_per_call=2"])
-    both = []
-    for name, more, env, patched in (
-        (contest.OURS, (), {}, ""),
-        ("variant", variant.assignments, variant.env, variant.patch),
-    ):
-        words = [*settings, *more]
-        made = commands.experiment(recipe, words)
-        (one,) = commands.contestants("train", made, recipe, words, peers="")
-        kernels = call.state / f"kernels_{name}.json"
-        kernels.unlink(missing_ok=True)
-        spec = one.spec | {"patch": patched, "profile": str(kernels)}
-        both.append(contest.Contestant(name, one.module, spec, one.env | commands.share() | env, one.multiple))
-    with contest.running(both) as processes:
-        if len(processes) < 2:
-            return {"error": "it could not run, see log.txt"}
-        units = [contest.units_for(process, call.pick(1.5, 0.05)) for process in processes]
-        times: list[list[float]] = [[], []]
-        for _ in range(call.pick(3, 1)):
-            for process, count, kept in zip(processes, units, times, strict=True):
-                kept.append(process.run(count)["seconds"] / count)
-    rates = [contest.spread([batch / seconds for seconds in kept]) for kept in times]
-    kernels = [path for one in both if (path := Path(one.spec["profile"])).exists()]
-    kept = {path.stem: json.loads(path.read_text()) for path in kernels}  # written when the processes end
-    return {"as_it_is": rates[0], "variant": rates[1], "gain": rates[1]["median"] / rates[0]["median"]} | kept
-
-
-def peer_flags(call: Call, task: str, out: Path) -> list[str]:
-    """Returns the command line of `benchmarks.train` or `.sample`."""
-    if call.dry:
-        small = ["--config.model.depth=1", "--config.model.width=32", "--config.train.steps_per_call=2"]
-        return ["--batch=2", "--dtype=float32", "--peers=", "--repeats=1", "--seconds=0.05", f"--out={out}", *small]
-    steps = ["--config.sample.steps=50"] if task == "sample" else []
-    return ["--batch=1024", "--dtype=bfloat16", "--peers=torch,torch-compile", "--repeats=3", f"--out={out}", *steps]
+    if failed:
+        raise UserError(f"{' and '.join(failed)} could not be measured, see above")
+    return 0
 
 
 def report(call: Call) -> int:
@@ -259,12 +216,12 @@ def pilots(call: Call) -> int:
 
 
 def best(call: Call) -> int:
-    """Point e: trains cifar10.py:best, tunes its guidance scale at n = 5,000, then evaluates it at n = 50,000."""
+    """Point e: trains `best` with patches of 4, tunes its guidance at n = 5,000, then evaluates it at n = 50,000."""
     run, (few, many) = call.state / "best", call.pick((5_000, 50_000), (20, 40))
     guidances = call.pick(GUIDANCES, GUIDANCES[:1])
     if train_judge(call):
         return AGAIN
-    words = [*call.data(), *call.pick([], [*TOY, "train.steps=4"])]
+    words = [*call.data(), "model.patch_size=4", *call.pick([], [*TOY, "train.steps=4"])]  # with 2 it takes 27 minutes
     if call.main(run, "--config=configs/cifar10.py:best", assignments=words, reserve=ENOUGH):
         return AGAIN
     if not (run / "classifier").exists():  # the judge is a classifier of `best`, so it fits this run
@@ -283,7 +240,7 @@ def best(call: Call) -> int:
         if call.short_of(3 * ENOUGH):
             return AGAIN
         call.main(run, "--mode=evaluate", assignments=[*evaluate, f"evaluate.n={many}", f"sample.guidance={tuned}"])
-    return finish(call, run, "cifar10_best_gpu", "cifar10.py:best", f"sample.guidance={tuned}")
+    return finish(call, run, "cifar10_best_gpu", "cifar10.py:best, patches of 4", f"sample.guidance={tuned}")
 
 
 def finish(call: Call, run: Path, name: str, recipe: str, *settings: str) -> int:

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -30,6 +31,7 @@ from benchmarks.contestant import NUM_IMAGES
 from benchmarks.variants import PATCHES
 from dit_jax.errors import UserError
 from dit_jax.experiment import Experiment
+from dit_jax.models import attention
 from dit_jax.system.environment import commit
 from dit_jax.system.files import replacing
 from dit_jax.training import loop, sharding
@@ -79,7 +81,9 @@ def devices_of(gpu: str, count: int) -> list[Any]:
     if count < 1:
         raise UserError(f"--devices={count}: use a number above 0")
     jax.config.update("jax_platforms", "cpu")  # else JAX looks for a driver
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
+    # Without trials; and with cuBLAS's products, which those on a card chose (docs/performance.md).
+    flags = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
     try:
         jax.devices()  # the first call finds the plugins
         found = topologies.get_topology_desc("", "cuda", target_config=target(gpu), topology=f"1x1x{count}")
@@ -108,10 +112,10 @@ def lower_training(made: Experiment, abstract: Callable[..., Any]) -> Any:
 
 
 def compile_for(made: Experiment, task: str, patch: str) -> Any:
-    """Compiles the program of a task for the devices of the experiment's mesh."""
+    """Compiles the program of a task for the devices of the experiment's mesh, which have cuDNN's attention."""
     whole = sharding.replicated(made.mesh)
     abstract = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=whole)  # noqa: E731
-    with PATCHES[patch]():
+    with mock.patch.object(attention, "has_cudnn_attention", return_value=True), PATCHES[patch]():
         return {"train": lower_training, "sample": lower_sampling}[task](made, abstract).compile()
 
 

@@ -39,7 +39,7 @@ set +e
   "$python" -m benchmarks.agenda "$point" --state="$state" --out="$out" ${dry:+--dry} \
     --seconds=$((budget - $(date +%s) + begin))
   code=$?
-  [[ -n $dry ]] || wait "$unpacking" || exit
+  [[ -n $dry ]] || wait "$unpacking" || code=$((code ? code : 1))
   exit "$code"
 } 2>&1 | tee -a "$out/log.txt"
 exit "${PIPESTATUS[0]}"

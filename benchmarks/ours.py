@@ -2,12 +2,10 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from benchmarks import contestant, profile
+from benchmarks import contestant
 
-PROFILED = 10  # units of work
 MARK = time.perf_counter()  # before JAX is imported, so that `start_s` includes that
 
 
@@ -98,10 +96,6 @@ def main() -> None:
 
     compilation.use_cache()
     experiment = make_experiment(spec)
-    if spec.get("patch"):
-        from benchmarks.variants import PATCHES
-
-        PATCHES[spec["patch"]]().__enter__()  # for as long as this process lives
     run, compile_s = {"train": make_train, "sample": make_sample}[spec["task"]](experiment, spec)
     begin = time.perf_counter()
     run(1)
@@ -113,8 +107,6 @@ def main() -> None:
         "matmul_flops": matmul_rate(spec["dtype"], contestant.matmul_size(jax.devices()[0].platform)),
     }
     contestant.serve(told, run, lambda: None, peak_bytes)
-    if spec.get("profile"):
-        profile.record(lambda: run(PROFILED), Path(spec["profile"]))
 
 
 if __name__ == "__main__":

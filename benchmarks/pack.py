@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks import codec
 from benchmarks.commands import guarded
 from dit_jax.data import cifar10
+from dit_jax.data.preparation import is_prepared
 from dit_jax.errors import UserError
 from dit_jax.system.files import replacing
 
@@ -114,7 +115,7 @@ def unpack(carry: Path, state: Path) -> bool:
             with replacing(kept) as temporary, temporary.open("wb") as file:
                 np.save(file, unpack_half(carry / half_name(i)))
     data_dir = state / "data"
-    if (data_dir / "cifar10").exists():
+    if is_prepared(data_dir / "cifar10" / cifar10.VERSION):
         return True
     missing = [half_name(i) for i in range(HALVES) if not (state / f"half{i}.npy").exists()]
     if missing:

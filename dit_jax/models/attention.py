@@ -1,5 +1,6 @@
 """Grouped-query attention (Ainslie et al. 2023): each of K key/value heads is shared by G query heads."""
 
+import contextlib
 from typing import Any
 
 import flax.linen as nn
@@ -15,12 +16,42 @@ def grouped_query_attention(
     """Returns softmax(q k / sqrt(E)) v, each group of G query heads on its own key/value head: [B, N, K, G, E].
 
     Keys and values are never repeated in memory. The softmax is computed in float32; the matrix products take operands
-    in `dtype`, which is also the dtype of the result.
+    in `dtype`, which is also the dtype of the result. In bfloat16, NVIDIA GPUs compute it with cuDNN if E is a multiple
+    of 8 up to 128.
     """
+    width = q_BNKGE.shape[-1]
+    if dtype == jnp.bfloat16 and width % 8 == 0 and width <= 128 and has_cudnn_attention():
+        with contextlib.suppress(NotImplementedError, RuntimeError):  # what JAX says of a cuDNN that is too old
+            return cudnn_attention(q_BNKGE, k_BMKE, v_BMKE)
     q_BKGNE = q_BNKGE.transpose(0, 2, 3, 1, 4) * q_BNKGE.shape[-1] ** -0.5
     k_BKME, v_BKME = k_BMKE.transpose(0, 2, 1, 3), v_BMKE.transpose(0, 2, 1, 3)
     out_BKGNE = attend(q_BKGNE.astype(dtype), k_BKME.astype(dtype), v_BKME.astype(dtype))
     return jnp.asarray(out_BKGNE).transpose(0, 3, 1, 2, 4)
+
+
+def has_cudnn_attention() -> bool:
+    """Whether programs run where cuDNN has flash attention in bfloat16: on NVIDIA's GPUs from Ampere on."""
+    device = jax.config.jax_default_device or jax.devices()[0]  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(device, str) or device.platform != "gpu" or "cuda" not in device.client.platform_version:
+        return False
+    return int(device.compute_capability.partition(".")[0]) >= 8
+
+
+def cudnn_attention(q_BNKGE: jax.Array, k_BMKE: jax.Array, v_BMKE: jax.Array) -> jax.Array:
+    """Computes `grouped_query_attention` in bfloat16 by flash attention (Dao et al. 2022), which writes no scores.
+
+    JAX's interface to cuDNN trains only on even numbers of tokens, so one may be added that nobody attends to.
+    """
+    B, N, K, G, E = q_BNKGE.shape
+    q, k, v = (x.astype(jnp.bfloat16) for x in (q_BNKGE.reshape(B, N, K * G, E), k_BMKE, v_BMKE))
+    seen = None
+    if N % 2:
+        q, k, v = (jnp.pad(x, [(0, 0), (0, 1), (0, 0), (0, 0)]) for x in (q, k, v))
+        seen = jnp.full((B,), N, jnp.int32)
+    out = jax.nn.dot_product_attention(
+        q, k, v, query_seq_lengths=seen, key_value_seq_lengths=seen, implementation="cudnn"
+    )
+    return out[:, :N].reshape(B, N, K, G, E)
 
 
 @jax.custom_vjp

@@ -67,20 +67,28 @@ def _kernel_gradient_on_cpu(x_RD: jax.Array, gradient_RF: jax.Array) -> jax.Arra
     return jax.lax.optimization_barrier(multiply(transposed(gradient_RF), x_RD)).T
 
 
+TWICE_SLOPE = np.float32(2 * np.sqrt(2 / np.pi))
+
+
+def phi(x: jax.Array) -> jax.Array:
+    """Returns (1 + tanh(u)) / 2, u = sqrt(2 / pi) (x + 0.044715 x^3), as 1 / (1 + exp(-2 u)): less work than a tanh."""
+    return 1 / (1 + jnp.exp(-TWICE_SLOPE * (x + 0.044715 * x * x * x)))
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def biased(rows_RF: jax.Array, bias_F: jax.Array, result: jnp.dtype, with_gelu: bool) -> jax.Array:
     """Returns rows + bias in float32, or gelu(rows + bias) in `result`, which is the dtype of the rows.
 
     GELU is x Phi(x), with Phi in its tanh form (Hendrycks & Gimpel 2016). Its backward pass needs only the rows and the
-    bias, and recomputes the tanh. The gradient of the rows is rounded to `result`; the gradient of the bias sums the
-    rounded values in float32.
+    bias, and recomputes Phi. The gradient of the rows is rounded to `result`; the gradient of the bias sums the rounded
+    values in float32.
     """
     return _biased_forward(rows_RF, bias_F, result, with_gelu)[0]
 
 
 def _biased_forward(rows_RF: jax.Array, bias_F: jax.Array, result: jnp.dtype, with_gelu: bool) -> tuple[jax.Array, Any]:
     x = rows_RF.astype(jnp.float32) + bias_F[None]
-    return (nn.gelu(x, approximate=True).astype(result), (rows_RF, bias_F)) if with_gelu else (x, None)
+    return ((x * phi(x)).astype(result), (rows_RF, bias_F)) if with_gelu else (x, None)
 
 
 def _biased_backward(
@@ -88,11 +96,10 @@ def _biased_backward(
 ) -> tuple[jax.Array, jax.Array]:
     gradient_RF = gradient_RF.astype(jnp.float32)
     if with_gelu:
-        rows_RF, bias_F = jax.lax.optimization_barrier(kept)  # otherwise XLA keeps the forward pass's tanh, in float32
-        x, slope = rows_RF.astype(jnp.float32) + bias_F[None], np.float32(np.sqrt(2 / np.pi))
-        tanh = jnp.tanh(slope * (x + 0.044715 * x**3))
-        inner = slope * (1 + 3 * 0.044715 * x**2)
-        gradient_RF = gradient_RF * 0.5 * (1 + tanh + x * (1 - tanh**2) * inner)
+        rows_RF, bias_F = jax.lax.optimization_barrier(kept)  # otherwise XLA keeps the forward pass's Phi, in float32
+        x = rows_RF.astype(jnp.float32) + bias_F[None]
+        share, slope = phi(x), TWICE_SLOPE * (1 + 3 * 0.044715 * x * x)
+        gradient_RF = gradient_RF * (share + x * share * (1 - share) * slope)
     gradient_RF = jax.lax.optimization_barrier(gradient_RF.astype(result))  # one array for both uses below
     return gradient_RF, gradient_RF.astype(jnp.float32).sum(0)
 
@@ -172,8 +179,12 @@ def convolve(x_BHWC: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def layer_norm(x: jax.Array) -> jax.Array:
-    """Returns (x - mean) / sqrt(variance + 1e-6) over the last axis, in float32, without a learned scale or shift."""
-    return _layer_norm(x.astype(jnp.float32))
+    """Returns (x - mean) / sqrt(variance + 1e-6) over the last axis, in float32, without a learned scale or shift.
+
+    It is computed row by row: for [B, N, D] with odd N, XLA's kernels on GPUs take one token of 32 images at a time,
+    which made a train step of 65 tokens 17% slower on an H200.
+    """
+    return _layer_norm(x.astype(jnp.float32).reshape(-1, x.shape[-1])).reshape(x.shape)
 
 
 @jax.custom_vjp

@@ -1,19 +1,18 @@
 """The GPU agenda: what it would run fits the code as it is, and a call goes on where the last one stopped."""
 
-import contextlib
 import dataclasses
 import json
 import subprocess
+import sys
 import time
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import agenda, commands, contest
+from benchmarks import agenda, commands
 from benchmarks.pilots import PILOTS
-from benchmarks.variants import PATCHES, VARIANTS
+from benchmarks.variants import PATCHES, VARIANTS, Variant
 from dit_jax.errors import UserError
 
 
@@ -27,8 +26,9 @@ def call(tmp_path):
 def test_every_variant_and_every_pilot_is_a_config_that_builds():
     for variant in VARIANTS.values():
         commands.experiment("configs/cifar10.py:report", variant.assignments)
-        assert variant.patch in PATCHES
-        assert variant.assignments or variant.env or variant.patch
+    assert {variant.patch for variant in VARIANTS.values()} == set(PATCHES)
+    assert VARIANTS["as it is"] == Variant()
+    assert len(set(VARIANTS.values())) == len(VARIANTS)
     toys = [commands.experiment("configs/cifar10.py:best", [*agenda.TOY, *changes]) for changes in PILOTS.values()]
     real = [commands.experiment("configs/cifar10.py:best", ["model.patch_size=4", *c]) for c in PILOTS.values()]
     assert len({made.config.to_json() for made in real}) == len(toys) == len(PILOTS)
@@ -46,71 +46,119 @@ def test_a_call_that_runs_out_of_time_is_not_done_and_another_failure_is_told(ca
         call.main(call.state / "run", "--mode=sample")
 
 
-def test_the_speed_table_goes_on_where_it_stopped(call, monkeypatch):
-    """A call with time for one variant, then one with time for all; none is timed twice, and peers soon have a turn."""
-    timed = []
+@pytest.mark.parametrize("dry", [False, True])
+@pytest.mark.parametrize(("module", "words"), [job[1:] for job in agenda.SPEEDS], ids=[job[0] for job in agenda.SPEEDS])
+def test_every_speed_is_a_config_that_builds(module, words, dry):
+    """In a rehearsal the last of two arguments for one setting counts."""
+    parser = commands.parser("")
+    parser.add_argument("--variants", default="")
+    flags, assignments = commands.split(parser, [*words, *(agenda.SMALLER[module] if dry else [])])
+    assert set(flags.variants.split(",")) <= {"", *VARIANTS}
+    made = commands.experiment(flags.config, assignments)
+    if module == "benchmarks.trials":
+        assert (made.config.train.batch_size <= 2) == dry
+    else:
+        commands.parse(parser, words)  # knows the peers
+        assert all((batch <= 2) == dry for _, batch in commands.cells(flags))
 
-    def timing(one, base, variant):
-        timed.append((base, variant))
-        object.__setattr__(call, "end", call.end - 350)
-        return {"gain": 1.0}
 
-    monkeypatch.setattr(agenda, "timed", timing)
+def test_every_speed_has_a_file_and_every_module_a_small_size():
+    assert len({name for name, *_ in agenda.SPEEDS}) == len(agenda.SPEEDS)
+    assert {module for _, module, _ in agenda.SPEEDS} == set(agenda.SMALLER)
+
+
+NAMES = [name for name, *_ in agenda.SPEEDS]
+
+
+@pytest.fixture
+def ran(call, monkeypatch, tmp_path):
+    """The jobs of point b as they are run: names, and each one's command. Each job writes its name; none runs.
+
+    What is in `ran.broken` fails so, and each job takes `ran.takes` seconds of the call.
+    """
+    monkeypatch.chdir(tmp_path)  # where no carry/ is
+    found = SimpleNamespace(names=[], commands=[], limits=[], broken={}, takes=0)
+
+    def run(words, check, timeout):
+        assert check
+        found.limits.append(timeout)
+        (out,) = (Path(word.removeprefix("--out=")) for word in words if word.startswith("--out="))
+        found.names.append(out.name.removesuffix(".partial.json"))
+        found.commands.append(words)
+        object.__setattr__(call, "end", call.end - found.takes)
+        if found.names[-1] in found.broken:
+            raise found.broken[found.names[-1]]
+        out.write_text(found.names[-1])
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return found
+
+
+def test_every_speed_is_measured_once_and_in_order(call, ran):
+    assert agenda.speed(call) == agenda.speed(call) == 0
+    assert ran.names == NAMES
+    for (_, module, words), command in zip(agenda.SPEEDS, ran.commands, strict=True):
+        assert command[:3] == [sys.executable, "-m", module]
+        assert command[4:] == words
+    for folder in (call.out, call.state):
+        assert {path.name: path.read_text() for path in folder.glob("*.json")} == {
+            f"{name}.json": name for name in NAMES
+        }
+    assert all(480 < limit <= 500 for limit in ran.limits)  # what is left of the call
+
+
+def test_the_speeds_go_on_where_a_call_stopped(call, ran):
+    """500 seconds, of which each job takes 150: with less than 170 left, none is begun."""
+    ran.takes = 150
     assert agenda.speed(call) == agenda.AGAIN
-    assert len(timed) == 1
-    monkeypatch.setattr(agenda, "timed", lambda *given: timed.append(given[1:]) or {"gain": 1.0})
-    monkeypatch.setattr(agenda.train, "main", partial(peers, timed))
-    monkeypatch.setattr(agenda.sampling, "main", partial(peers, timed))
+    assert ran.names == NAMES[:3]
+    assert {path.stem for path in call.out.iterdir()} == set(NAMES[:3])
     object.__setattr__(call, "end", time.monotonic() + 500)
     assert agenda.speed(call) == 0
-    assert len(timed) == len({(base, id(variant)) for base, variant in timed}) == 3 * len(VARIANTS) + 2
-    first = next(iter(VARIANTS.values()))
-    assert [job[0] for job in timed[:5]] == ["best", "train", "report, patch 4", "sample", "report, patch 2"]
-    assert timed[2][1] is timed[4][1] is first
-    assert (call.out / "speed.json").exists()
+    assert ran.names == NAMES
 
 
-def test_a_variant_that_never_ends_is_begun_twice_and_not_again_on_another_machine(call, monkeypatch, tmp_path):
-    """Once it may be the call that ended. What a killed call leaves in $OUT is carried to the next machine."""
-    (tmp_path / "carry").mkdir()
-    first = next(iter(VARIANTS))
-
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(agenda, "timed", killed)
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            agenda.speed(call)
-        assert set(json.loads((call.out / "speed.json").read_text())) == {f"best: {first}"}
-    (call.out / "speed.json").rename(tmp_path / "carry" / "speed.json")
-    (call.state / "speed.json").unlink()
-    (tmp_path / "benchmarks").mkdir()
-    monkeypatch.chdir(tmp_path)
-    timed = []
-    monkeypatch.setattr(agenda, "timed", lambda *given: timed.append(given[1:]) or {"gain": 1.0})
-    monkeypatch.setattr(agenda.train, "main", partial(peers, []))
-    monkeypatch.setattr(agenda.sampling, "main", partial(peers, []))
+def test_a_speed_that_was_brought_back_is_not_measured_again(call, ran):
+    """Not even in a call that has no time left for any other."""
+    Path("carry").mkdir()
+    for name in NAMES[:2]:
+        (Path("carry") / f"{name}.json").write_text("carried")
+    late = dataclasses.replace(call, end=time.monotonic())
+    assert agenda.speed(late) == agenda.AGAIN
+    assert not ran.names
+    assert [(call.out / f"{name}.json").read_text() for name in NAMES[:2]] == ["carried"] * 2
     assert agenda.speed(call) == 0
-    assert ("best", VARIANTS[first]) not in timed
-    assert len(timed) == 3 * len(VARIANTS) - 1
+    assert ran.names == NAMES[2:]
 
 
-def peers(timed, argv):
-    """Stands for `benchmarks.train` and `benchmarks.sample`."""
-    (out,) = (Path(word.removeprefix("--out=")) for word in argv if word.startswith("--out="))
-    timed.append((out.name.removeprefix("peers_").partition(".")[0], None))
-    out.touch()
+def test_a_speed_that_cannot_be_measured_is_named_after_the_others_and_tried_again(call, ran):
+    """One of them does not end, which is seen in time. What was begun before goes last."""
+    ran.broken = {
+        NAMES[0]: subprocess.CalledProcessError(2, "trials"),
+        NAMES[3]: subprocess.TimeoutExpired("train", 9.0),
+    }
+    with pytest.raises(UserError, match=f"^{NAMES[0]} and {NAMES[3]} could not be measured, see above$"):
+        agenda.speed(call)
+    assert ran.names == NAMES
+    assert {path.stem for path in call.out.iterdir()} == set(NAMES) - set(ran.broken)
+    ran.broken = {}
+    (call.state / f"{NAMES[2]}.json").unlink()
+    (call.state / f"{NAMES[2]}.begun").unlink()
+    assert agenda.speed(call) == 0
+    assert ran.names[len(NAMES) :] == [NAMES[2], NAMES[0], NAMES[3]]
+    assert {path.stem for path in call.out.iterdir()} == set(NAMES)
 
 
-def test_the_peers_are_timed_once(call, monkeypatch):
-    timed = []
-    monkeypatch.setattr(agenda, "timed", lambda *_: {"gain": 1.0})
-    monkeypatch.setattr(agenda.train, "main", partial(peers, timed))
-    monkeypatch.setattr(agenda.sampling, "main", partial(peers, timed))
-    assert agenda.speed(call) == agenda.speed(call) == 0
-    assert len(timed) == 2
-    assert {path.name for path in call.out.iterdir()} == {"speed.json", "peers_train.json", "peers_sample.json"}
+def test_a_rehearsal_measures_a_job_of_each_module_at_toy_size(call, ran):
+    """And nothing that was carried counts, as those are figures of a GPU."""
+    Path("carry").mkdir()
+    (Path("carry") / f"{NAMES[0]}.json").write_text("carried")
+    assert agenda.speed(dataclasses.replace(call, dry=True)) == 0
+    assert {command[2] for command in ran.commands} == set(agenda.SMALLER)
+    assert len(ran.commands) == len(agenda.SMALLER)
+    for command in ran.commands:
+        assert command[-len(agenda.SMALLER[command[2]]) :] == agenda.SMALLER[command[2]]
+        assert "--config.model.width=32" in command
 
 
 def test_a_rehearsal_does_everything_however_little_time_is_left(call):
@@ -134,8 +182,9 @@ def append_row(run, **row):
 @pytest.fixture
 def asked(call, monkeypatch):
     """The calls of main.py, as (workdir's name, mode, settings), of points c and e; nothing is trained or finished."""
-    for folder in ("data/cifar10", "best/classifier", "report"):
+    for folder in ("data/cifar10/3.0.2", "best/classifier", "report"):
         (call.state / folder).mkdir(parents=True)
+    (call.state / "data/cifar10/3.0.2/dataset_info.json").touch()
     made = []
 
     def main(self, workdir, *words, assignments=(), reserve=0.0):
@@ -186,34 +235,3 @@ def test_data_that_was_not_carried_is_named(call):
 def test_a_point_that_is_none():
     done = subprocess.run(["bash", "benchmarks/gpu.sh", "f"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "error: there is no point 'f'; choose a, b, c, d or e\n")
-
-
-def test_a_variant_that_cannot_run_is_told_and_does_not_end_the_table(call, monkeypatch):
-    class Running:
-        def __init__(self, contestants):
-            assert [one.name for one in contestants] == [contest.OURS, "variant"]
-            assert contestants[1].spec["patch"] == "cudnn"
-
-        def __enter__(self):
-            return ["ours alone"]
-
-        def __exit__(self, *_):
-            pass
-
-    monkeypatch.setattr(contest, "running", Running)
-    found = agenda.timed(call, "best", VARIANTS["attention cudnn"])
-    assert found == {"error": "it could not run, see log.txt"}
-
-
-def test_a_variant_twice_as_fast_has_a_gain_of_two(call, monkeypatch):
-    """A batch of 512 in one second and in half a second."""
-
-    @contextlib.contextmanager
-    def running(both):
-        seconds = {contest.OURS: 1.0, "variant": 0.5}
-        yield [SimpleNamespace(run=lambda count, one=one: {"seconds": count * seconds[one.name]}) for one in both]
-
-    monkeypatch.setattr(contest, "running", running)
-    monkeypatch.setattr(contest, "units_for", lambda process, wanted: 1)
-    found = agenda.timed(call, "report, patch 4", VARIANTS["attention cudnn"])
-    assert (found["as_it_is"]["median"], found["variant"]["median"], found["gain"]) == (512, 1024, 2)

@@ -17,21 +17,23 @@ from dit_jax.models import attention
 PLUGIN = importlib.util.find_spec("jax_plugins.xla_cuda13") if importlib.util.find_spec("jax_plugins") else None
 
 
-@pytest.mark.parametrize("shape", [(65, 2, 4, 48), (257, 2, 4, 48), (64, 6, 1, 64)])
+@pytest.mark.parametrize("shape", [(64, 2, 4, 48), (65, 2, 4, 48), (257, 2, 4, 48), (64, 6, 1, 64)])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 @pytest.mark.parametrize("name", PATCHES)
-def test_every_attention_is_one_that_a_gpu_is_given(name, shape, monkeypatch):
+def test_every_attention_is_one_that_a_gpu_is_given(name, dtype, shape, monkeypatch):
     """Its gradient at the report's and our own tokens is lowered for CUDA: what JAX refuses, it refuses here."""
     monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(attention, "has_cudnn_attention", lambda: True)
     N, K, G, E = shape
     q, kv = jax.ShapeDtypeStruct((2, N, K, G, E), jnp.float32), jax.ShapeDtypeStruct((2, N, K, E), jnp.float32)
 
     def loss(*qkv):
         with PATCHES[name]():
-            return attention.grouped_query_attention(*qkv, jnp.bfloat16).astype(jnp.float32).sum()
+            return attention.grouped_query_attention(*qkv, dtype).astype(jnp.float32).sum()
 
     lowered = jax.jit(jax.grad(loss, (0, 1, 2))).trace(q, kv, kv).lower(lowering_platforms=("cuda",))
     assert lowered.out_info[0].shape == q.shape
-    assert ("cudnn$fmha" in lowered.as_text()) == (name == "cudnn")
+    assert ("cudnn$fmha" in lowered.as_text()) == (dtype == jnp.bfloat16 and name != "xla_attention")
 
 
 @pytest.mark.skipif(bool(PLUGIN), reason="JAX's CUDA plugin is installed")

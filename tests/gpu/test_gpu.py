@@ -84,8 +84,6 @@ def test_an_autoencoder_is_the_cpus(monkeypatch):
 @pytest.mark.parametrize("name", variants.PATCHES)
 def test_two_runs_are_equal_to_the_bit(name, monkeypatch):
     """The promise of exact restarts (docs/reliability.md) depends on this."""
-    if "cudnn" in name and MODE == "dry":
-        pytest.skip("cuDNN needs a GPU")
     settings = dict(model__dtype="bfloat16", model__width=32, model__patch_size=1)  # 65 tokens, heads of 16
     with variants.PATCHES[name]():
         (_, first), (_, second) = (losses(monkeypatch, accelerator(), **settings) for _ in range(2))
@@ -110,22 +108,25 @@ SHAPES = [(65, 2, 4, 48), (257, 2, 4, 48), (65, 2, 3, 64)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", variants.PATCHES)
-def test_every_attention_is_ours(name, shape, monkeypatch):
-    """Gradients of ours and of each variant in bfloat16, against ours in float32: within bfloat16's rounding."""
-    if "cudnn" in name and MODE == "dry":
-        pytest.skip("cuDNN needs a GPU")
+@pytest.mark.parametrize("name", ["", "xla_attention"])
+def test_every_attention_is_ours(name, shape):
+    """Gradients in bfloat16, of cuDNN's where a GPU has it, and of XLA's, against XLA's in float32: within rounding."""
     N, K, G, E = shape
     keys = jax.random.split(jax.random.key(0), 4)
     q = jax.random.normal(keys[0], (2, N, K, G, E))
     k, v = (jax.random.normal(key, (2, N, K, E)) for key in keys[1:3])
     weight = jax.random.normal(keys[3], q.shape)
-    ours = attention.grouped_query_attention
-    expected = jax.jit(jax.grad(lambda *qkv: (ours(*qkv, jnp.float32) * weight).sum(), (0, 1, 2)))(q, k, v)
-    with variants.PATCHES[name]():
-        other = attention.grouped_query_attention
-        found = jax.jit(jax.grad(lambda *qkv: (other(*qkv, jnp.bfloat16) * weight).sum(), (0, 1, 2)))(q, k, v)
-    assert (other is ours) == (name == "")
+
+    def gradients(patch, dtype):
+        loss = lambda *qkv: (attention.grouped_query_attention(*qkv, dtype) * weight).sum()  # noqa: E731
+        with variants.PATCHES[patch]():
+            lowered = jax.jit(jax.grad(loss, (0, 1, 2))).lower(q, k, v)
+        return lowered.compile()(q, k, v), "fmha" in lowered.as_text()
+
+    with jax.default_matmul_precision("highest"):
+        expected, _ = gradients("xla_attention", jnp.float32)
+    found, by_cudnn = gradients(name, jnp.bfloat16)
+    assert by_cudnn == (name == "" and attention.has_cudnn_attention())
     for a, b in zip(found, expected, strict=True):
         assert float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) < 2e-2
 

@@ -1,9 +1,12 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src import core as jaxpr_core
 
+from dit_jax.models import attention
 from dit_jax.models.attention import Attention, grouped_query_attention
 
 
@@ -63,6 +66,86 @@ def test_gradients_are_those_that_jax_derives_of_its_own_attention(dtype, error,
 def test_large_scores_stay_finite():
     q, k, v = draw()
     assert np.isfinite(grouped_query_attention(100 * q, 100 * k, v)).all()
+
+
+@pytest.mark.parametrize(
+    ("platform", "version", "capability", "expected"),
+    [
+        ("gpu", "PJRT C API\ncuda 13000", "9.0", True),
+        ("gpu", "cuda 12090", "8.0", True),
+        ("gpu", "cuda 13000", "10.0", True),
+        ("gpu", "cuda 13000", "7.5", False),
+        ("gpu", "PJRT C API\nrocm 70002", "gfx90a", False),
+        ("cpu", "cpu", None, False),
+    ],
+    ids=["H100", "A100", "B200", "T4", "ROCm", "CPU"],
+)
+def test_cudnn_attention_needs_an_nvidia_gpu_from_ampere_on(platform, version, capability, expected, monkeypatch):
+    device = SimpleNamespace(platform=platform, client=SimpleNamespace(platform_version=version))
+    if capability:
+        device.compute_capability = capability
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert attention.has_cudnn_attention() is expected
+
+
+def test_this_cpu_has_no_cudnn_attention():
+    assert attention.has_cudnn_attention() is False
+
+
+@pytest.mark.parametrize("has", [True, False])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize(
+    ("width", "fits"), [(8, True), (48, True), (128, True), (4, False), (12, False), (68, False), (136, False)]
+)
+def test_only_bfloat16_heads_of_some_widths_use_cudnn(width, fits, dtype, has, monkeypatch):
+    """Only multiples of 8 up to 128, of queries, keys and values in any dtype."""
+    monkeypatch.setattr(attention, "has_cudnn_attention", lambda: has)
+    monkeypatch.setattr(attention, "cudnn_attention", lambda *qkv: "cuDNN")
+    used = []
+    jax.eval_shape(lambda *qkv: used.append(grouped_query_attention(*qkv, dtype)), *draw(E=width))
+    assert isinstance(used[0], str) == (has and fits and dtype == jnp.bfloat16)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, NotImplementedError])
+def test_where_jax_refuses_cudnn_ours_is_used(error, monkeypatch):
+    """As with a cuDNN that is missing or older than the GPU."""
+
+    def refuse(*_):
+        raise error("cuDNN is not detected.")
+
+    q, k, v = draw(E=8)
+    expected = grouped_query_attention(q, k, v, jnp.bfloat16)
+    monkeypatch.setattr(attention, "has_cudnn_attention", lambda: True)
+    monkeypatch.setattr(attention, "cudnn_attention", refuse)
+    np.testing.assert_array_equal(grouped_query_attention(q, k, v, jnp.bfloat16), expected)
+
+
+@pytest.mark.parametrize("default", ["cpu", jax.devices("cpu")[0]])
+def test_a_default_device_that_is_no_gpu_has_none(default, monkeypatch):
+    client = SimpleNamespace(platform_version="PJRT C API\ncuda 13000")
+    gpu = SimpleNamespace(platform="gpu", client=client, compute_capability="9.0")
+    monkeypatch.setattr(jax, "devices", lambda: [gpu])
+    assert attention.has_cudnn_attention()
+    with jax.default_device(default):
+        assert not attention.has_cudnn_attention()
+
+
+@pytest.mark.parametrize("N", [4, 5])
+def test_cudnn_is_given_an_even_number_of_tokens_and_told_which_are_ours(N, monkeypatch):
+    """Here JAX's own attention on the CPU stands for cuDNN: the sixth token changes nothing, and is not returned."""
+    given, real = [], jax.nn.dot_product_attention
+
+    def standing(q, k, v, *, implementation, **more):
+        given.append((q.shape[1], q.dtype, k.dtype, v.dtype, implementation))
+        return real(q, k, v, **more)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", standing)
+    q, k, v = draw(N=N, M=N, E=8)
+    found = attention.cudnn_attention(q, k, v)
+    assert given == [(N + N % 2, *[jnp.bfloat16] * 3, "cudnn")]
+    assert (found.shape, found.dtype) == (q.shape, jnp.bfloat16)
+    expected = grouped_query_attention(q, k, v)
+    assert jnp.linalg.norm(found - expected) < 0.02 * jnp.linalg.norm(expected)
 
 
 WIDTH, HEADS, KV_HEADS, HEAD_WIDTH = 48, 8, 2, 6  # eight query heads on two key/value heads, as in the report
