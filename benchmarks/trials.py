@@ -79,8 +79,33 @@ def kernels(program: Any, run: Callable[[int], None], dtype: str) -> list[dict[s
     return profiling.rows(measured, hlo.longest_loop(hlo.read(program.as_text())), PROFILED, rates)
 
 
-def main(argv: Sequence[str]) -> dict[str, Any]:
-    """Measures and prints; returns what `--out` stores."""
+Found = dict[str, dict[str, Any]]  # what is known of each variant
+
+
+def attempt(found: Found, name: str, job: Callable[[], Any]) -> Any:
+    """Returns what a job of one variant does; None, with its error in `found`, if it fails: others are measured."""
+    try:
+        return job()
+    except Exception as error:
+        found[name]["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def prepare(
+    found: Found, config: str, assignments: Sequence[str], data: Sequence[np.ndarray]
+) -> tuple[dict[str, Any], dict[str, Callable[[int], None]]]:
+    """Compiles the variants and runs each for a few steps; returns the programs, and run(steps), of those that do."""
+    lowered = {name: attempt(found, name, partial(lower, config, assignments, VARIANTS[name], data)) for name in found}
+    with ThreadPoolExecutor(THREADS) as threads:  # nothing else runs while XLA tries kernels
+        compiling = {name: threads.submit(one[0].compile) for name, one in lowered.items() if one}
+        programs = {name: attempt(found, name, job.result) for name, job in compiling.items()}
+    runs = {name: runner(program, *lowered[name][1:]) for name, program in programs.items() if program}
+    for name, run in runs.items():
+        attempt(found, name, partial(run, PROFILED))
+    return programs, {name: run for name, run in runs.items() if not found[name]}
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Returns (flags, assignments). Raises UserError for what cannot be measured."""
     style = argparse.RawDescriptionHelpFormatter
     made = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=style)
     made.add_argument("--config", default="configs/cifar10.py:report", help="the experiment, given as to main.py")
@@ -91,44 +116,30 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     flags, assignments = commands.split(made, argv)
     if flags.repeats < 1 or flags.seconds <= 0:
         raise UserError(f"--repeats={flags.repeats} --seconds={flags.seconds}: use numbers above 0")
-    names = flags.variants.split(",")
-    if unknown := [name for name in names if name not in VARIANTS]:
+    if unknown := [name for name in flags.variants.split(",") if name not in VARIANTS]:
         raise UserError(f"--variants={flags.variants}: '{unknown[0]}' is none of {', '.join(VARIANTS)}")
+    return flags, assignments
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    """Measures and prints; returns what `--out` stores."""
+    flags, assignments = parse(argv)
     base = commands.experiment(flags.config, assignments)
     if base.config.model.latents:
         raise UserError("model.latents=True: trials are of pixels; use model.latents=False")
     spec = {"image_shape": base.info.image_shape, "num_classes": len(base.info.class_names)}
     images, labels = contestant.random_data(spec)
     batch, dtype = base.config.train.batch_size, base.config.model.dtype
-    result: dict[str, Any] = {"config": flags.config, "assignments": assignments, "batch": batch, **machine.describe()}
-    found: dict[str, dict[str, Any]] = {name: {} for name in names}
-    lowered, programs, runs = {}, {}, {}
-
-    def attempt(name: str, job: Callable[[], Any]) -> Any:
-        """Does a job of one variant; whatever becomes of it, the others are measured."""
-        try:
-            return job()
-        except Exception as error:
-            found[name]["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
-
-    for name in names:
-        data = (images, labels.astype(np.int32))
-        lowered[name] = attempt(name, partial(lower, flags.config, assignments, VARIANTS[name], data))
-    with ThreadPoolExecutor(THREADS) as threads:  # nothing else runs while XLA tries kernels
-        compiling = {name: threads.submit(one[0].compile) for name, one in lowered.items() if one}
-        programs = {name: program for name, job in compiling.items() if (program := attempt(name, job.result))}
-    for name, program in programs.items():
-        run = runner(program, *lowered[name][1:])
-        attempt(name, partial(run, PROFILED))
-        if not found[name]:
-            runs[name] = run
+    found: Found = {name: {} for name in flags.variants.split(",")}
+    programs, runs = prepare(found, flags.config, assignments, (images, labels.astype(np.int32)))
     for name, taken in in_turns(runs, flags.seconds, flags.repeats).items():
         found[name]["images_per_s"] = contest.spread([batch / seconds for seconds in taken])
+    result = {"config": flags.config, "assignments": assignments, "batch": batch, **machine.describe()}
     result["variants"] = found
     write = partial(commands.write, result, flags.out) if flags.out else lambda: None
     write()  # the speeds are kept even if the profiler never ends
-    for name in runs:
-        found[name]["kernels"] = attempt(name, partial(kernels, programs[name], runs[name], dtype))
+    for name, run in runs.items():
+        found[name]["kernels"] = attempt(found, name, partial(kernels, programs[name], run, dtype))
     write()
     told = "{median:,.0f} images/s ({min:,.0f} - {max:,.0f})"
     for name, one in found.items():
