@@ -181,8 +181,8 @@ def convolve(x_BHWC: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 def layer_norm(x: jax.Array) -> jax.Array:
     """Returns (x - mean) / sqrt(variance + 1e-6) over the last axis, in float32, without a learned scale or shift.
 
-    It is computed row by row: for [B, N, D] with odd N, XLA's kernels on GPUs take one token of 32 images at a time,
-    which made a train step of 65 tokens 17% slower on an H200.
+    It is computed row by row: for [B, N, D] with odd N, XLA's kernels on GPUs take one token of 32 images at a time.
+    With 65 tokens, rows gave 17% more images/s on an H200.
     """
     return _layer_norm(x.astype(jnp.float32).reshape(-1, x.shape[-1])).reshape(x.shape)
 
