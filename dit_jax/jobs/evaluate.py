@@ -98,7 +98,7 @@ def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path |
     if fewer:
         logger.warning("%s", fewer)
     result |= {"floor": floor | {"warning": fewer}}
-    result |= {"seconds": round(time.perf_counter() - start, 1)}
+    result |= {"seconds": round(time.perf_counter() - start, 3)}
     if is_first():
         keep(result, workdir, "evaluation_images.json" if images else "evaluation.json")
         tell(table(result, figures))

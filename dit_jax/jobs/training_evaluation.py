@@ -62,7 +62,7 @@ class TrainingEvaluation:
             return
         self.writer.write_scalars(step, {name: value for name, value in figures.items() if isinstance(value, float)})
         if is_first():
-            evaluations.append(self.workdir, figures | about | {"seconds": round(time.perf_counter() - start, 2)})
+            evaluations.append(self.workdir, figures | about | {"seconds": round(time.perf_counter() - start, 3)})
 
     def figures(self, step: int, state: TrainState) -> tuple[dict[str, object], dict[str, Any]]:
         """Returns the figures of `step`, and everything that they depend on."""
