@@ -31,14 +31,16 @@ DRAWN = ["sample.sampler=ddim", "sample.steps=50", "sample.batch_size=1000"]  # 
 GUIDANCES = (1.0, 1.25, 1.5, 2.0, 3.0)
 REPORT_EPOCHS = (40, 80, 120, 160, 200)  # the epochs in the report's table
 REPORT = ["--config.model.dtype=bfloat16", "--config.train.batch_size=1024"]
-BEST = ["--config=configs/cifar10.py:best", "--variants=as it is,XLA's attention,norms in two kernels"]
+NEW = "as it is,all,attention in one kernel,norms in two kernels,bias and GELU in the product,GELU's sums as well"
+BEST = ["--config=configs/cifar10.py:best", f"--variants={NEW}"]
 PEERS = ["--batch=1024", "--dtype=bfloat16", "--peers=torch,torch-compile", "--repeats=3"]
 SPEEDS = [  # name of the file, module, arguments; in order of worth
-    ("report_4", "benchmarks.trials", REPORT),
+    ("report_4", "benchmarks.trials", [*REPORT, f"--variants={NEW}"]),
     ("peers_train", "benchmarks.train", PEERS),
-    ("best_2", "benchmarks.trials", BEST),
-    ("peers_sample", "benchmarks.sample", [*PEERS, "--config.sample.steps=50"]),
     ("best_4", "benchmarks.trials", [*BEST, "--config.model.patch_size=4"]),
+    ("peers_sample", "benchmarks.sample", [*PEERS, "--config.sample.steps=50"]),
+    ("best_2", "benchmarks.trials", BEST),
+    ("models_4", "benchmarks.trials", [*REPORT, "--variants=as it is,6 heads of 64,no token: adaLN-Zero"]),
     ("report_2", "benchmarks.trials", [*REPORT[:1], "--config.train.batch_size=512", "--config.model.patch_size=2"]),
 ]
 SMALLER = {

@@ -75,6 +75,12 @@ def phi(x: jax.Array) -> jax.Array:
     return 1 / (1 + jnp.exp(-TWICE_SLOPE * (x + 0.044715 * x * x * x)))
 
 
+def gelu_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    """Returns the gradient with respect to x of x phi(x), which has this gradient."""
+    share, slope = phi(x), TWICE_SLOPE * (1 + 3 * 0.044715 * x * x)
+    return gradient * (share + x * share * (1 - share) * slope)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def biased(rows_RF: jax.Array, bias_F: jax.Array, result: jnp.dtype, with_gelu: bool) -> jax.Array:
     """Returns rows + bias in float32, or gelu(rows + bias) in `result`, which is the dtype of the rows.
@@ -98,8 +104,7 @@ def _biased_backward(
     if with_gelu:
         rows_RF, bias_F = jax.lax.optimization_barrier(kept)  # otherwise XLA keeps the forward pass's Phi, in float32
         x = rows_RF.astype(jnp.float32) + bias_F[None]
-        share, slope = phi(x), TWICE_SLOPE * (1 + 3 * 0.044715 * x * x)
-        gradient_RF = gradient_RF * (share + x * share * (1 - share) * slope)
+        gradient_RF = gelu_gradient(x, gradient_RF)
     gradient_RF = jax.lax.optimization_barrier(gradient_RF.astype(result))  # one array for both uses below
     return gradient_RF, gradient_RF.astype(jnp.float32).sum(0)
 

@@ -4,15 +4,11 @@ import json
 import time
 from types import SimpleNamespace
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks import contestant, trials
-from benchmarks.variants import two_kernels
 from dit_jax.errors import UserError
-from dit_jax.models import layers
 from tests import tiny
 
 BOTH = ("as it is", "norms in two kernels")
@@ -62,14 +58,6 @@ def test_both_compute_the_same_steps_and_their_rates_are_written(small, monkeypa
     printed = capsys.readouterr().out.splitlines()
     assert [text.partition(": ")[0] for text in printed] == list(BOTH)
     assert all("images/s" in text for text in printed)
-
-
-@pytest.mark.parametrize("mean", [0.0, 3.0])
-def test_two_kernels_are_our_layer_norm(mean):
-    x, weight = jax.random.normal(jax.random.key(0), (2, 40, 96)) + jnp.array([mean, 0.0])[:, None, None]
-    np.testing.assert_allclose(two_kernels(x), layers._layer_norm(x), rtol=1e-4, atol=1e-5)
-    found, expected = (jax.grad(lambda x, f=f: (weight * f(x)).sum())(x) for f in (two_kernels, layers._layer_norm))
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_variant_that_is_none():

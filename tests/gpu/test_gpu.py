@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from benchmarks import variants
-from dit_jax.models import attention
+from benchmarks import kernels, variants
+from dit_jax.models import attention, layers
 from dit_jax.models.autoencoder import Autoencoder
 from dit_jax.training import loop, sharding
 from tests import tiny
@@ -129,6 +129,32 @@ def test_every_attention_is_ours(name, shape):
     assert by_cudnn == (name == "" and attention.has_cudnn_attention())
     for a, b in zip(found, expected, strict=True):
         assert float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) < 2e-2
+
+
+@pytest.mark.parametrize("shape", [(65, 8, 2, 48), (64, 6, 6, 64), (17, 2, 1, 16)])
+def test_attention_in_one_kernel_is_ours(shape):
+    """The gradient of our kernel in bfloat16 against XLA's in float32: within rounding."""
+    N, H, K, E = shape
+    x = jax.random.normal(jax.random.key(0), (2, N, H + 2 * K, E)).astype(jnp.bfloat16)
+    weight = jax.random.normal(jax.random.key(1), (2, N, H, E))
+
+    def theirs(x):
+        q, k, v = jnp.split(x.astype(jnp.float32), [H, H + K], axis=2)
+        return attention.grouped_query_attention(q.reshape(2, N, K, H // K, E), k, v).reshape(weight.shape)
+
+    gradient = lambda f: jax.jit(jax.grad(lambda x: (weight * f(x)).sum()))(x).astype(jnp.float32)  # noqa: E731
+    with jax.default_matmul_precision("highest"):
+        expected = gradient(theirs)
+    found = gradient(lambda x: kernels.short_attention(x, K))
+    assert float(jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected)) < 2e-2
+
+
+def test_gelus_gradient_and_its_sums_in_one_kernel_are_ours():
+    x, gradient = jax.random.normal(jax.random.key(0), (2, 1000, 200)).astype(jnp.bfloat16)
+    expected = layers.gelu_gradient(*(a.astype(jnp.float32) for a in (x, gradient)))
+    found, sums = jax.jit(kernels.gelu_backward)(x, gradient)
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(sums, expected.sum(0), atol=0.5)
 
 
 @only_gpu
