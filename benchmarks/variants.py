@@ -14,7 +14,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from benchmarks import kernels
+from benchmarks import row_kernels, short_attention
 from dit_jax.models import attention, dit, layers
 
 
@@ -85,7 +85,7 @@ def _biased_with_sums_backward(
     result: jnp.dtype, with_gelu: bool, kept: Any, gradient_RF: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     if result == jnp.bfloat16 and with_gelu:
-        return kernels.gelu_backward(kept[0], gradient_RF)
+        return row_kernels.gelu_backward(kept[0], gradient_RF)
     return layers._biased_backward(result, with_gelu, kept, gradient_RF)
 
 
@@ -105,7 +105,8 @@ def patched(*targets: tuple[Any, str, Any]) -> Callable[[], contextlib.AbstractC
     return replaced
 
 
-SHORT_ATTENTION = (dit, "Attention", kernels.Attention)
+SHORT_ATTENTION = (dit, "Attention", short_attention.Attention)
+ROW_NORMS = (dit, "Block", row_kernels.Block)
 TWO_KERNELS = (layers, "_layer_norm", two_kernels)
 WITH_SUMS = (layers, "biased", biased_with_sums)
 PATCHES: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
@@ -115,13 +116,15 @@ PATCHES: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "short_attention": patched(SHORT_ATTENTION),
     "in_product": patched((layers, "biased", biased_in_product)),
     "with_sums": patched(WITH_SUMS),
-    "all": patched(SHORT_ATTENTION, TWO_KERNELS, WITH_SUMS),
+    "row_norms": patched(ROW_NORMS),
+    "all": patched(SHORT_ATTENTION, ROW_NORMS, TWO_KERNELS, WITH_SUMS),
 }
 VARIANTS: dict[str, Variant] = {
     "as it is": Variant(),
     "XLA's attention": Variant(patch="xla_attention"),
     "attention in one kernel": Variant(patch="short_attention"),
     "norms in two kernels": Variant(patch="two_kernels"),
+    "norms in one kernel": Variant(patch="row_norms"),
     "bias and GELU in the product": Variant(patch="in_product"),
     "GELU's sums as well": Variant(patch="with_sums"),
     "all": Variant(patch="all"),

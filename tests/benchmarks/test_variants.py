@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import kernels
+from benchmarks import row_kernels, short_attention
 from benchmarks.variants import PATCHES, biased_in_product, biased_with_sums, two_kernels
 from dit_jax.models import attention, dit, layers
 
@@ -35,7 +35,7 @@ def test_two_kernels_are_our_layer_norm(mean):
     ],
 )
 def test_tiles_are_powers_of_two_that_cover_all_tokens(count, expected):
-    assert kernels.tiles(count) == expected
+    assert short_attention.tiles(count) == expected
 
 
 @pytest.mark.parametrize(("N", "K", "G", "E"), [(17, 2, 2, 12), (16, 1, 1, 16), (65, 1, 2, 8)])
@@ -45,7 +45,7 @@ def test_short_attention_and_its_gradient_are_those_of_jax(N, K, G, E):
     x, weight = (
         jax.random.normal(key, (2, N, heads, E)) for key, heads in zip(keys, (K * G + 2 * K, K * G), strict=True)
     )
-    ours = lambda x: kernels.short_attention(x, K)  # noqa: E731
+    ours = lambda x: short_attention.short_attention(x, K)  # noqa: E731
     theirs = lambda x: jax.nn.dot_product_attention(*jnp.split(x, [K * G, K * G + K], axis=2))  # noqa: E731
     found, expected = (jax.jit(jax.vjp(f, x)[1])(weight)[0] for f in (ours, theirs))
     assert apart(found, expected) < 1e-5
@@ -68,21 +68,52 @@ def attend():
 
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_attention_in_one_kernel_has_our_parameters_and_output(qk_norm, attend):
-    found, expected = (attend(cls, 17, qk_norm) for cls in (kernels.Attention, attention.Attention))
+    found, expected = (attend(cls, 17, qk_norm) for cls in (short_attention.Attention, attention.Attention))
     assert 0 < apart(found, expected) < 1e-2
 
 
 def test_long_sequences_and_float32_have_our_attention(attend):
-    for N, dtype in [(kernels.LONGEST + 1, jnp.bfloat16), (16, jnp.float32)]:
-        found, expected = (attend(cls, N, dtype=dtype) for cls in (kernels.Attention, attention.Attention))
+    for N, dtype in [(short_attention.LONGEST + 1, jnp.bfloat16), (16, jnp.float32)]:
+        found, expected = (attend(cls, N, dtype=dtype) for cls in (short_attention.Attention, attention.Attention))
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 40), (2, 8, 64)])
+@pytest.mark.parametrize("terms", [1, 2])
+def test_a_sum_and_its_norm_in_one_kernel_have_the_gradients_of_two(shape, terms):
+    """Of a sum of both outputs; against our layer norm, which has a test of its own."""
+    *given, of_sum, of_norm = 1 + 2 * jax.random.normal(jax.random.key(0), (terms + 2, *shape))
+
+    def ours(*given):
+        return row_kernels.add_and_norm(given[0], given[1] if given[1:] else None, jnp.float32)
+
+    def theirs(*given):
+        return sum(given), layers.layer_norm(sum(given))
+
+    for one, other in zip(ours(*given), theirs(*given), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    found, expected = (jax.jit(jax.vjp(f, *given)[1])((of_sum, of_norm)) for f in (ours, theirs))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_block_with_norms_in_one_kernel_has_our_parameters_and_output(adaptive):
+    """In float32, with dropout, whose draws must be the same."""
+    settings = dict(num_heads=2, num_kv_heads=1, qk_norm=False, mlp_ratio=2, dropout=0.3)
+    ours, theirs = (cls(**settings, adaptive=adaptive, dtype=jnp.float32) for cls in (row_kernels.Block, dit.Block))
+    x, skip = jax.random.normal(jax.random.key(0), (2, 3, 5, 16))
+    inputs = x, jnp.ones((3, 16)), skip, jax.random.split(jax.random.key(1), 3)
+    params = jax.tree.map(lambda p: p + 0.1, theirs.init(jax.random.key(2), *inputs))
+    found, expected = (jax.jit(model.apply)(params, *inputs) for model in (ours, theirs))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("R", "F"), [(130, 256), (64, 128), (70, 40)])
 def test_gelus_gradient_and_its_sums_are_those_of_jax(R, F):
     x, gradient = 2 * jax.random.normal(jax.random.key(0), (2, R, F))
     expected = jax.vjp(lambda x: jax.nn.gelu(x, approximate=True), x)[1](gradient)[0]
-    found, sums = jax.jit(kernels.gelu_backward)(x, gradient)
+    found, sums = jax.jit(row_kernels.gelu_backward)(x, gradient)
     np.testing.assert_allclose(found, expected, atol=1e-4)
     np.testing.assert_allclose(sums, expected.sum(0), atol=1e-3)
 
@@ -106,11 +137,11 @@ def test_a_bias_in_the_product_is_ours_within_rounding(variant, with_gelu):
 
 @pytest.mark.parametrize("name", PATCHES)
 def test_a_patch_is_undone(name):
-    before = attention.has_cudnn_attention, dit.Attention, layers.biased, layers._layer_norm
+    seen = lambda: (attention.has_cudnn_attention, dit.Attention, dit.Block, layers.biased, layers._layer_norm)  # noqa: E731
+    before = seen()
     with PATCHES[name]():
-        within = attention.has_cudnn_attention, dit.Attention, layers.biased, layers._layer_norm
-    assert (within == before) == (name == "")
-    assert (attention.has_cudnn_attention, dit.Attention, layers.biased, layers._layer_norm) == before
+        assert (seen() == before) == (name == "")
+    assert seen() == before
 
 
 @pytest.mark.parametrize("N", [64, 65])
@@ -118,9 +149,10 @@ def test_kernels_are_lowered_for_cuda(N):
     """With the report's heads and those of `best`: what Triton cannot express, it refuses here."""
     for H, K, E in [(8, 2, 48), (6, 6, 64)]:
         x = jax.ShapeDtypeStruct((4, N, H + 2 * K, E), jnp.bfloat16)
-        loss = lambda x, K=K: kernels.short_attention(x, K).astype(jnp.float32).sum()  # noqa: E731
+        loss = lambda x, K=K: short_attention.short_attention(x, K).astype(jnp.float32).sum()  # noqa: E731
         lowered = jax.jit(jax.grad(loss)).trace(x).lower(lowering_platforms=("cuda",)).as_text()
         assert "xla.gpu.triton" in lowered
-    rows = jax.ShapeDtypeStruct((4 * N, 1536), jnp.bfloat16)
-    lowered = jax.jit(kernels.gelu_backward).trace(rows, rows).lower(lowering_platforms=("cuda",)).as_text()
-    assert "xla.gpu.triton" in lowered
+    rows, x = jax.ShapeDtypeStruct((4 * N, 1536), jnp.bfloat16), jax.ShapeDtypeStruct((4, N, 384), jnp.float32)
+    norm = lambda *given: sum(jnp.sum(out) for out in row_kernels.add_and_norm(*given, jnp.bfloat16))  # noqa: E731
+    for f, given in [(row_kernels.gelu_backward, (rows, rows)), (jax.grad(norm), (x, x))]:
+        assert "xla.gpu.triton" in jax.jit(f).trace(*given).lower(lowering_platforms=("cuda",)).as_text()

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from benchmarks import kernels, variants
+from benchmarks import row_kernels, variants
+from benchmarks.short_attention import short_attention
 from dit_jax.models import attention, layers
 from dit_jax.models.autoencoder import Autoencoder
 from dit_jax.training import loop, sharding
@@ -145,14 +146,14 @@ def test_attention_in_one_kernel_is_ours(shape):
     gradient = lambda f: jax.jit(jax.grad(lambda x: (weight * f(x)).sum()))(x).astype(jnp.float32)  # noqa: E731
     with jax.default_matmul_precision("highest"):
         expected = gradient(theirs)
-    found = gradient(lambda x: kernels.short_attention(x, K))
+    found = gradient(lambda x: short_attention(x, K))
     assert float(jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected)) < 2e-2
 
 
 def test_gelus_gradient_and_its_sums_in_one_kernel_are_ours():
     x, gradient = jax.random.normal(jax.random.key(0), (2, 1000, 200)).astype(jnp.bfloat16)
     expected = layers.gelu_gradient(*(a.astype(jnp.float32) for a in (x, gradient)))
-    found, sums = jax.jit(kernels.gelu_backward)(x, gradient)
+    found, sums = jax.jit(row_kernels.gelu_backward)(x, gradient)
     np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=1e-2, atol=1e-2)
     np.testing.assert_allclose(sums, expected.sum(0), atol=0.5)
 

@@ -1,13 +1,11 @@
-"""Kernels of our own for NVIDIA GPUs, to be timed (variants.py): attention of short sequences, and GELU's gradient.
+"""Attention of short sequences in bfloat16, as one kernel for NVIDIA GPUs: a variant to be timed (variants.py).
 
-**Attention.** cuDNN's kernels take tiles of 64 tokens, so 65 may cost as much as 128; they need an even number of
-tokens, and queries, keys and values as arrays of their own. Here all scores of a tile of queries are in registers,
-tiles are powers of two (64 + 16 for 65 tokens), heads are read in place from the product's result, and the backward
-pass needs only its inputs (Dao et al. 2022, B.2).
+cuDNN's kernels take tiles of 64 tokens, so 65 may cost as much as 128; they need an even number of tokens, and queries,
+keys and values as arrays of their own. Here all scores of a tile of queries are in registers, tiles are powers of two
+(64 + 16 for 65 tokens), heads are read in place from the product's result, and the backward pass needs only its inputs
+(Dao et al. 2022, B.2).
 
-**GELU's gradient** is summed for the bias by the kernel that computes it; XLA reads it again for that.
-
-They are written in Pallas for its Triton backend, which JAX 0.11 deprecates but has. CPUs interpret them.
+It is written in Pallas for its Triton backend, which JAX 0.11 deprecates but has. CPUs interpret it.
 """
 
 import functools
@@ -21,7 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from dit_jax.models import attention
-from dit_jax.models.layers import Dense, gelu_gradient
+from dit_jax.models.layers import Dense
 
 LONGEST = 128  # tokens; with more, the scores of a tile of queries do not fit in registers
 WARPS = 4  # per program: no register is spilled (ptxas, 65 tokens, heads of 48 and of 64)
@@ -158,52 +156,18 @@ def _backward(K: int, x_BNHE: jax.Array, gradient_BNHE: jax.Array) -> tuple[jax.
 short_attention.defvjp(_forward, _backward)
 
 
-ROWS, COLUMNS = 64, 128  # of a program of GELU's gradient
-
-
-def gelu_kernel(x_ref: Any, gradient_ref: Any, by_x_ref: Any, sums_ref: Any, *, limits: tuple[int, int]) -> None:
-    """Computes the gradient of a tile, and its sums by column."""
-    row, column = pl.program_id(0) * ROWS + jnp.arange(ROWS), pl.program_id(1) * COLUMNS + jnp.arange(COLUMNS)
-    there = (row < limits[0])[:, None] & (column < limits[1])[None]
-    x, gradient = (triton.load(ref, mask=there, other=0.0).astype(jnp.float32) for ref in (x_ref, gradient_ref))
-    by_x = gelu_gradient(x, gradient).astype(by_x_ref.dtype)
-    triton.store(by_x_ref, by_x, mask=there)
-    triton.store(sums_ref, by_x.astype(jnp.float32).sum(0), mask=column < limits[1])
-
-
-def gelu_backward(x_RF: jax.Array, gradient_RF: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the gradient with respect to x [R, F], in the dtype of x, and the float32 sums of its columns [F]."""
-    R, F = x_RF.shape
-    grid = pl.cdiv(R, ROWS), pl.cdiv(F, COLUMNS)
-    block = pl.BlockSpec((ROWS, COLUMNS), lambda i, j: (i, j))
-    run = functools.partial(
-        pl.pallas_call,
-        functools.partial(gelu_kernel, limits=(R, F)),
-        out_shape=(jax.ShapeDtypeStruct((R, F), x_RF.dtype), jax.ShapeDtypeStruct((grid[0], F), jnp.float32)),
-        grid=grid,
-        in_specs=[block, block],
-        out_specs=(block, pl.BlockSpec((None, COLUMNS), lambda i, j: (i, j))),
-        compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=1),
-        name="gelu_backward",
-    )
-    by_x_RF, sums = jax.lax.platform_dependent(x_RF, gradient_RF, cpu=run(interpret=True), default=run())
-    return by_x_RF, sums.sum(0)
-
-
 class Attention(attention.Attention):
     """Self-attention by this kernel in bfloat16 with at most LONGEST tokens; otherwise as it is."""
 
     @nn.compact
     def __call__(self, x_BND: jax.Array) -> jax.Array:
         B, N, D = x_BND.shape
+        if self.dtype != jnp.bfloat16 or N > LONGEST:
+            return super().__call__(x_BND)
         H, K, E = self.num_heads, self.num_kv_heads, D // self.num_heads
         x = Dense((H + 2 * K) * E, dtype=self.dtype, result=self.dtype, name="qkv")(x_BND).reshape(B, N, H + 2 * K, E)
-        q, k, v = jnp.split(x, [H, H + K], axis=2)
         if self.qk_norm:
-            q, k = nn.RMSNorm(name="q_norm")(q), nn.RMSNorm(name="k_norm")(k)
-            x = jnp.concatenate([q, k, v], axis=2)
-        if self.dtype == jnp.bfloat16 and N <= LONGEST:
-            out = short_attention(x.astype(self.dtype), K)
-        else:
-            out = attention.grouped_query_attention(q.reshape(B, N, K, H // K, E), k, v, self.dtype)
-        return Dense(D, dtype=self.dtype, result=self.dtype, name="out")(jnp.asarray(out).reshape(B, N, D))
+            q, k, v = jnp.split(x, [H, H + K], axis=2)
+            x = jnp.concatenate([nn.RMSNorm(name="q_norm")(q), nn.RMSNorm(name="k_norm")(k), v], axis=2)
+        out = jnp.asarray(short_attention(x.astype(self.dtype), K)).reshape(B, N, D)
+        return Dense(D, dtype=self.dtype, result=self.dtype, name="out")(out)
