@@ -61,7 +61,11 @@ def start_pair(*arguments, slurm=False, flags=(), first=None, second=()):
 
 def finish(process):
     """Waits for a process that ends by itself; returns (exit code, lines on stderr)."""
-    _, told = process.communicate(timeout=300)
+    try:
+        _, told = process.communicate(timeout=1200)  # a minute or two; machines may be slow and busy
+    except subprocess.TimeoutExpired:
+        kill(process)
+        raise
     return process.returncode, told.splitlines()
 
 

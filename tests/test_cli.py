@@ -42,7 +42,7 @@ def command(*arguments):
 
 def main_py(*arguments):
     """Runs main.py in a process of its own, on one device."""
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300)
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=1200)
 
 
 def training(data_dir, workdir, *more):

@@ -77,7 +77,8 @@ def assert_same_run(workdir, undisturbed):
 
 @pytest.mark.long
 def test_ended_killed_and_resumed_by_one_process_it_is_the_same_run(place, undisturbed, tmp_path):
-    pair = process.start_pair(place[0], tmp_path, place[1], *SETTINGS, slurm=True)
+    none_due = f"train.checkpoint_every={10**6}"
+    pair = process.start_pair(place[0], tmp_path, place[1], *SETTINGS, none_due, slurm=True)
     process.wait_for(lambda: process.last_row(tmp_path) >= 6, pair[0])
     pair[1].send_signal(signal.SIGTERM)  # to one alone, and not the one that writes
     (code, told), (code_1, told_1) = map(process.finish, pair)
@@ -104,7 +105,6 @@ def test_an_error_of_one_process_is_told_once_and_ends_both(place, tmp_path):
     from tests.test_faults import limit_files
 
     settings = [*SETTINGS, "train.steps=100000", "train.checkpoint_every=4"]
-    start = time.monotonic()
     pair = process.start_pair(place[0], tmp_path, place[1], *settings, first={"preexec_fn": limit_files})
     (code, told), (code_1, told_1) = map(process.finish, pair)
     assert (code, code_1) == (2, 2), (told, told_1)
@@ -112,7 +112,6 @@ def test_an_error_of_one_process_is_told_once_and_ends_both(place, tmp_path):
     assert len(errors) == 1
     assert "cannot be written (File too large): fix that" in errors[0]
     assert not any("Traceback" in line for line in told + told_1), (told, told_1)
-    assert time.monotonic() - start < 120
 
 
 @pytest.mark.long

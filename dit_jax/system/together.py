@@ -193,7 +193,7 @@ def _leave(code: int) -> NoReturn:
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         _client().wait_at_barrier(LEAVING, FAREWELL * 1000)
         if is_first():
-            time.sleep(1)
+            time.sleep(3)  # the others, which may be slow to end, must not find the service gone
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

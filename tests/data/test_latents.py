@@ -1,5 +1,6 @@
 """Latents on the disk: what comes back, what a killed encoding leaves, and one clear line for damage."""
 
+import contextlib
 import errno
 import os
 import resource
@@ -131,18 +132,21 @@ def test_damage_is_one_line(damage, tmp_path):
         latents.open_kept(tmp_path / "f", COUNT, SHAPE).load()
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_disk():
-    """A limit on the size of files stands for the disk's."""
+    """A limit on the size of files stands for the disk's; not for longer than needed, as pytest may print to a file."""
     before, on_excess = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, on_excess)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, on_excess)
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(small_disk, tmp_path):
-    with pytest.raises(UserError, match=f"cannot write latents to {tmp_path / 'f'} .*make room, or use another"):
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
+    told = f"cannot write latents to {tmp_path / 'f'} .*make room, or use another"
+    with small_disk(), pytest.raises(UserError, match=told):
         kept(tmp_path / "f")
     assert not list((tmp_path / "f").iterdir())
 

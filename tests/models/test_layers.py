@@ -79,7 +79,7 @@ def test_gelu_and_its_gradient_are_flaxs_at_any_size():
     flaxs = partial(nn.gelu, approximate=True)
     np.testing.assert_allclose(ours(rows), flaxs(rows), rtol=1e-6, atol=2e-6)
     found, expected = (jax.grad(lambda rows, f=f: f(rows).sum())(rows) for f in (ours, flaxs))
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=5e-6)  # Flax's tails round 1 + tanh
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5)  # Flax's tails round 1 + tanh
     assert ours(rows)[-5:, 0].tolist() == [0, 0, 0, 100, 1e4]
     assert found[-5:, 0].tolist() == [0, 0, 0.5, 1, 1]
 
@@ -94,12 +94,12 @@ def test_a_bias_with_gelu_and_its_gradients_are_those_that_jax_derives(with_gelu
     plain = lambda rows, bias: (partial(nn.gelu, approximate=True) if with_gelu else jnp.asarray)(rows + bias[None])  # noqa: E731
     found, expected = (f(rows, bias) for f in (ours, plain))
     assert found.dtype == (dtype if with_gelu else jnp.float32)
-    np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=error, atol=1e-5)
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=error, atol=5e-5)
     of = lambda f, rows: jax.grad(lambda *inputs: (weight * f(*inputs)).sum(), (0, 1))(rows, bias)  # noqa: E731
     by_rows, by_bias = of(ours, rows)
     expected_rows, expected_bias = of(plain, rows.astype(jnp.float32))
     assert (by_rows.dtype, by_bias.dtype) == (dtype, jnp.float32)
-    np.testing.assert_allclose(by_rows.astype(jnp.float32), expected_rows, rtol=error, atol=1e-5)
+    np.testing.assert_allclose(by_rows.astype(jnp.float32), expected_rows, rtol=error, atol=5e-5)
     np.testing.assert_allclose(by_bias, expected_bias, atol=error * float(np.abs(expected_rows).sum(0).max()))
 
 
