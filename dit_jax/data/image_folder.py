@@ -117,7 +117,7 @@ def make(folder: Folder, listing: folders.Listing, data_dir: Path) -> None:
     told = (len(listing.class_names), kept["train"], kept.get("test", 0), held, size, size)
     logger.info("classes: %d; pictures: %d for training, %d for testing%s, stored as images of %d x %d pixels", *told)
     if builder.enlarged:
-        logger.warning("%d pictures are smaller than %d pixels and were enlarged", builder.enlarged, size)
+        logger.warning("smaller than %d pixels, so enlarged: %d of the pictures", size, builder.enlarged)
     if builder.broken:
         what = f"broken pictures skipped ({len(builder.broken)}): {', '.join(builder.broken[:5])}"
         logger.warning("%s", what + (" ..." if len(builder.broken) > 5 else ""))

@@ -337,7 +337,7 @@ def test_small_pictures_are_told(tmp_path, caplog):
         read_train = datasets.open_split(source(tmp_path / "root", tmp_path / "data", ("cat",))).load()
     assert len(read_train.labels) == 1
     assert "classes: 1; pictures: 1 for training, 1 for testing (held out)" in caplog.text
-    assert "1 pictures are smaller than 8 pixels and were enlarged" in caplog.text
+    assert "smaller than 8 pixels, so enlarged: 1 of the pictures" in caplog.text
 
 
 SLOW = """
