@@ -31,17 +31,26 @@ DRAWN = ["sample.sampler=ddim", "sample.steps=50", "sample.batch_size=1000"]  # 
 GUIDANCES = (1.0, 1.25, 1.5, 2.0, 3.0)
 REPORT_EPOCHS = (40, 80, 120, 160, 200)  # the epochs in the report's table
 REPORT = ["--config.model.dtype=bfloat16", "--config.train.batch_size=1024"]
-NEW = "as it is,all,attention in one kernel,norms in two kernels,bias and GELU in the product,GELU's sums as well"
-BEST = ["--config=configs/cifar10.py:best", f"--variants={NEW}"]
+BEST = ["--config=configs/cifar10.py:best"]
+LONG = ["--config.train.batch_size=512", "--config.model.patch_size=2"]
 PEERS = ["--batch=1024", "--dtype=bfloat16", "--peers=torch,torch-compile", "--repeats=3"]
+
+
+def variants(*some: str) -> str:
+    """Returns the flag for these variants and those that every trial has."""
+    return f"--variants={','.join(['as it is', 'all', 'bias and GELU in the product', *some])}"
+
+
+ONE_KERNEL = variants("attention in one kernel", "norms in one kernel", "GELU's sums as well")
+OTHERS = variants("attention in one kernel", "norms in two kernels")
 SPEEDS = [  # name of the file, module, arguments; in order of worth
-    ("report_4", "benchmarks.trials", [*REPORT, f"--variants={NEW}"]),
+    ("report_4", "benchmarks.trials", [*REPORT, ONE_KERNEL]),
     ("peers_train", "benchmarks.train", PEERS),
-    ("best_4", "benchmarks.trials", [*BEST, "--config.model.patch_size=4"]),
+    ("best_4", "benchmarks.trials", [*BEST, "--config.model.patch_size=4", OTHERS]),
     ("peers_sample", "benchmarks.sample", [*PEERS, "--config.sample.steps=50"]),
-    ("best_2", "benchmarks.trials", BEST),
+    ("best_2", "benchmarks.trials", [*BEST, variants("norms in two kernels")]),
     ("models_4", "benchmarks.trials", [*REPORT, "--variants=as it is,6 heads of 64,no token: adaLN-Zero"]),
-    ("report_2", "benchmarks.trials", [*REPORT[:1], "--config.train.batch_size=512", "--config.model.patch_size=2"]),
+    ("report_2", "benchmarks.trials", [*REPORT[:1], *LONG, variants("norms in one kernel")]),
 ]
 SMALLER = {
     "benchmarks.trials": ["--config.train.batch_size=2", "--variants=as it is,norms in two kernels"],

@@ -111,14 +111,16 @@ def _add_and_norm_forward(x_BND: jax.Array, term_BND: jax.Array | None, dtype: A
         y_BND = run_rows(norm_kernel, [x_BND], [dtype], terms=1)[0]
         return (x_BND, y_BND), (x_BND, None)
     y_BND, sum_BND = run_rows(norm_kernel, [x_BND, term_BND], [dtype, jnp.float32], terms=2)
-    return (sum_BND, y_BND), (sum_BND, term_BND[:0])
+    return (sum_BND, y_BND), (sum_BND, term_BND[:0])  # of the term only its dtype is needed
 
 
 def _add_and_norm_backward(_: Any, kept: Any, gradients: Any) -> tuple[jax.Array, jax.Array | None]:
     sum_BND, empty = kept
-    dtypes = [jnp.float32] if empty is None else [jnp.float32, empty.dtype]
+    dtypes = [jnp.float32]
+    if empty is not None and empty.dtype != jnp.float32:
+        dtypes.append(empty.dtype)
     found = run_rows(norm_gradient_kernel, [sum_BND, gradients[1], gradients[0]], dtypes)
-    return found[0], None if empty is None else found[1]
+    return found[0], None if empty is None else found[-1]
 
 
 add_and_norm.defvjp(_add_and_norm_forward, _add_and_norm_backward)

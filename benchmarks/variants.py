@@ -121,7 +121,6 @@ PATCHES: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
 }
 VARIANTS: dict[str, Variant] = {
     "as it is": Variant(),
-    "XLA's attention": Variant(patch="xla_attention"),
     "attention in one kernel": Variant(patch="short_attention"),
     "norms in two kernels": Variant(patch="two_kernels"),
     "norms in one kernel": Variant(patch="row_norms"),

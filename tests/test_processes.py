@@ -105,6 +105,7 @@ def test_an_error_of_one_process_is_told_once_and_ends_both(place, tmp_path):
     from tests.test_faults import limit_files
 
     settings = [*SETTINGS, "train.steps=100000", "train.checkpoint_every=4"]
+    start = time.monotonic()
     pair = process.start_pair(place[0], tmp_path, place[1], *settings, first={"preexec_fn": limit_files})
     (code, told), (code_1, told_1) = map(process.finish, pair)
     assert (code, code_1) == (2, 2), (told, told_1)
@@ -112,6 +113,7 @@ def test_an_error_of_one_process_is_told_once_and_ends_both(place, tmp_path):
     assert len(errors) == 1
     assert "cannot be written (File too large): fix that" in errors[0]
     assert not any("Traceback" in line for line in told + told_1), (told, told_1)
+    assert time.monotonic() - start < 300  # 20 s or so
 
 
 @pytest.mark.long

@@ -26,7 +26,9 @@ def call(tmp_path):
 def test_every_variant_and_every_pilot_is_a_config_that_builds():
     for variant in VARIANTS.values():
         commands.experiment("configs/cifar10.py:report", variant.assignments)
-    assert {variant.patch for variant in VARIANTS.values()} == set(PATCHES)
+    assert {variant.patch for variant in VARIANTS.values()} == set(PATCHES) - {
+        "xla_attention"
+    }  # measured: cuDNN's is faster
     assert VARIANTS["as it is"] == Variant()
     assert len(set(VARIANTS.values())) == len(VARIANTS)
     assert not [name for name in VARIANTS if "," in name]  # which is between names on the command line

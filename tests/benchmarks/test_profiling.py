@@ -64,6 +64,15 @@ def test_the_rows_of_a_step_by_hand():
     assert rows["unnamed"] == {"calls": 1, "ms": 0.25, "at_best_ms": 0.0}
 
 
+def test_kernels_of_ours_run_under_their_own_names():
+    """Of two programs of one kernel, XLA gives the second a number."""
+    inside = "jit(call)/while/body/jvp(DiT)/DiT._blocks/block_{}/cond/branch_0_fun/norm_kernel/pallas_call"
+    compiled = [Kernel("other", 1_000_000, 0, f"pallas_call.{i}", inside.format(i)) for i in range(2)]
+    (row,) = profiling.rows({"norm_kernel": (2, 3.0), "norm_kernel__1": (2, 5.0)}, compiled, 2, (1e9, 1e12))
+    what = "forward: cond/branch_0_fun/norm_kernel/pallas_call"
+    assert row == {"what": what, "calls": 2, "ms": 4.0, "at_best_ms": pytest.approx(2.0)}
+
+
 def test_what_has_the_time_of_another_is_a_row_without_time():
     """XLA runs equal kernels of different purpose under the name of one of them."""
     compiled = [Kernel("other", 10**6, 0, f"fusion.{i}", f"jit(call)/while/body/{name}") for i, name in enumerate("ab")]

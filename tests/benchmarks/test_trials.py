@@ -55,13 +55,14 @@ def test_both_compute_the_same_steps_and_their_rates_are_written(small, monkeypa
         rates = one["images_per_s"]
         assert 0 < rates["min"] <= rates["median"] <= rates["max"]
         assert one["kernels"] == []
+        assert one["loss"] == pytest.approx(made["variants"][BOTH[0]]["loss"], rel=1e-4)  # of ten steps
     printed = capsys.readouterr().out.splitlines()
     assert [text.partition(": ")[0] for text in printed] == list(BOTH)
     assert all("images/s" in text for text in printed)
 
 
 def test_a_variant_that_is_none():
-    with pytest.raises(UserError, match="'faster' is none of as it is, XLA's attention"):
+    with pytest.raises(UserError, match="'faster' is none of as it is, attention in one kernel, "):
         trials.main(["--variants=as it is,faster"])
 
 
@@ -81,7 +82,8 @@ def test_a_variant_that_does_not_compile_is_told_and_the_other_timed(small, monk
         mine = variant.patch == "two_kernels"
         program = failing("run", None) if mine else lambda *_: None
         lowered = SimpleNamespace(compile=failing("compile", program) if mine else lambda: program)
-        return (failing("lower", lowered) if mine else lambda: lowered)(), [], data, 2
+        held = [None, {"loss": np.float32(3), "steps": np.float32(2)}]
+        return (failing("lower", lowered) if mine else lambda: lowered)(), held, data, 2
 
     def runner(program, *_):
         return lambda steps: (program(), time.sleep(steps / 1000))
@@ -93,6 +95,7 @@ def test_a_variant_that_does_not_compile_is_told_and_the_other_timed(small, monk
         trials.main([*WORDS, f"--out={tmp_path / 'trials.json'}"])
         found = json.loads((tmp_path / "trials.json").read_text())["variants"]
         assert 0 < found[BOTH[0]]["images_per_s"]["median"] < 2000  # two images a step
+        assert found[BOTH[0]]["loss"] == 1.5
         assert found[BOTH[1]] == {"error": told}
         assert f"{BOTH[1]}: {told}" in capsys.readouterr().out.splitlines()
     with pytest.raises(UserError, match="no variant could be measured, see above"):
