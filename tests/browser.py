@@ -1,4 +1,4 @@
-"""A page in a real browser, headless: what it looks like from the inside, without a driver and without a network."""
+"""Loads a page in a headless browser and reports its layout and its console, without a driver and without a network."""
 
 import json
 import re
@@ -34,7 +34,7 @@ PROBE = """<script>addEventListener('load', () => {
   };
   parent.postMessage(JSON.stringify(seen), '*');
 });</script>"""
-# A window cannot be narrower than 500 pixels, a frame can.
+# A frame can be narrower than 500 pixels; a window cannot.
 FRAME = """<!DOCTYPE html><style>:root {{ color-scheme: light dark }}</style><body>
 <iframe src="copy.html" style="border: 0; width: {width}px; height: 900px"></iframe>
 <script>addEventListener('message', event => {{
@@ -46,7 +46,7 @@ FRAME = """<!DOCTYPE html><style>:root {{ color-scheme: light dark }}</style><bo
 
 
 def look(page, folder, width=1200, *more):
-    """(what the probe saw, what the console said) of the text of a page, in a frame so wide."""
+    """Returns (what the probe measured, the console's lines) for a page's HTML in a frame of `width` pixels."""
     copy, frame = folder / "copy.html", folder / "frame.html"
     # The page's own policy would forbid the probe.
     without_policy = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
@@ -58,11 +58,11 @@ def look(page, folder, width=1200, *more):
 
 
 def opened(path, folder, *more):
-    """The browser's output for a file as it is."""
+    """Opens a file in the browser, unmodified; returns the completed process, whose stdout is the DOM."""
     command = [PROGRAM, *FLAGS, f"--user-data-dir={folder / 'profile'}", *more, path.as_uri()]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
 
 
 def console(done):
-    """What the page wrote to the console: errors, warnings and refusals."""
+    """Returns the lines that the page wrote to the console: errors, warnings and blocked requests."""
     return [line for line in done.stderr.splitlines() if ":CONSOLE" in line]

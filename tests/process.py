@@ -20,7 +20,7 @@ SMALL = ["model.patch_size=8", "model.width=16", "model.depth=1", "model.num_hea
 
 
 def start(data_dir, workdir, cache, *settings, flags=(), environ=None, program="main.py", **options):
-    """Starts training; `cache` is the folder for compiled programs, `program` may be another that runs main.py."""
+    """Starts training; `cache` is the folder for compiled programs, `program` may be a script that runs main.py."""
     settings = [f"--config.{setting}" for setting in (*SMALL, f"data.data_dir={data_dir}", *settings)]
     command = [
         sys.executable,
@@ -40,7 +40,7 @@ def start(data_dir, workdir, cache, *settings, flags=(), environ=None, program="
 def start_pair(*arguments, slurm=False, flags=(), first=None, second=()):
     """Starts two processes of two devices each that form one run, joined by flags or as two Slurm tasks.
 
-    `first` has options for the first process only, `second` flags for the other only.
+    `first` has `Popen` options for the first process only, `second` flags for the second only.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -53,7 +53,7 @@ def start_pair(*arguments, slurm=False, flags=(), first=None, second=()):
             environ |= {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i), "JAX_COORDINATOR_PORT": str(port)}
         else:
             more = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}"]
-        options = {"stdout": subprocess.DEVNULL} | (first or {} if i == 0 else {})  # C++ prints who joined there
+        options = {"stdout": subprocess.DEVNULL} | (first or {} if i == 0 else {})  # C++ code lists joined processes
         flags_here = [*more, *flags, *(second if i else ())]
         pair.append(start(*arguments, flags=flags_here, environ=environ, **options))
     return pair
@@ -62,7 +62,7 @@ def start_pair(*arguments, slurm=False, flags=(), first=None, second=()):
 def finish(process):
     """Waits for a process that ends by itself; returns (exit code, lines on stderr)."""
     try:
-        _, told = process.communicate(timeout=1200)  # a minute or two; machines may be slow and busy
+        _, told = process.communicate(timeout=1200)  # usually a minute or two; longer on a slow or busy machine
     except subprocess.TimeoutExpired:
         kill(process)
         raise

@@ -1,4 +1,4 @@
-"""Judges samples of `shapes`, by a small classifier trained on the data set and by their variety beside the data's.
+"""Judges samples of `shapes` by a small classifier trained on the data set, and compares their variety with the data's.
 
     python tests/shapes_judge.py runs/shapes/samples/samples.npz
 

@@ -1,4 +1,4 @@
-"""main.py as people use it: what a run leaves behind, what a kill costs, and one line for every mistake."""
+"""main.py as users run it: the files that a run leaves, and one line of error for every mistake."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ SMALL = ["model.patch_size=8", "model.width=16", "model.depth=1", "model.num_hea
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    """The data set `shapes`, of 64 images."""
+    """The folder of the data set `shapes`, cut to 64 training images."""
     folder = tmp_path_factory.mktemp("small shapes")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes, "NUM_EXAMPLES", {"train": 64, "test": 10})
@@ -52,7 +52,7 @@ def training(data_dir, workdir, *more):
 
 @pytest.fixture(scope="session")
 def whole(data_dir, tmp_path_factory):
-    """A run that nobody disturbed."""
+    """The workdir of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("runs") / "made by main" / "ünbroken"
     done = main_py(*training(data_dir, workdir))
     assert done.returncode == 0, done.stderr
@@ -83,7 +83,7 @@ def test_a_run_leaves_what_is_promised(whole):
     }
     assert all(keys <= set(row) for row in rows(whole))
     assert [row["images"] for row in rows(whole)] == [16 * row["step"] for row in rows(whole)]
-    # Warm-up of 100 steps to 0.003: step 24 takes 24 hundredths of it.
+    # Warm-up of 100 steps to 0.003: step 24 uses 24 hundredths of it.
     assert rows(whole)[-1]["learning_rate"] == pytest.approx(0.003 * 0.24, rel=1e-5)
     with Image.open(whole / "loss.png") as picture:
         picture.load()
@@ -219,7 +219,7 @@ def refuse(*_):
 
 
 def by_a_thread(error):
-    """The same error, as clu tells it of a thread of its own."""
+    """Returns the error as clu raises it after one of its threads failed."""
     wrapped = asynclib.AsyncError("occurred ASYNCHRONOUSLY")
     wrapped.__cause__ = error
     return wrapped
@@ -384,7 +384,7 @@ def test_every_default_key_has_a_flag_of_its_type():
 
 
 def test_checkpoints_of_an_unknown_config_are_refused(trained, tiny_data, tmp_path, capfd):
-    """An empty folder of checkpoints is one of a run killed at its start, and no reason to refuse."""
+    """An empty checkpoints folder is what a run killed at its start leaves, and is no reason to refuse."""
     (tmp_path / "checkpoints" / "2").mkdir(parents=True)
     done = tiny.run_main(capfd, *tiny.flags(), "--workdir", tmp_path)
     assert done.code == 2

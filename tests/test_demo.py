@@ -1,4 +1,4 @@
-"""The demo, whole: what `make demo` draws is recognised and as varied as the data. Minutes, so marked slow."""
+"""The complete demo: a classifier recognises what `make demo` draws, which is as varied as the data. Takes minutes."""
 
 import json
 import os
@@ -28,13 +28,13 @@ def test_the_demo_draws_what_it_is_asked_for(tmp_path):
         run("main.py", f"--mode={mode}", f"--workdir={tmp_path}")
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
     assert json.loads((tmp_path / "classifier/accuracy.json").read_text())["accuracy"] >= 0.99
-    assert evaluation["accuracy_classifier"] >= 0.93  # stricter with stars than the judge below
+    assert evaluation["accuracy_classifier"] >= 0.93  # this classifier is stricter with stars than the judge below
     assert evaluation["fd_classifier"] > evaluation["floor"]["fd_classifier"] > 0
     verdict = json.loads(run("tests/shapes_judge.py", str(tmp_path / "samples" / "samples.npz")))
-    assert verdict["accuracy_real"] > 0.98  # else the judge is no judge
+    assert verdict["accuracy_real"] > 0.98  # otherwise the judge is not to be trusted
     assert verdict["accuracy"] >= 0.95
     for name, components in verdict["variety"].items():
         mean, spread = np.array(components).T
         real_mean, real_spread = np.array(verdict["variety_real"][name]).T
         assert np.all(np.abs(mean - real_mean) < 0.5 * real_spread), name
-        assert np.all(spread > 0.6 * real_spread), name  # places have 0.70 (n = 2,000), here with an error of 0.02
+        assert np.all(spread > 0.6 * real_spread), name  # positions: 0.70 (n = 2,000); with n = 500, +- 0.02

@@ -1,4 +1,4 @@
-"""A trained run sampled as a library: image i of a seed is the same in any batch and on any mesh."""
+"""An experiment and a loaded run: each setting takes effect; image i of a seed is the same in any batch and mesh."""
 
 import dataclasses
 import logging
@@ -48,11 +48,11 @@ def test_an_image_is_the_same_in_any_batch_and_on_any_mesh(devices, n, batch_siz
     images = draw(workdir, monkeypatch, devices, n, batch_size)
     assert images.shape == (n, 8, 8, 3)
     assert np.abs(images.astype(int) - reference[:n].astype(int)).max() <= 1
-    assert len({image.tobytes() for image in reference}) == 7  # and it is not that all are alike
+    assert len({image.tobytes() for image in reference}) == 7  # the images differ from one another
 
 
 def weights(experiment):
-    """Parameters as loud as those of a model that was trained for long: N(0, 1 / fan-in)."""
+    """Returns parameters as large as those of a long-trained model: N(0, 1 / fan-in)."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(experiment.init_params)
     draw = lambda leaf: rng.normal(scale=leaf.shape[0] ** -0.5, size=leaf.shape).astype(np.float32)  # noqa: E731
@@ -60,7 +60,7 @@ def weights(experiment):
 
 
 def test_one_noise_and_one_label_are_one_image_alone_or_among_64_and_on_1_2_4_or_8_devices(monkeypatch):
-    """To the last bit on one number of devices, whatever `sample.batch_size` is, and to 1e-5 across."""
+    """Bitwise on one device, whatever `sample.batch_size` is; to 1e-5 across numbers of devices."""
     tiny.install(monkeypatch)
     drawn = {}
     for devices in (1, 2, 4, 8):
@@ -81,7 +81,7 @@ def test_one_noise_and_one_label_are_one_image_alone_or_among_64_and_on_1_2_4_or
 
 
 def test_a_sampler_can_be_traced(monkeypatch):
-    """Within another jit the labels are not known; the images are the same."""
+    """Inside another jit the labels are abstract; the images are the same."""
     tiny.install(monkeypatch)
     tiny.on_devices(monkeypatch, 2)
     experiment = tiny.experiment()
@@ -93,7 +93,7 @@ def test_a_sampler_can_be_traced(monkeypatch):
 
 
 def test_many_images_are_batches_of_one_size_and_one_compile(monkeypatch):
-    """Ten images, four at a time: the last batch is filled up, and nothing is traced again for it."""
+    """Ten images in batches of four: the last batch is padded, so it needs no new trace."""
     tiny.install(monkeypatch)
     tiny.on_devices(monkeypatch, 1)
     experiment, traced, sizes = tiny.experiment(sample__n=10, sample__batch_size=4), [], []
@@ -105,12 +105,12 @@ def test_many_images_are_batches_of_one_size_and_one_compile(monkeypatch):
     assert draw_all(run, Task(experiment.labels(), spy)).shape == (10, 8, 8, 3)
     assert [size for size, _ in sizes] == [4, 4, 4]
     assert sizes[0][1] == 0 < sizes[1][1] == sizes[2][1] == len(traced)
-    sample(params, jax.random.key(9), [2, 2, 1], first=50)  # as does another number of images in as many passes
+    sample(params, jax.random.key(9), [2, 2, 1], first=50)  # nor does another number of images in as many passes
     assert len(traced) == sizes[1][1]
 
 
 def test_a_few_images_are_not_filled_up_to_a_batch_where_a_pass_is_a_whole_one(monkeypatch):
-    """As on GPUs, where sample.batch_size may be a thousand, and three images or a grid of training are asked for."""
+    """As on GPUs: `sample.batch_size` may be a thousand when only three images, or a training run's grid, are drawn."""
     tiny.install(monkeypatch)
     tiny.on_devices(monkeypatch, 2)
     asked = []
@@ -122,12 +122,12 @@ def test_a_few_images_are_not_filled_up_to_a_batch_where_a_pass_is_a_whole_one(m
     few = sample(params, key, [0, 1, 2])
     for n in (4, 5, 1):
         sample(params, key, [0] * n)
-    assert asked == [6, 4, 4, 6, 1]  # powers of two: not every number is compiled for
+    assert asked == [6, 4, 4, 6, 1]  # rounded up to powers of two, so that few sizes are compiled
     np.testing.assert_allclose(few, many[:3], atol=1e-5)
 
 
 def test_outside_the_guidance_interval_images_are_unguided(workdir, monkeypatch):
-    """T = 20: no t / T is above 0.95, so guidance from 0.97 on is none, and over the whole range it is some."""
+    """With T = 20, no t / T exceeds 0.95: guidance from 0.97 on has no effect, and over the whole range it has one."""
     none, whole, outside = (
         draw(workdir, monkeypatch, devices, sample__guidance=scale, sample__guidance_from=start)
         for devices, scale, start in ((1, 1.0, 0.0), (1, 5.0, 0.0), (8, 5.0, 0.97))
@@ -138,7 +138,7 @@ def test_outside_the_guidance_interval_images_are_unguided(workdir, monkeypatch)
 
 @pytest.fixture
 def images_of(monkeypatch):
-    """images_of(labels, classifier, **config) -> the float images of a network whose eps is a tenth of the label."""
+    """Returns images_of(labels, classifier, **config): float images of a network whose eps is a tenth of the label."""
     tiny.install(monkeypatch)
     tiny.on_devices(monkeypatch, 1)
     tenth = lambda self, params, x_t, t_B, labels_B: 0 * x_t + labels_B[:, None, None, None] / 10  # noqa: E731
@@ -160,7 +160,7 @@ def test_guidance_0_draws_what_the_label_for_no_class_does(images_of):
 
 
 def test_a_classifier_guides_only_within_the_guidance_interval(images_of):
-    """T = 20: no t / T is above 0.95, so guidance from 0.97 on is none."""
+    """With T = 20, no t / T exceeds 0.95, so guidance from 0.97 on has no effect."""
     logits = lambda x_t, t_B: x_t.mean((1, 2))  # noqa: E731
     plain = images_of([0, 1])
     always, never = (
@@ -195,7 +195,7 @@ def test_the_plan_is_the_one_asked_for(monkeypatch):
     tiny.install(monkeypatch)
     monkeypatch.setattr("dit_jax.experiment.make_sample", lambda experiment, plan, *rest: plan)
     plan = tiny.experiment(sample__sampler="ddim", sample__eta=0.5, sample__spacing="trailing").sampler()
-    assert plan.t.tolist() == [19, 12, 6]  # 20, 13.33, 6.67, each less one
+    assert plan.t.tolist() == [19, 12, 6]  # 20, 13.33 and 6.67, rounded, minus one
     assert (plan.noise[:-1] > 0).all()
     assert plan.x_0_prev.tolist() == [0, 0, 0]
     plan = tiny.experiment(sample__sampler="dpmpp_2m", diffusion__schedule="cosine").sampler()
@@ -207,7 +207,7 @@ def test_the_plan_is_the_one_asked_for(monkeypatch):
     np.testing.assert_allclose(objective.loss_weights, np.minimum(snr, 5) / snr)  # Hang et al. 2023, of an eps loss
 
 
-# No two values of a kind are the same, and none is the default.
+# No two numbers in a table are equal, and no value is the default.
 MODEL = {"patch_size": 2, "width": 48, "depth": 5, "num_heads": 12, "num_kv_heads": 6, "qk_norm": True, "mlp_ratio": 7,
          "long_skips": True, "conditioning": "adaln_zero", "class_table_width": 10, "positions": "grid",
          "dtype": "bfloat16", "remat": True}  # fmt: skip
@@ -219,7 +219,7 @@ TRAIN = {"label_dropout": 0.15, "batch_size": 16, "microbatches": 4, "steps_per_
 
 @pytest.fixture
 def unlike(monkeypatch):
-    """An experiment whose every setting is recognised."""
+    """An experiment whose settings can each be recognised by their value."""
     tiny.install(monkeypatch)
     settings = {f"model__{key}": value for key, value in MODEL.items()}
     settings |= {f"diffusion__{key}": value for key, value in OBJECTIVE.items()}
@@ -247,7 +247,7 @@ def test_every_setting_of_the_network_and_of_a_step_goes_where_it_belongs(unlike
 
 
 def test_every_setting_of_the_optimizer_goes_where_it_belongs(unlike):
-    """Two steps of warm-up to 0.04, then (1 + cos(pi k / 4)) / 2 of it: six steps as the paper's algorithm has them."""
+    """Two steps of warm-up to 0.04, then (1 + cos(pi k / 4)) / 2 of it: six steps of the paper's algorithm."""
     rates = 0.04 * np.array([0.5, 1, 1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2])
     np.testing.assert_allclose(unlike.learning_rate(np.arange(6)), rates, rtol=1e-5)
     start, *gradients = np.random.default_rng(0).normal(size=(7, 3, 4))
@@ -277,7 +277,7 @@ def test_the_importable_twin(workdir, reference, monkeypatch, caplog):
     tiny.on_devices(monkeypatch, 1)
     level = logging.getLogger("absl").level
     run = dit_jax.load(str(workdir))
-    assert not caplog.records  # Orbax warns that it only reads
+    assert not caplog.records  # Orbax's warning that it is read-only is hidden
     assert logging.getLogger("absl").level == level
     assert run.step == 4
     images = np.asarray(run.sample(run.ema_params, jax.random.key(3), [0, 1, 2, 0]))

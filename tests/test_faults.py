@@ -1,4 +1,4 @@
-"""Training processes that are killed, asked to end, starved of disk, doubled. The answer is the undisturbed run."""
+"""Training that is killed, signalled, out of disk space or started twice; the reference is an uninterrupted run."""
 
 import json
 import random
@@ -23,7 +23,7 @@ SETTINGS = [f"train.checkpoint_every={EVERY}", "train.log_every=2"]
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory):
-    """(data_dir of 64 images, folder of compiled programs)"""
+    """Returns (data_dir with 64 training images, folder for compiled programs)."""
     folder = tmp_path_factory.mktemp("faults")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes, "NUM_EXAMPLES", {"train": 64, "test": 10})
@@ -32,7 +32,7 @@ def place(tmp_path_factory):
 
 
 def undisturbed(place, workdir, *settings):
-    """The final state of a run that nobody disturbed; compiled afresh where it is the first."""
+    """Returns the final state of an uninterrupted run; the first such run also fills the compilation cache."""
     code, told = process.finish(process.start(place[0], workdir, place[1], *settings))
     assert code == 0, told
     return process.final_state(workdir)
@@ -43,7 +43,7 @@ def assert_same_run(workdir, expected):
 
 
 def rows_of(workdir):
-    """metrics.jsonl, but for the speed."""
+    """Returns the rows of metrics.jsonl without the speed, the only value that may differ."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name != "images_per_s"} for row in rows]
 
@@ -52,9 +52,9 @@ MOMENTS = ("start", "step", "save")
 
 
 def kill_somewhere(run, workdir, moment, rng):
-    """Lets a process come so far, then kills it; returns (newest row, whether a save was under way)."""
+    """Kills a process at or soon after `moment`; returns (step of the newest row, whether a save was under way)."""
     had = process.checkpoints(workdir)
-    if moment == "start":  # imports, restore, compile, first steps: whatever it comes to
+    if moment == "start":  # during the imports, the restore, the compilation or the first steps
         time.sleep(rng.uniform(0, 8))
     else:
         process.wait_for(lambda: process.checkpoints(workdir) != had, run)
@@ -67,7 +67,7 @@ def kill_somewhere(run, workdir, moment, rng):
 
 
 def killed_and_resumed(place, folder, kills, steps):
-    """Kills one run so many times and asserts what a kill may cost; returns how many of them were within a save."""
+    """Kills one run `kills` times and asserts what each kill may cost; returns how many kills fell within a save."""
     rng, settings, in_save = random.Random(steps), [*SETTINGS, f"train.steps={steps}"], 0
     expected = undisturbed(place, folder / "whole", *settings)
     workdir = folder / "killed"
@@ -77,8 +77,8 @@ def killed_and_resumed(place, folder, kills, steps):
         at, now_saving = kill_somewhere(run, workdir, moment, rng)
         assert run.returncode == -signal.SIGKILL, "the run was over before its kill: give it more steps"
         newest = max(process.checkpoints(workdir), default=0)
-        # One interval, and what was done while the save before was still being written. A new start first removes what
-        # was left of that save, and then the rows after the checkpoint.
+        # A kill loses up to one interval, and another one if the previous save was still being written. The next start
+        # removes what is left of that save before the rows after the checkpoint: a kill in between shows two as well.
         assert at - newest <= (2 if now_saving or moment == "start" else 1) * EVERY
         in_save += now_saving
     code, told = process.finish(process.start(place[0], workdir, place[1], *settings))
@@ -86,7 +86,7 @@ def killed_and_resumed(place, folder, kills, steps):
     assert any(f"resuming {workdir} at step" in line for line in told)
     assert_same_run(workdir, expected)
     rows = [rows_of(run) for run in (workdir, folder / "whole")]
-    assert rows[0] == rows[1]  # none lost, none twice, none other
+    assert rows[0] == rows[1]  # none lost, repeated or changed
     assert [row["step"] for row in rows[0]] == list(range(2, steps + 1, 2))
     return in_save
 
@@ -103,7 +103,7 @@ def test_twenty_kills_cost_no_bit(place, tmp_path):
 
 @pytest.mark.long
 def test_a_streamed_run_that_is_killed_and_asked_to_end_is_the_resident_one(place, tmp_path):
-    """SIGKILL with batches being read, then SIGTERM, which ends the threads, then the rest."""
+    """SIGKILL while batches are being read, then SIGTERM, which ends the reading threads, then the rest of the run."""
     settings = [*SETTINGS, "train.steps=1000"]
     expected = undisturbed(place, tmp_path / "resident", *settings)
     workdir, settings = tmp_path / "streamed", [*settings, "data.resident=false"]
@@ -133,7 +133,7 @@ def test_a_run_that_is_asked_to_end_saves_and_goes_on(number, code, place, tmp_p
     run.send_signal(number)
     got, told = process.finish(run)
     assert got == code, told
-    (saved,) = process.checkpoints(tmp_path)  # none was due: this is the one made on request
+    (saved,) = process.checkpoints(tmp_path)  # none was due: this one was saved on request
     assert f"{signal.Signals(number).name}: finishing the steps under way, then saving" in "\n".join(told)
     assert told[-1] == f"saved step {saved} of 4000 in {tmp_path}; the same command resumes the run"
     assert 6 <= saved < 4000
@@ -151,7 +151,7 @@ def tiny_data(monkeypatch):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The final state of the tiny run of six steps that nobody disturbed."""
+    """The final state of an uninterrupted tiny run of six steps."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         tiny.install(patch)
@@ -164,7 +164,7 @@ def whole(tmp_path_factory):
 def test_a_signal_in_the_last_steps_of_a_network_that_is_measured_then_is_obeyed(
     section, measured, tiny_data, tmp_path, capfd, monkeypatch
 ):
-    """And a run, which has done by then, has done."""
+    """The main run, which has nothing left to do after its last step, ends with exit code 0."""
     real = loop.run
 
     def run(*given):
@@ -183,7 +183,7 @@ def test_a_signal_in_the_last_steps_of_a_network_that_is_measured_then_is_obeyed
 
 
 class Timed:
-    """A clock that is past any limit after so many questions."""
+    """A clock that is past any time limit once it has been read `questions` times."""
 
     def __init__(self, questions):
         self.left = questions
@@ -195,7 +195,7 @@ class Timed:
 
 def test_a_run_that_ends_by_its_time_limit_goes_on_to_the_bit(whole, tiny_data, tmp_path, monkeypatch):
     stop = train.Stop
-    # The first call makes progress whatever the time, by its first dispatch of one step; then the time is over.
+    # The first dispatch, of one step, is made whatever the time is; after it, the time is up.
     monkeypatch.setattr(train, "Stop", lambda seconds: stop(seconds, Timed(1)))
     paced = {"train__steps": 6, "train__steps_per_call": 3, "train__log_every": 6, "train__checkpoint_every": 6}
     assert in_process(tmp_path, train__max_seconds=60.0, **paced) == 75
@@ -262,7 +262,7 @@ def limit_files():
 
 @pytest.mark.long
 def test_a_disk_that_is_full_is_one_line_and_the_older_checkpoint_stays(place, tmp_path):
-    """A limit on the size of files stands for the disk's; metrics.jsonl and the events stay below it here."""
+    """A limit on file sizes stands in for a full disk; metrics.jsonl and the event files stay below it here."""
     settings = ["train.checkpoint_every=4", "train.log_every=4", "train.steps=4"]
     code, told = process.finish(process.start(place[0], tmp_path, place[1], *settings))
     assert code == 0, told
@@ -277,7 +277,7 @@ def test_a_disk_that_is_full_is_one_line_and_the_older_checkpoint_stays(place, t
 
 
 def test_a_folder_that_may_not_be_written_is_one_line(tiny_data, tmp_path, capfd, monkeypatch):
-    """Root may write anywhere, so the refusal is put in by hand: it comes with the first file made."""
+    """Root may write anywhere, so `os.open` is patched: it refuses the first file to be created."""
 
     def refuse(path, *_):
         raise PermissionError(13, "Permission denied", str(path))
@@ -317,7 +317,7 @@ def test_none_whole_is_told_by_the_command(tiny_data, tmp_path, capfd):
 
 
 def test_a_link_that_broke_is_told_as_a_lost_process():
-    """In the words of the CPUs' link when the process at its other end is killed; a shell's code of JAX's own end."""
+    """The message is Gloo's after its peer was killed; 134 is what a shell reports when JAX aborts a process."""
     error = jax.errors.JaxRuntimeError(
         "UNKNOWN: Gloo all-reduce failed: [external/gloo/gloo/transport/tcp/pair.cc:538] Read error [127.0.0.1]:54921: "
         "Connection reset by peer"

@@ -1,4 +1,4 @@
-"""Nothing that is loaded runs code: by reading our source, and by Python's own audit of what it does."""
+"""Loading files never executes code from them: checked in our source, and at run time by Python's audit hooks."""
 
 import ast
 import sys
@@ -37,7 +37,7 @@ def test_no_source_loads_what_could_be_code(path):
 
 
 class Auditor:
-    """Notes when Python unpickles something of a name; hooks cannot be taken away, so this one is switched off."""
+    """Records the names that Python unpickles; an audit hook cannot be removed, so this one is switched off."""
 
     def __init__(self):
         self.on, self.seen = False, []

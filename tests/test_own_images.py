@@ -1,4 +1,4 @@
-"""A user's own pictures by the command line: trained on, sampled, evaluated, and what is told when they change."""
+"""A user's own pictures on the command line: training, sampling, evaluation, and the messages when they change."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ def ran(capfd, *arguments):
 
 
 def refused(capfd, *arguments):
-    """The one line that tells why."""
+    """Returns the only line on stderr of a command that is refused."""
     done = tiny.run_main(capfd, *arguments)
     assert done.code == 2
     assert len(done.err) == 1
@@ -65,7 +65,7 @@ def test_train_sample_evaluate_and_go_on_without_the_folder(root, tmp_path, capf
     ran(capfd, *workdir, "--mode=evaluate")
     told = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert (told["data"], told["reference_n"], told["floor"]["n"]) == ("image_folder", 24, 16)
-    shutil.rmtree(tmp_path / "data")  # for samples not even the copy is needed
+    shutil.rmtree(tmp_path / "data")  # sampling does not need even the copy
     ran(capfd, *workdir, "--mode=sample", "--config.sample.labels=0,1,bee")
     assert np.load(tmp_path / "run" / "samples" / "samples.npz")["labels"].tolist() == [0, 1, 0, 0, 1, 0, 0]
     run = dit_jax.load(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Two processes of two devices each as one run: asked to end, killed, failing; the answer is one process's run."""
+"""Two processes of two devices each as one run: signalled, killed, failing; the reference is a run of one process."""
 
 import json
 import shutil
@@ -20,12 +20,12 @@ from tests import process, tiny
 
 STEPS, EVERY = 80, 20
 SETTINGS = [f"train.steps={STEPS}", f"train.checkpoint_every={EVERY}", "train.log_every=2"]
-LOST = (-signal.SIGABRT, 134)  # the same to a shell: JAX's end of a process whose run has lost another, and our own
+LOST = (-signal.SIGABRT, 134)  # the same to a shell: JAX's abort of a process that lost its peer, and our exit
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """(data_dir of 64 images, folder of compiled programs)"""
+    """Returns (data_dir with 64 training images, folder for compiled programs)."""
     folder = tmp_path_factory.mktemp("processes")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes, "NUM_EXAMPLES", {"train": 64, "test": 10})
@@ -34,7 +34,7 @@ def place(tmp_path_factory):
 
 
 def train_here(data_dir, workdir, devices, *settings):
-    """The same in this process, on so many devices."""
+    """Trains the same model in this process, on the given number of devices."""
     with pytest.MonkeyPatch.context() as patch:
         tiny.on_devices(patch, devices)
         assert train(config_of(data_dir, *settings), workdir, None) == 0
@@ -59,13 +59,13 @@ def rows_of(workdir):
 
 
 def assert_same_run(workdir, undisturbed):
-    """To float tolerance, as gradients are summed in another order; the issue's bound for losses is 1e-5.
+    """Compares to float tolerance, as gradients are summed in another order: losses to 1e-5.
 
-    The weights are compared by what they predict: the biases of the keys move nothing, so their gradients are rounding
-    alone, which AdamW enlarges.
+    The weights are compared by their predictions: the biases of the keys change no output, so their gradients are
+    rounding errors alone, which AdamW magnifies.
     """
     rows, expected = rows_of(workdir), rows_of(undisturbed)
-    assert [row["step"] for row in rows] == list(range(2, STEPS + 1, 2))  # none lost, none twice
+    assert [row["step"] for row in rows] == list(range(2, STEPS + 1, 2))  # none lost or repeated
     np.testing.assert_allclose([row["loss"] for row in rows], [row["loss"] for row in expected], rtol=1e-5)
     experiment = Experiment(resolve(configs.read(undisturbed)))
     x, t, labels = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32), np.arange(4), np.arange(4)
@@ -80,13 +80,13 @@ def test_ended_killed_and_resumed_by_one_process_it_is_the_same_run(place, undis
     none_due = f"train.checkpoint_every={10**6}"
     pair = process.start_pair(place[0], tmp_path, place[1], *SETTINGS, none_due, slurm=True)
     process.wait_for(lambda: process.last_row(tmp_path) >= 6, pair[0])
-    pair[1].send_signal(signal.SIGTERM)  # to one alone, and not the one that writes
+    pair[1].send_signal(signal.SIGTERM)  # to one process only, and not to the one that writes
     (code, told), (code_1, told_1) = map(process.finish, pair)
     assert (code, code_1) == (143, 143), (told, told_1)
     (saved,) = process.checkpoints(tmp_path)
     assert "another process was asked to end: saving" in told
     assert told[-1] == f"saved step {saved} of {STEPS} in {tmp_path}; the same command resumes the run"
-    assert not [line for line in told_1 if "step" in line]  # only the first process speaks
+    assert not [line for line in told_1 if "step" in line]  # only the first process logs progress
 
     pair = process.start_pair(place[0], tmp_path, place[1], *SETTINGS)
     process.wait_for(lambda: max(process.checkpoints(tmp_path)) > saved, pair[0])
@@ -101,7 +101,7 @@ def test_ended_killed_and_resumed_by_one_process_it_is_the_same_run(place, undis
 
 @pytest.mark.long
 def test_an_error_of_one_process_is_told_once_and_ends_both(place, tmp_path):
-    """A limit on the size of files stands for a full disk, of the first process alone."""
+    """A limit on file sizes, for the first process only, stands in for a full disk."""
     from tests.test_faults import limit_files
 
     settings = [*SETTINGS, "train.steps=100000", "train.checkpoint_every=4"]
@@ -113,12 +113,12 @@ def test_an_error_of_one_process_is_told_once_and_ends_both(place, tmp_path):
     assert len(errors) == 1
     assert "cannot be written (File too large): fix that" in errors[0]
     assert not any("Traceback" in line for line in told + told_1), (told, told_1)
-    assert time.monotonic() - start < 300  # 20 s or so
+    assert time.monotonic() - start < 300  # it takes about 20 s
 
 
 @pytest.mark.long
 def test_a_process_with_another_config_or_other_data_is_told_once(place, tmp_path):
-    """Where the data are may differ; then they must be the same. Nothing is written."""
+    """The processes may have different data folders, but not different data. Nothing is written."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes, "NUM_EXAMPLES", {"train": 60, "test": 10})
         shapes.prepare(tmp_path / "other")
@@ -150,7 +150,7 @@ def test_two_processes_draw_what_one_draws(place, undisturbed, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_split_the_state_stream_and_draw(place, tmp_path):
-    """All that has a share in each process at once."""
+    """A sharded state, streamed data and grids of samples, in one run."""
     settings = [*SETTINGS, "train.shard_params=true", "data.resident=false", "train.sample_every=40", "sample.steps=3"]
     for code, told in map(process.finish, process.start_pair(place[0], tmp_path / "pair", place[1], *settings)):
         assert code == 0, told
@@ -160,7 +160,7 @@ def test_two_processes_split_the_state_stream_and_draw(place, tmp_path):
 
 @pytest.mark.slow
 def test_kills_of_a_pair_cost_no_bit(place, tmp_path):
-    """Of the same devices in as many processes."""
+    """The reference has the same devices in as many processes, so the result is bitwise the same."""
     whole, workdir = tmp_path / "whole", tmp_path / "killed"
     for code, told in map(process.finish, process.start_pair(place[0], whole, place[1], *SETTINGS)):
         assert code == 0, told
@@ -180,7 +180,7 @@ def test_kills_of_a_pair_cost_no_bit(place, tmp_path):
 
 @pytest.mark.slow
 def test_the_first_process_ends_when_another_is_lost(place, tmp_path):
-    """Nothing tells it but that the other is silent: JAX waits 100 seconds."""
+    """It learns of the loss only from the other's silence: JAX waits 100 seconds."""
     pair = process.start_pair(place[0], tmp_path, place[1], *SETTINGS, "train.steps=1000000")
     process.wait_for(lambda: process.last_row(tmp_path) >= 6, pair[0])
     process.kill(pair[1])
@@ -207,7 +207,7 @@ def test_two_processes_train_a_classifier_and_evaluate(place, undisturbed):
 
 @pytest.mark.slow
 def test_two_processes_evaluate_while_they_train(place, undisturbed, tmp_path):
-    """And train as if they did not."""
+    """The training is the same as without evaluations."""
     settings = [*SETTINGS, "classifier.steps=4", "classifier.width=8", "classifier.batch_size=8"]
     settings += ["evaluate.every_steps=40", "evaluate.training_n=20", "evaluate.training_steps=3"]
     for mode in ("train_classifier", "train"):
@@ -226,7 +226,7 @@ LATENTS = ["model.latents=true", "model.patch_size=2", "autoencoder.width=4", "a
 
 @pytest.mark.slow
 def test_an_autoencoder_and_a_run_on_its_latents_are_those_of_one_process(place, tmp_path):
-    """The second process has the data, and so the latents, in a folder of its own."""
+    """The second process has its own folder for the data, and so for the latents."""
     data_dir, alone, both = tmp_path / "data", tmp_path / "alone", tmp_path / "both"
     others = shutil.copytree(place[0], tmp_path / "others")
     shutil.copytree(place[0], data_dir)

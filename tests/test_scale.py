@@ -1,4 +1,4 @@
-"""The same run on any number of devices, its state whole on each or split over them, its batch in parts or not."""
+"""A run is the same on any number of devices, with its state replicated or sharded, with or without microbatches."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ ALL = [(n, name, shard) for n in (1, 2, 4, 8) for name in OPTIMIZERS for shard i
 
 
 def steps(devices, optimizer, count=50, **more):
-    """(the loss of step `count`, the gradient's norm at the first, the state) of the tiny DiT."""
+    """Trains the tiny DiT; returns (the loss of step `count`, the gradient norm of the first step, the final state)."""
     with pytest.MonkeyPatch.context() as patch:
         tiny.install(patch)
         tiny.on_devices(patch, devices)
@@ -38,7 +38,7 @@ def steps(devices, optimizer, count=50, **more):
 
 @pytest.fixture(scope="module")
 def reference():
-    """Runs on one device, the state whole: by the optimizer's name."""
+    """Returns a function from an optimizer's name to the results of `steps` on one device, with an unsharded state."""
     made = {}
     return lambda name: made.setdefault(name, steps(1, name))
 
@@ -50,7 +50,7 @@ def reference():
 def test_fifty_steps_are_the_same(devices, optimizer, shard, reference):
     loss, norm, state = steps(devices, optimizer, train__shard_params=shard)
     expected_loss, expected_norm, expected = reference(optimizer)
-    assert expected_norm > CLIP  # else clipping would not show
+    assert expected_norm > CLIP  # otherwise nothing would be clipped
     assert abs(loss - expected_loss) < 1e-5 * expected_loss
     assert norm == pytest.approx(expected_norm, rel=1e-5)
     for tree in ("params", "ema_params"):
@@ -61,9 +61,9 @@ def test_fifty_steps_are_the_same(devices, optimizer, shard, reference):
 
 @pytest.mark.long
 def test_long_skips_norms_and_dropout_are_the_same_split():
-    """Dropout too: an image draws by its place in the global batch, in microbatches and recomputed blocks alike."""
+    """Dropout depends on an image's place in the global batch: microbatches and recomputed blocks do not change it."""
     options = dict(model__depth=6, model__long_skips=True, model__qk_norm=True, train__dropout=0.2)
-    options |= dict(model__conditioning="token")  # whose blocks matter from the first step
+    options |= dict(model__conditioning="token")  # its blocks have an effect from the first step on
     loss, norm, state = steps(1, "sgd", 20, **options)
     undropped, _, _ = steps(1, "sgd", 20, **options | dict(train__dropout=0.0))
     assert abs(loss - undropped) > 1e-4 * loss
@@ -79,7 +79,7 @@ def test_long_skips_norms_and_dropout_are_the_same_split():
 
 @pytest.mark.long
 def test_microbatches_with_shares_bfloat16_and_remat():
-    """Beside one device, whole and in float32: apart by no more than bfloat16 rounds (0.4% a number)."""
+    """The reference has none of these, on one device: the difference is the rounding of bfloat16 (0.4% per number)."""
     loss, norm, _ = steps(1, "sgd", 3)
     both = dict(model__dtype="bfloat16", model__remat=True, train__shard_params=True, train__microbatches=4)
     loss_of_parts, norm_of_parts, _ = steps(2, "sgd", 3, **both)
@@ -89,7 +89,7 @@ def test_microbatches_with_shares_bfloat16_and_remat():
 
 @pytest.mark.long
 def test_memory_falls_with_the_devices():
-    """Six blocks, one token an image: nearly all of the memory is the network's."""
+    """With six blocks and one token per image, the network takes nearly all of the memory."""
     memory = {}
     for devices in (1, 8):
         with pytest.MonkeyPatch.context() as patch:
@@ -102,11 +102,11 @@ def test_memory_falls_with_the_devices():
         data = image, jax.ShapeDtypeStruct((40,), np.int32), jax.ShapeDtypeStruct((), np.int32)
         memory[devices] = call.lower(state, jax.eval_shape(zero_sums), *data).compile().memory_analysis()
     params = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params))
-    # Of the four trees of the state a device holds an eighth, but for the vectors.
+    # The state has four trees as large as the parameters; a device holds an eighth of each, except for the vectors.
     assert memory[1].argument_size_in_bytes > 4 * params
     assert memory[8].argument_size_in_bytes < 4 * params / 7
     assert memory[8].temp_size_in_bytes < memory[1].temp_size_in_bytes / 3
-    # Gradients and shares take several eighths; the network itself is never whole.
+    # Gradients and shards take several eighths; the parameters are never all gathered at once.
     assert memory[8].temp_size_in_bytes < params
 
 
@@ -120,11 +120,11 @@ def test_a_split_run_is_watched_saved_resumed_whole_and_loaded(tmp_path, monkeyp
     states = [restored(tmp_path / folder, monkeypatch, shard) for folder in ("whole", "split") for shard in (0, 1)]
     kernel = states[3].opt_state[1][0].mu["params"]["block_0"]["mlp"]["Dense_0"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 64)
-    for a, b in ((0, 1), (2, 3)):  # one checkpoint, read whole and split
+    for a, b in ((0, 1), (2, 3)):  # one checkpoint, restored replicated and sharded
         jax.tree.map(np.testing.assert_array_equal, states[a], states[b])
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)  # noqa: E731
     jax.tree.map(close, states[1].ema_params, states[2].ema_params)
-    tiny.on_devices(monkeypatch, 2)  # it goes on whole, on other devices
+    tiny.on_devices(monkeypatch, 2)  # resumed with a replicated state, on other devices
     train(tiny.config(train__steps=4), tmp_path / "split", None)
     run = load(tmp_path / "split", tiny.config(train__shard_params=True))
     assert run.step == 4
@@ -133,7 +133,7 @@ def test_a_split_run_is_watched_saved_resumed_whole_and_loaded(tmp_path, monkeyp
 
 
 def restored(workdir, monkeypatch, shard):
-    """The state of a workdir as training on eight devices would read it."""
+    """Returns the state of a workdir, restored as for training on eight devices."""
     tiny.on_devices(monkeypatch, 8)
     experiment = tiny.experiment(train__shard_params=bool(shard))
     with Checkpointer(workdir, 3, read_only=True) as checkpointer:
@@ -143,7 +143,7 @@ def restored(workdir, monkeypatch, shard):
 
 
 def test_a_split_that_saves_nothing_is_refused(monkeypatch):
-    """Width 16 and its multiples do not divide by 7."""
+    """Width 16 and its multiples are not divisible by 7."""
     tiny.install(monkeypatch)
     tiny.on_devices(monkeypatch, 7)
     with pytest.raises(UserError, match=r"^train.shard_params=True: the sizes .* are not divisible by 7 devices"):

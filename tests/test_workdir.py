@@ -1,4 +1,4 @@
-"""What a workdir must not lose: a run of another config, and the record of one whose checkpoints are gone."""
+"""What a workdir must not lose: a run with another config, and the metrics of a run whose checkpoints are gone."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from tests import tiny
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capfd):
-    """run(*more flags): trains six steps in a workdir, or goes on."""
+    """Returns run(*more_flags), which trains six steps in the workdir, or resumes there."""
     tiny.install(monkeypatch)
     tiny.on_devices(monkeypatch, 1)
     return lambda *more: tiny.run_main(capfd, *tiny.flags(), "--workdir", tmp_path / "run", *more)
@@ -19,7 +19,7 @@ def run(tmp_path, monkeypatch, capfd):
 
 @pytest.mark.long
 def test_a_run_that_ended_before_it_began_may_have_another_config(run, tmp_path):
-    """Such as one that found no memory for its batch while it compiled: config.json is there, and nothing else."""
+    """Such as one that ran out of memory while compiling, because of its batch: it leaves only a config.json."""
     assert run().code == 0
     for folder in ("checkpoints", "metrics.jsonl"):
         path = tmp_path / "run" / folder
@@ -45,7 +45,7 @@ def test_metrics_alone_are_a_run(run, tmp_path):
     assert run("--config.train.checkpoint_every=6").code == 0
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     assert "another config (train.batch_size: 8 -> 4)" in run("--config.train.batch_size=4").err[-1]
-    assert run("--config.train.checkpoint_every=1").code == 0  # killed before its first checkpoint, it begins again
+    assert run("--config.train.checkpoint_every=1").code == 0  # as after a kill before the first checkpoint
 
 
 def test_without_its_checkpoints_a_run_does_not_begin_again(run, tmp_path):
@@ -63,7 +63,7 @@ def test_without_its_checkpoints_a_run_does_not_begin_again(run, tmp_path):
 
 
 def test_a_step_beyond_any_number_is_told_as_it_stands(run, tmp_path):
-    """As a row that was damaged may have."""
+    """As in a damaged row."""
     (tmp_path / "run").mkdir()
     configs.write(tiny.config(), tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1' + 400 * "0" + "}\n")

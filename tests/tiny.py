@@ -28,8 +28,8 @@ from dit_jax.training.checkpoint import Checkpointer
 
 INFO = datasets.DatasetInfo("tiny", (8, 8, 3), ("red", "green", "blue"))
 SEEDS, COUNTS = {"train": 7, "test": 8}, {"train": 40, "test": 24}
-LABELS = {"train": (0, 1, 0, 2, 0), "test": (0, 1, 2)}  # repeated in turn: 24, 8 and 8 training images
-DATA_DIR = tempfile.mkdtemp(prefix="dit-jax-tiny-")  # where evaluations and latents keep files, in this process
+LABELS = {"train": (0, 1, 0, 2, 0), "test": (0, 1, 2)}  # repeated cyclically: 24, 8 and 8 training images
+DATA_DIR = tempfile.mkdtemp(prefix="dit-jax-tiny-")  # this process's evaluations and latents are saved here
 atexit.register(shutil.rmtree, DATA_DIR, ignore_errors=True)
 SETTINGS = {
     "data.name": "tiny",
@@ -68,7 +68,7 @@ SETTINGS = {
 
 
 def install(monkeypatch):
-    """Adds `tiny` to the data sets, without any file."""
+    """Adds `tiny` to the data sets; it needs no files."""
     monkeypatch.setitem(datasets.DATASETS, "tiny", INFO)
     real = datasets.open_split
     monkeypatch.setattr(
@@ -103,7 +103,7 @@ def config(**more):
 
 
 def on_devices(monkeypatch, count):
-    """From here on, makes meshes of the first `count` of the eight devices."""
+    """Makes every mesh created from here on consist of the first `count` of the eight devices."""
     monkeypatch.setattr(sharding, "make_mesh", lambda: mesh(count))
 
 
@@ -155,7 +155,7 @@ def trained(folder):
 
 
 def with_weights(folder, experiment, params):
-    """Writes to `folder` a run of `experiment` that seems to have trained to its end, and to these weights."""
+    """Writes to `folder` a run of `experiment` that looks finished, with `params` as its weights."""
     step = np.int32(experiment.config.train.steps)
     state = dataclasses.replace(experiment.init_state(), step=step, params=params, ema_params=params)
     configs.write(experiment.config, folder)
@@ -165,7 +165,7 @@ def with_weights(folder, experiment, params):
 
 
 def with_everything(folder):
-    """Like `trained`, with a classifier (untrained: its step takes longest to compile), samples and an evaluation."""
+    """Like `trained`, with samples, an evaluation, and an untrained classifier (its step takes longest to compile)."""
     with pytest.MonkeyPatch.context() as patch:
         install(patch)
         on_devices(patch, 1)

@@ -1,4 +1,4 @@
-"""The GPU agenda: what it would run fits the code as it is, and a call goes on where the last one stopped."""
+"""The GPU agenda: the jobs that it would run fit the present code, and a call resumes where the last one stopped."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def test_every_variant_and_every_pilot_is_a_config_that_builds():
     }  # measured: cuDNN's is faster
     assert VARIANTS["as it is"] == Variant()
     assert len(set(VARIANTS.values())) == len(VARIANTS)
-    assert not [name for name in VARIANTS if "," in name]  # which is between names on the command line
+    assert not [name for name in VARIANTS if "," in name]  # it separates names on the command line
     toys = [commands.experiment("configs/cifar10.py:best", [*agenda.TOY, *changes]) for changes in PILOTS.values()]
     real = [commands.experiment("configs/cifar10.py:best", ["model.patch_size=4", *c]) for c in PILOTS.values()]
     assert len({made.config.to_json() for made in real}) == len(toys) == len(PILOTS)
@@ -52,7 +52,7 @@ def test_a_call_that_runs_out_of_time_is_not_done_and_another_failure_is_told(ca
 @pytest.mark.parametrize("dry", [False, True])
 @pytest.mark.parametrize(("module", "words"), [job[1:] for job in agenda.SPEEDS], ids=[job[0] for job in agenda.SPEEDS])
 def test_every_speed_is_a_config_that_builds(module, words, dry):
-    """In a rehearsal the last of two arguments for one setting counts."""
+    """In a rehearsal, the last of two arguments for the same setting counts."""
     parser = commands.parser("")
     parser.add_argument("--variants", default="")
     flags, assignments = commands.split(parser, [*words, *(agenda.SMALLER[module] if dry else [])])
@@ -61,7 +61,7 @@ def test_every_speed_is_a_config_that_builds(module, words, dry):
     if module == "benchmarks.trials":
         assert (made.config.train.batch_size <= 2) == dry
     else:
-        commands.parse(parser, words)  # knows the peers
+        commands.parse(parser, words)  # refuses unknown peers
         assert all((batch <= 2) == dry for _, batch in commands.cells(flags))
 
 
@@ -75,11 +75,11 @@ NAMES = [name for name, *_ in agenda.SPEEDS]
 
 @pytest.fixture
 def ran(call, monkeypatch, tmp_path):
-    """The jobs of point b as they are run: names, and each one's command. Each job writes its name; none runs.
+    """Records the names, commands and time limits of point b's jobs, which write their names instead of running.
 
-    What is in `ran.broken` fails so, and each job takes `ran.takes` seconds of the call.
+    A job in `ran.broken` fails with that error, and each job takes `ran.takes` seconds of the call.
     """
-    monkeypatch.chdir(tmp_path)  # where no carry/ is
+    monkeypatch.chdir(tmp_path)  # where there is no carry/
     found = SimpleNamespace(names=[], commands=[], limits=[], broken={}, takes=0)
 
     def run(words, check, timeout):
@@ -107,11 +107,11 @@ def test_every_speed_is_measured_once_and_in_order(call, ran):
         assert {path.name: path.read_text() for path in folder.glob("*.json")} == {
             f"{name}.json": name for name in NAMES
         }
-    assert all(480 < limit <= 500 for limit in ran.limits)  # what is left of the call
+    assert all(480 < limit <= 500 for limit in ran.limits)  # the time left of the call
 
 
 def test_the_speeds_go_on_where_a_call_stopped(call, ran):
-    """500 seconds, of which each job takes 150: with less than 170 left, none is begun."""
+    """Each job takes 150 of a call's 500 seconds; with less than 170 left, none is begun."""
     ran.takes = 150
     for done in range(3, len(NAMES), 3):
         assert agenda.speed(call) == agenda.AGAIN
@@ -123,7 +123,7 @@ def test_the_speeds_go_on_where_a_call_stopped(call, ran):
 
 
 def test_a_speed_that_was_brought_back_is_not_measured_again(call, ran):
-    """Not even in a call that has no time left for any other."""
+    """Not even in a call that has no time left for another one."""
     Path("carry").mkdir()
     for name in NAMES[:2]:
         (Path("carry") / f"{name}.json").write_text("carried")
@@ -136,7 +136,7 @@ def test_a_speed_that_was_brought_back_is_not_measured_again(call, ran):
 
 
 def test_a_speed_that_cannot_be_measured_is_named_after_the_others_and_tried_again(call, ran):
-    """One of them does not end, which is seen in time. What was begun before goes last."""
+    """One fails, the other exceeds its time limit. Jobs that were begun before go last."""
     ran.broken = {
         NAMES[0]: subprocess.CalledProcessError(2, "trials"),
         NAMES[3]: subprocess.TimeoutExpired("train", 9.0),
@@ -154,7 +154,7 @@ def test_a_speed_that_cannot_be_measured_is_named_after_the_others_and_tried_aga
 
 
 def test_a_rehearsal_measures_a_job_of_each_module_at_toy_size(call, ran):
-    """And nothing that was carried counts, as those are figures of a GPU."""
+    """What was carried does not count, as it was measured on a GPU."""
     Path("carry").mkdir()
     (Path("carry") / f"{NAMES[0]}.json").write_text("carried")
     assert agenda.speed(dataclasses.replace(call, dry=True)) == 0
@@ -185,7 +185,7 @@ def append_row(run, **row):
 
 @pytest.fixture
 def asked(call, monkeypatch):
-    """The calls of main.py, as (workdir's name, mode, settings), of points c and e; nothing is trained or finished."""
+    """The calls of main.py by points c and e, as (workdir's name, mode, settings); nothing is trained or finished."""
     for folder in ("data/cifar10/3.0.2", "best/classifier", "report"):
         (call.state / folder).mkdir(parents=True)
     (call.state / "data/cifar10/3.0.2/dataset_info.json").touch()
@@ -212,7 +212,7 @@ def test_the_reports_epochs_are_judged_once_each(call, asked, monkeypatch):
 
 
 def test_the_best_guidance_is_that_of_the_least_distance_and_none_is_measured_twice(call, asked, monkeypatch):
-    """The distance is the least at 1.6, to which 1.5 is the nearest: it alone is drawn 50,000 times."""
+    """The distance is smallest at 1.6, to which 1.5 is nearest: only with 1.5 are 50,000 images drawn."""
     main, finished = agenda.Call.main, []
 
     def evaluating(self, workdir, *words, assignments=(), reserve=0.0):

@@ -1,4 +1,4 @@
-"""What is compiled for GPUs that are not there, as far as no CUDA plugin is needed; with one, the whole of it."""
+"""Compiling for GPUs that are not there: as far as possible without a CUDA plugin, completely with one."""
 
 import importlib.util
 import json
@@ -21,7 +21,7 @@ PLUGIN = importlib.util.find_spec("jax_plugins.xla_cuda13") if importlib.util.fi
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 @pytest.mark.parametrize("name", PATCHES)
 def test_every_attention_is_one_that_a_gpu_is_given(name, dtype, shape, monkeypatch):
-    """Its gradient at the report's and our own tokens is lowered for CUDA: what JAX refuses, it refuses here."""
+    """Its gradient, at the report's and our token counts, is lowered for CUDA: what JAX refuses, it refuses here."""
     monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(attention, "has_cudnn_attention", lambda: True)
     N, K, G, E = shape
@@ -78,5 +78,5 @@ def test_a_program_is_compiled_for_two_cards_that_are_not_here(task, tmp_path):
     print(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
     found = json.loads((tmp_path / "c.json").read_text())
     assert found["teraflop"] == pytest.approx(found["teraflop_of_the_model"], rel=0.03)
-    assert ("collective" in found["kernels"]) == (task == "train")  # gradients meet, samples do not
+    assert ("collective" in found["kernels"]) == (task == "train")  # only gradients are summed over devices
     assert len((tmp_path / "k.txt").read_text().splitlines()) == sum(found["kernels"].values())

@@ -12,7 +12,7 @@ from dit_jax.errors import UserError
 
 
 class Fixed:
-    """A contestant that takes 0.1 s a unit, and 0.5 s more the first time; it notes what it was asked for."""
+    """A contestant that takes 0.1 s per unit, and 0.5 s more the first time; it records what it was asked for."""
 
     def __init__(self, multiple=1, told=None, log=None, name="one"):
         self.contestant = Contestant(name, "", {}, multiple=multiple)
@@ -27,12 +27,12 @@ class Fixed:
 
 def test_a_timing_lasts_as_long_as_asked_and_the_warm_up_is_not_in_it():
     assert contest.units_for(Fixed(), seconds=3.0) == 30
-    assert contest.units_for(Fixed(multiple=8), seconds=3.0) == 32  # 0.8 s a dispatch: four of them
+    assert contest.units_for(Fixed(multiple=8), seconds=3.0) == 32  # 0.8 s per dispatch: four of them
     assert contest.units_for(Fixed(multiple=8), seconds=0.01) == 8
 
 
 def test_a_row_by_hand():
-    """4 steps of 10 images in 2, 4 and 8 s: 20, 10 and 5 images/s; 3 GFLOP an image at a peak of 100 GFLOP/s."""
+    """4 steps of 10 images in 2, 4 and 8 s: 20, 10 and 5 images/s; 3 GFLOP per image at a peak of 100 GFLOP/s."""
     answers = [{"seconds": s, "peak_bytes": b} for s, b in ((2.0, 7), (8.0, 9), (4.0, 8))]
     row = contest.row_of(Fixed(told={"version": "1"}), 4, answers, images=10, flops=3e9, peak=100e9)
     assert row["images_per_s"] == {"median": 10.0, "min": 5.0, "max": 20.0}

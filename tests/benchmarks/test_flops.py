@@ -32,7 +32,7 @@ def test_the_reports_model_by_hand():
 
 
 def dots(jaxpr):
-    """Sum over every matrix product of a program: 2 x (elements of the result) x (length of what is summed over)."""
+    """Returns the sum over all matrix products: 2 x (elements of the result) x (length of the axes summed over)."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -63,7 +63,7 @@ def test_the_count_is_that_of_the_traced_program(assignments):
 
 
 def test_training_is_three_forward_passes_but_for_what_needs_no_gradient():
-    """Nothing asks for the gradient by the pixels or by the sinusoid: those two products are all that is missing.
+    """Only the gradients with respect to the pixels and the sinusoid are not needed: those two products are missing.
 
     The class table's gradient, of 11 rows of 128, is a product that no forward pass has.
     """

@@ -91,16 +91,16 @@ def step():
 
 
 def test_every_kernel_of_the_loop_is_there_once_and_of_an_inner_loop_as_often_as_it_turns(step):
-    """Two fusions, cuBLAS, a sum over devices, cuDNN's attention, three turns of a loop, and the larger branch."""
+    """Two fusions, cuBLAS, a sum over devices, cuDNN's attention, three iterations of a loop, and the larger branch."""
     assert [one.kind for one in step] == ["other", "product", "product", "collective", "attention", *["other"] * 4]
     assert [one.name for one in step[-4:]] == ["negate.1"] * 3 + ["abs.1"]
     assert step[1].source == "jit(call)/mlp"
 
 
 def test_bytes_by_hand(step):
-    """Of 100 rows ten are read; a product reads both operands in bfloat16; 16 numbers go in and out elsewhere."""
+    """Ten of 100 rows are read; a product reads both operands in bfloat16; elsewhere 16 numbers go in and out."""
     picked = 10 * 8 * 4 + 8 * 4 + 10 * 8 * 4
-    product, blas = (10 * 8 + 8 * 4 + 10 * 4) * 2, (10 * 8 + 10 * 4) * 2 + 8 * 4 * 4  # and no loan of 4096
+    product, blas = (10 * 8 + 8 * 4 + 10 * 4) * 2, (10 * 8 + 10 * 4) * 2 + 8 * 4 * 4  # without the 4096 of scratch
     assert [one.bytes for one in step] == [picked, product, blas, *[2 * 16 * 4] * 6]
 
 

@@ -1,4 +1,4 @@
-"""What is carried to a lent machine comes out as it went in, in the layout that CIFAR-10's authors publish."""
+"""Data packed for a lent machine are restored exactly, in the layout that CIFAR-10's authors publish."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ RNG = np.random.default_rng(0)
 @pytest.mark.parametrize(
     "images",
     [
-        RNG.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8),  # every difference there is
+        RNG.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8),  # every possible difference
         np.full((2, 4, 6, 3), 255, np.uint8),
         np.stack([np.full((5, 5, 3), (255, 0, 255), np.uint8), np.full((5, 5, 3), (0, 255, 0), np.uint8)]),
     ],
@@ -25,7 +25,7 @@ def test_images_come_back(images):
 
 
 def test_the_predictor_by_hand():
-    """Left, above and the corner between: an edge takes the nearer neighbour, a slope goes on."""
+    """From left, above and the corner between: an edge takes one of the neighbours, a slope is continued."""
     found = codec.foretell(*(np.array(values) for values in ([10, 3, 5], [20, 9, 6], [30, 1, 5])))
     assert found.tolist() == [10, 9, 6]  # corner above both: the lower; below both: the higher; 5 + 6 - 5
 
@@ -37,7 +37,7 @@ def test_smooth_images_become_small():
 
 
 def test_halves_and_back_to_the_archive(tmp_path, monkeypatch):
-    """Three records a file; the records of the archive that is written are those of the one that was read."""
+    """Three records per file; the archive that is written has the records of the one that was read."""
     monkeypatch.setattr(cifar10, "RECORDS_PER_FILE", 3)
     contents = {name: RNG.integers(0, 10, (3, 3073), dtype=np.uint8).tobytes() for name in pack.FILES}
     pack.write_archive(np.frombuffer(b"".join(contents.values()), np.uint8).reshape(-1, 3073), tmp_path)

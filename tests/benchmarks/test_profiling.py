@@ -1,4 +1,4 @@
-"""What a profile says of a step, on events and kernels counted by hand."""
+"""What a profile says about a step, with events and kernels counted by hand."""
 
 from types import SimpleNamespace
 
@@ -37,7 +37,7 @@ BLOCK = "jit(call)/while/body/transpose(jvp(DiT))/DiT._blocks/block_{}/mlp/Dense
 def test_the_rows_of_a_step_by_hand():
     """Two steps on a card of 1 GB/s and 1 TFLOP/s: a MB takes 1 ms, and so does a GFLOP.
 
-    The kernels of block_1 and block_0 are one row, and the former ran under the latter's name, four times in two steps.
+    The kernels of block_1 and block_0 share a row; the former ran under the latter's name, four times in two steps.
     """
     compiled = [
         Kernel("product", 2_000_000, 5 * 10**9, "gemm.1", "jit(call)/while/body/jvp(DiT)/final/dot_general"),  # 5 ms
@@ -65,7 +65,7 @@ def test_the_rows_of_a_step_by_hand():
 
 
 def test_kernels_of_ours_run_under_their_own_names():
-    """Of two programs of one kernel, XLA gives the second a number."""
+    """If one kernel has two programs, XLA adds a number to the second's name."""
     inside = "jit(call)/while/body/jvp(DiT)/DiT._blocks/block_{}/cond/branch_0_fun/norm_kernel/pallas_call"
     compiled = [Kernel("other", 1_000_000, 0, f"pallas_call.{i}", inside.format(i)) for i in range(2)]
     (row,) = profiling.rows({"norm_kernel": (2, 3.0), "norm_kernel__1": (2, 5.0)}, compiled, 2, (1e9, 1e12))

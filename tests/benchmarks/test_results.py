@@ -1,4 +1,4 @@
-"""The files of results/: made from a run, and README's table from them."""
+"""The files of results/, which are made from a run, and the README's table, which is made from them."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_a_judge_that_saw_real_images_has_them_beside():
 
 
 def test_tiles_are_the_first_of_each_class_in_order():
-    """Pixel = 10 x class + number within the class; two classes of 50: two rows of 50."""
+    """A pixel is 100 x class + number within the class; the first 50 of each of two classes make two rows of 50."""
     labels = np.tile([1, 0], 60)
     images = np.zeros((120, 2, 2, 3), np.uint8)
     for label in (0, 1):

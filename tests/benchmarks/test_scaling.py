@@ -1,4 +1,4 @@
-"""The scaling plots: one value at a time, and the prediction by hand."""
+"""The scaling plots: each axis changes one value, and the prediction by hand."""
 
 import json
 

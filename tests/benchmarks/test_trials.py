@@ -32,7 +32,7 @@ def small(monkeypatch):
 
 @pytest.mark.long
 def test_both_compute_the_same_steps_and_their_rates_are_written(small, monkeypatch, tmp_path, capsys):
-    """The losses of the first two steps are those of two programs: the patch did have a part in the second."""
+    """Two different programs have the same loss in the first two steps: the patch took effect in the second."""
     losses, programs, real = [], [], trials.runner
 
     def runner(program, held, data, a_call):
@@ -67,7 +67,7 @@ def test_a_variant_that_is_none():
 
 
 def test_a_variant_that_does_not_compile_is_told_and_the_other_timed(small, monkeypatch, tmp_path, capsys):
-    """Here each step of a program takes a thousandth of a second. What cannot be traced or run is told alike."""
+    """Each step of a program takes a millisecond here. What cannot be traced or run is reported in the same way."""
     fail, told = [], "RuntimeError: INTERNAL: no such kernel"
 
     def failing(where, result):

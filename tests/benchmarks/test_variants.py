@@ -1,4 +1,4 @@
-"""Other ways to compute a step compute the same. Kernels for GPUs are interpreted here, and lowered for CUDA."""
+"""The variants of a step compute the same. Kernels for GPUs are interpreted here, and lowered for CUDA."""
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ def test_short_attention_and_its_gradient_are_those_of_jax(N, K, G, E):
 
 
 def test_short_attention_of_large_scores_is_finite():
-    """The scores reach 1,154 here, and exp(89) is no float32."""
+    """The scores reach 1,154 here, and exp(89) overflows float32."""
     x = 20 * jax.random.normal(jax.random.key(0), (1, 16, 3, 16))
     attend = lambda x: short_attention.short_attention(x, 1)  # noqa: E731
     assert jnp.isfinite(jax.jit(attend)(x)).all()
@@ -63,7 +63,7 @@ def test_short_attention_of_large_scores_is_finite():
 
 @pytest.fixture
 def attend():
-    """Runs self-attention with N tokens of width 32, four query heads and two key heads, by either class."""
+    """Returns run(cls, N, ...): self-attention of N tokens of width 32, four query and two key heads, by `cls`."""
 
     def run(cls, N, qk_norm=False, dtype=jnp.bfloat16):
         module = cls(num_heads=4, num_kv_heads=2, qk_norm=qk_norm, dtype=dtype)
@@ -92,7 +92,7 @@ def test_long_sequences_and_float32_have_our_attention(attend):
 @pytest.mark.parametrize("shape", [(3, 5, 40), (2, 8, 64)])
 @pytest.mark.parametrize("terms", [1, 2])
 def test_a_sum_and_its_norm_in_one_kernel_have_the_gradients_of_two(shape, terms):
-    """Against our layer norm, which has a test of its own; the first token has no deviation."""
+    """Against our layer norm, which has a test of its own; the first token's deviation is 0."""
     arrays = 1 + 2 * jax.random.normal(jax.random.key(0), (terms + 2, *shape))
     *given, of_sum, of_norm = arrays.at[:, :, 0].set(1.0)
 
@@ -135,7 +135,7 @@ def test_gelus_gradient_and_its_sums_are_those_of_jax(R, F):
 @pytest.mark.parametrize("with_gelu", [False, True])
 @pytest.mark.parametrize("variant", [biased_in_product, biased_with_sums])
 def test_a_bias_in_the_product_is_ours_within_rounding(variant, with_gelu):
-    """Of 512 rows in bfloat16, whose eight bits leave an error of up to 0.4% in each value."""
+    """For 512 rows in bfloat16, whose eight bits leave an error of up to 0.4% in each value."""
     rows, gradient = jax.random.normal(jax.random.key(0), (2, 512, 40)).astype(jnp.bfloat16)
     bias = jax.random.normal(jax.random.key(1), (40,))
 
@@ -144,7 +144,7 @@ def test_a_bias_in_the_product_is_ours_within_rounding(variant, with_gelu):
         return out, *back(gradient.astype(out.dtype))
 
     traced = jax.make_jaxpr(lambda rows, bias: variant(rows, bias, jnp.bfloat16, with_gelu))(rows, bias)
-    assert "erf" not in str(traced)  # but a tanh, which cuBLASLt's GELU has too
+    assert "erf" not in str(traced)  # it has a tanh, as cuBLASLt's GELU does
     for found, expected in zip(run(variant, jnp.bfloat16), run(layers.biased, jnp.float32), strict=True):
         assert apart(found.astype(jnp.float32), expected) < 5e-3
     for found, expected in zip(run(variant, jnp.float32), run(layers.biased, jnp.float32), strict=True):
@@ -167,7 +167,7 @@ USED = {"short_attention": ATTENTION, "row_norms": NORMS, "with_sums": GELU, "al
 
 @pytest.mark.parametrize("name", ["", *USED])
 def test_a_step_has_the_kernels_of_its_variant(name):
-    """The train call of a small model in bfloat16, lowered for CUDA; each kernel's name is in its own."""
+    """The train call of a small model in bfloat16, lowered for CUDA, has its variant's kernels by name."""
     toy = ["model.depth=1", "model.width=64", "model.patch_size=8", "model.dtype=bfloat16", "train.batch_size=8"]
     made = commands.experiment("configs/cifar10.py:report", toy)
     images, labels = jax.ShapeDtypeStruct((64, 32, 32, 3), np.uint8), jax.ShapeDtypeStruct((64,), np.int32)

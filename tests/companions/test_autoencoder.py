@@ -1,4 +1,4 @@
-"""Large images pass through the autoencoder some at a time: memory is bounded, and nothing else changes."""
+"""Large images pass through the autoencoder a few at a time: memory is bounded, and the results are the same."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What the networks beside a run take of its config."""
+"""What a run's companion networks take from its config."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from tests import tiny
     ("kind", "make"), [(ClassifierExperiment, classifier_config), (AutoencoderExperiment, autoencoder_config)]
 )
 def test_the_rate_rises_in_a_tenth_of_the_steps_and_falls_to_0_at_the_last(kind, make, monkeypatch):
-    """Of its own steps, with its own peak. (1 + cos(pi / 2)) / 2 of it is left half-way; at most 100 steps rise."""
+    """Of its own steps, with its own peak; the rise takes at most 100. Half-way down, (1 + cos(pi / 2)) / 2 is left."""
     tiny.install(monkeypatch)
     for steps, warmup in ((40, 4), (4_000, 100)):
         own = {f"{kind.section}__steps": steps, f"{kind.section}__learning_rate": 0.5}
@@ -23,7 +23,7 @@ def test_the_rate_rises_in_a_tenth_of_the_steps_and_falls_to_0_at_the_last(kind,
 
 @pytest.mark.parametrize("make", [classifier_config, autoencoder_config])
 def test_what_a_run_alone_does_a_companion_does_not(make, monkeypatch):
-    """It draws no samples, needs no judge (it may become that itself), and takes its own batch whole and unshared."""
+    """It draws no samples, is not evaluated (it may be the judge), and takes its own batch whole, unsharded."""
     tiny.install(monkeypatch)
     of_run = dict(train__init_from="elsewhere", train__microbatches=4, train__batch_size=64, train__shard_params=True,
                   train__sample_every=3, evaluate__every_steps=5)  # fmt: skip

@@ -28,7 +28,7 @@ def shapes():
 
 
 def theirs():
-    """The names and shapes of AutoencoderKL, of two stages of 4 and 8 channels with a block each, written out."""
+    """Returns random tensors by the names and shapes of AutoencoderKL, for stages of 4 and 8 channels, a block each."""
     shapes = {"quant_conv": (4, 4, 1), "post_quant_conv": (2, 2, 1)}
 
     def block(name, inputs, outputs):
@@ -155,7 +155,7 @@ def test_what_is_no_such_autoencoder_is_refused(change, words, tmp_path):
 
 
 def test_a_config_of_an_autoencoder_that_says_nothing_of_files_is_refused_as_another(tmp_path, capfd):
-    """Of an older version, or edited: one line, as for any other difference."""
+    """It is from an older version, or was edited: one line, as for any other difference."""
     folder = tmp_path / "w" / "autoencoder"
     (folder / "checkpoints" / "0").mkdir(parents=True)
     sections = {key: {} for key in ("data", "model", "diffusion", "optimizer", "train", "sample")}

@@ -1,4 +1,4 @@
-"""`cifar10` from archives of our own making, in the published layout with three records a file.
+"""Tests `cifar10` with archives made here, in the published layout with three records per file.
 
 Layout (https://www.cs.toronto.edu/~kriz/cifar.html): a record is 1 label byte, then 1024 red, 1024 green and 1024 blue
 bytes, each plane row by row; six files and the class names lie in one folder.
@@ -23,13 +23,13 @@ from dit_jax.data import cifar10, datasets
 from dit_jax.errors import UserError
 
 FOLDER = "cifar-10-batches-bin"
-NAMES = b"airplane\nautomobile\nbird\ncat\ndeer\ndog\nfrog\nhorse\nship\ntruck\n\n"  # the published one ends so, too
+NAMES = b"airplane\nautomobile\nbird\ncat\ndeer\ndog\nfrog\nhorse\nship\ntruck\n\n"  # the published one ends like this
 BINARIES = [f"data_batch_{i}.bin" for i in (1, 2, 3, 4, 5)] + ["test_batch.bin"]
 RECORDS = 3
 
 
 def record(serial):
-    """Record `serial` of 18: red grows down the rows, green along the columns, blue is the serial number."""
+    """Returns record `serial` of 18: red grows down the rows, green along the columns, blue is the serial number."""
     red = [8 * row for row in range(32) for _ in range(32)]
     green = [7 * column for _ in range(32) for column in range(32)]
     return bytes([label_of(serial), *red, *green, *[10 * serial] * 1024])
@@ -79,7 +79,7 @@ def archive(tmp_path):
 
 @pytest.fixture
 def run(tmp_path, capsys):
-    """Runs the command line on an archive; returns the exit status and what it said."""
+    """Returns a function that runs the command line on an archive and returns (exit status, captured output)."""
 
     def command(archive, *flags):
         status = cifar10.main(["--archive", str(archive), "--data_dir", str(tmp_path / "data"), *flags])
@@ -92,7 +92,7 @@ ALLOW = "--allow_checksum_mismatch"
 
 
 def refused(run, archive):
-    """The one line on stderr that begins with `error:`; nothing is left that looks prepared."""
+    """Returns the only error line on stderr; asserts that nothing is left that looks prepared."""
     status, said = run(archive, ALLOW)
     lines = [line for line in said.err.splitlines() if "error:" in line]
     assert status == 2
@@ -230,7 +230,7 @@ def test_a_member_twice(run, tmp_path):
 
 
 def test_bomb(run, tmp_path):
-    """50 MB of zeros in 50 kB, in a file that would only be skipped, end after the size of the real data."""
+    """50 MB of zeros packed into 50 kB, in a file that is only skipped: reading stops at the size of the real data."""
     files = {f"{FOLDER}/readme.html": bytes(50_000_000)} | good_files()
     bomb = pack(tmp_path / "bomb.tar.gz", files)
     assert bomb.stat().st_size < 100_000
@@ -256,7 +256,7 @@ def test_a_header_that_is_no_header(run, tmp_path):
 
 
 def test_bomb_in_a_header(run, tmp_path):
-    """An extended header that is held in memory as a whole is bounded just so."""
+    """An extended header, which is held in memory as a whole, is bounded in the same way."""
     member = tarfile.TarInfo(f"{FOLDER}/readme.html")
     member.pax_headers = {"comment": "x" * 20_000_000}
     assert "unpacks to more" in refused(run, pack(tmp_path / "bomb.tar.gz", {"": member} | good_files()))
@@ -270,7 +270,7 @@ def test_truncated(run, archive, share):
 
 
 def test_damaged_bytes(run, archive):
-    """Whatever byte is wrong, at the latest gzip's own checksum at the end shows it."""
+    """Whichever byte is wrong, gzip's own checksum at the end shows it at the latest."""
     content = archive.read_bytes()
     for place in (0, len(content) // 3, len(content) // 2, len(content) - 6):
         archive.write_bytes(content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :])
@@ -326,7 +326,7 @@ def test_load_takes_an_archive_placed_by_hand(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_killed_run_leaves_nothing_that_is_taken_for_whole(run, archive, tmp_path):
-    """SIGKILL in the midst of the training split; the same command then prepares all."""
+    """SIGKILL in the middle of the training split; the same command then prepares everything."""
     code = (
         "import os, signal, sys; from dit_jax.data import cifar10, preparation; cifar10.RECORDS_PER_FILE = 3\n"
         "png, calls = preparation.png, []\n"

@@ -117,7 +117,7 @@ def test_nothing_imports_tensorflow(tmp_path):
 
 
 def refused(*args):
-    """The one line of the UserError that `load` raises."""
+    """Returns the only line of the UserError that `load` raises."""
     with pytest.raises(UserError) as caught:
         datasets.load(*args)
     assert "\n" not in str(caught.value)
@@ -191,7 +191,7 @@ def test_a_shorter_split_than_promised_is_damaged(prepared):
 
 @pytest.mark.parametrize(("mode", "size"), [("L", (6, 4)), ("RGBA", (6, 4)), ("RGB", (4, 6)), ("RGB", (6, 5))])
 def test_a_record_of_another_shape_than_promised_is_refused(mode, size):
-    """Promised are four rows of six pixels in three colours."""
+    """Expected are four rows of six pixels in three colours."""
     png = io.BytesIO()
     Image.new(mode, size).save(png, "PNG")
     with pytest.raises(ValueError, match="6 x 4 x 3"):

@@ -1,4 +1,4 @@
-"""A folder of pictures as a data set: what it becomes, when its copy is made anew, the line for what cannot be used."""
+"""A folder of pictures as a data set: its contents, when its copy is remade, and the line about what cannot be used."""
 
 import dataclasses
 import errno
@@ -21,7 +21,7 @@ SIZE = 8
 
 
 def paint(path, seed, size=(8, 8)):
-    """A picture that no other seed has."""
+    """Saves a picture that is unique to the seed; returns its pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -29,7 +29,7 @@ def paint(path, seed, size=(8, 8)):
 
 
 def fill(root, counts, first=0):
-    """counts[class] pictures named 0.png, 1.png ... in root/class; returns {bytes: class}."""
+    """Saves counts[class] pictures as root/class/0.png, 1.png, ...; returns {bytes: class}."""
     made = {}
     for name, count in counts.items():
         for i in range(count):
@@ -44,7 +44,7 @@ def source(root, data_dir, names=("cat", "dog"), **more):
 
 
 def read(of):
-    """{bytes of an image: its class} of both splits."""
+    """Returns {split: {bytes of an image: its class}}."""
     splits = {}
     for split in datasets.SPLITS:
         images, labels = datasets.open_split(of, split).load()
@@ -54,7 +54,7 @@ def read(of):
 
 @pytest.fixture
 def root(tmp_path):
-    """40 cats and 3 dogs."""
+    """A folder of 40 pictures of the class cat and 3 of dog."""
     fill(tmp_path / "root", {"dog": 3, "cat": 40})
     return tmp_path / "root"
 
@@ -66,7 +66,7 @@ def test_every_picture_is_in_one_split_under_its_class(tmp_path, monkeypatch):
     splits = read(found)
     assert splits["train"] | splits["test"] == made
     assert not set(splits["train"]) & set(splits["test"])
-    assert sorted(splits["test"].values()) == ["cat", "cat", "dog"]  # one in twenty, but one of each at least
+    assert sorted(splits["test"].values()) == ["cat", "cat", "dog"]  # one in twenty, but at least one per class
     facts = datasets.info(found.name, found.folder)
     assert facts == datasets.DatasetInfo("image_folder", (8, 8, 3), ("cat", "dog"))
 
@@ -92,7 +92,7 @@ def test_a_new_picture_changes_the_held_out_ones_by_one_at_most(root):
 @pytest.mark.parametrize("name", ["test", "val", "validation"])
 def test_folders_of_splits_are_the_splits(name, tmp_path):
     train = fill(tmp_path / "root" / "train", {"cat": 3, "dog": 2})
-    test = fill(tmp_path / "root" / name, {"dog": 2}, first=100)  # a class without test pictures is none to mind
+    test = fill(tmp_path / "root" / name, {"dog": 2}, first=100)  # a class may lack test pictures
     splits = read(source(tmp_path / "root", tmp_path / "data"))
     assert splits == {"train": train, "test": test}
     assert folders.class_names(str(tmp_path / "root")) == ("cat", "dog")
@@ -116,7 +116,7 @@ def test_two_names_of_one_folder_of_test_pictures_are_no_two_folders(there, link
 
 
 def test_train_and_test_may_be_classes(tmp_path):
-    """Of trains, of tests; there is no folder in them."""
+    """They are classes of these names, as there are no folders in them."""
     fill(tmp_path, {"train": 2, "test": 2})
     assert folders.class_names(str(tmp_path)) == ("test", "train")
 
@@ -234,7 +234,7 @@ def test_broken_pictures_may_be_left_out(root, tmp_path, caplog):
     assert "broken pictures skipped (3): cat/3.png, cat/4.png, cat/5.png" in caplog.text
     counts = f"{len(splits['train'])} for training, {len(splits['test'])} for testing"
     assert counts in caplog.text
-    with pytest.raises(UserError, match=str(root / "cat")):  # the copy without them is not for who wants all
+    with pytest.raises(UserError, match=str(root / "cat")):  # without skip_broken, that copy is not used
         read(source(root, tmp_path / "data"))
     for i in range(3):
         (root / "dog" / f"{i}.png").write_bytes(b"")
@@ -243,7 +243,7 @@ def test_broken_pictures_may_be_left_out(root, tmp_path, caplog):
 
 
 def test_a_file_server_that_is_gone_breaks_no_picture(root, tmp_path, monkeypatch):
-    """Else the copy, which is made once, would lack it for ever."""
+    """Otherwise the copy, which is made once, would lack the picture for ever."""
 
     def late(path, size):
         raise OSError(errno.ETIMEDOUT, "Connection timed out", str(path))
@@ -324,7 +324,7 @@ def test_other_classes_than_the_runs_are_refused(root, tmp_path):
 )
 @pytest.mark.parametrize(("content", "fix"), [("", "omit it"), ("8px-0", "use another workdir")])
 def test_classes_in_another_order_would_be_other_labels(names, told, content, fix, root, tmp_path):
-    """A label is the place of its folder among the sorted ones, and class_names[label] is what people read."""
+    """A label is the position of its folder in sorted order, and class_names[label] is the name that users see."""
     folder = dataclasses.replace(source(root, tmp_path / "data", names).folder, content=content)
     with pytest.raises(UserError, match=f"repeats classes of .*, or is not in alphabetical order: {told}; {fix}"):
         image_folder.refresh(folder, tmp_path / "data")
@@ -380,12 +380,12 @@ def test_a_kill_leaves_nothing_half_made(root, tmp_path):
 def test_the_copy_must_not_lie_among_the_classes(root, inside):
     with pytest.raises(UserError, match=r"data.data_dir=.*the copy would lie within data.root=.*use another folder"):
         checks.check_folder(ConfigDict({"root": str(root), "data_dir": str(root / inside), "image_size": 8}))
-    for beside in (root.parent, root / ".cache" / "below"):  # names with a dot are passed over
+    for beside in (root.parent, root / ".cache" / "below"):  # hidden folders are ignored
         checks.check_folder(ConfigDict({"root": str(root), "data_dir": str(beside), "image_size": 8}))
 
 
 def test_a_full_disk_is_one_line_whoever_notices_it(root, tmp_path, monkeypatch):
-    """ArrayRecord's writer raises a RuntimeError."""
+    """Here ArrayRecord's writer notices it, and raises a RuntimeError."""
 
     def full(*_, **__):
         raise RuntimeError('Failed to finalize writing of split "train": write() failed: No space left on device')

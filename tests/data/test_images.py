@@ -1,4 +1,4 @@
-"""Images of the user's own: what is read, and the line for what is not."""
+"""The user's own images: what is read, and the line about what is refused."""
 
 import errno
 import os
@@ -81,7 +81,7 @@ def test_a_turned_picture_is_read_upright(tmp_path):
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_any_flipped_bit_of_an_npz_is_found(save, tmp_path):
-    """Only the zip's own notes may change unseen: then the images are right."""
+    """Only a change of the zip's metadata may go unnoticed, and then the images are right."""
     save(tmp_path / "whole.npz", images=PIXELS, labels=[2, 1])
     whole = (tmp_path / "whole.npz").read_bytes()
     for i in range(len(whole)):
@@ -96,7 +96,7 @@ def test_any_flipped_bit_of_an_npz_is_found(save, tmp_path):
 
 
 def test_any_flipped_bit_of_a_png_is_found(tmp_path):
-    """Or changes no pixel; `read_square` sees the same file."""
+    """Or it changes no pixel; `read_square` reads the same file."""
     pixels = np.random.default_rng(3).integers(0, 256, (8, 8, 3), np.uint8)
     path = tmp_path / "x.png"
     Image.fromarray(pixels).save(path)
@@ -134,7 +134,7 @@ def text(name):
 
 
 def no_array(name):
-    """A zip in which an array's place holds something else."""
+    """Returns a function that makes an NPZ file with text in place of the array `name`."""
 
     def make(folder):
         np.savez(folder / "x.npz", images=PIXELS)
@@ -148,7 +148,7 @@ def no_array(name):
 
 
 def sixteen_bits(folder):
-    """A PNG with 16 bits of each colour, by the PNG specification's section 11; Pillow writes none."""
+    """Writes a PNG with 16 bits per colour, by the PNG specification's section 11; Pillow cannot write one."""
     chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))  # noqa: E731
     rows = b"".join(b"\0" + b"\x12\xff" * 3 * SHAPE[1] for _ in range(SHAPE[0]))
     header = struct.pack(">IIBBBBB", SHAPE[1], SHAPE[0], 16, 2, 0, 0, 0)
@@ -194,7 +194,7 @@ def test_a_mistake_is_one_line(mistake, tmp_path):
 
 
 def test_any_still_picture_of_8_bits_will_do(tmp_path):
-    """Opaque, by palette, black and white, or in the colours of print: what Pillow makes of it."""
+    """With opaque alpha, with a palette, in black and white, or CMYK: as Pillow converts it to RGB."""
     plain = Image.fromarray(PIXELS[0])
     for name, made in {
         "a.png": Image.fromarray(np.dstack([PIXELS[0], np.full(SHAPE[:2], 255, np.uint8)])),
@@ -215,7 +215,7 @@ def test_a_picture_of_another_size_is_named(tmp_path):
 
 
 def test_pictures_to_start_from_are_made_to_fit_as_those_of_a_training_are(tmp_path):
-    """Of six by four pixels the middle square; enlarged ninefold, it is itself again."""
+    """The middle square of six by four pixels; the same from a picture of that square, enlarged ninefold."""
     Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
     Image.fromarray(PIXELS[1][:, 1:5]).save(tmp_path / "b.png")
     for path in (tmp_path, tmp_path / "a.png"):
@@ -227,7 +227,7 @@ def test_pictures_to_start_from_are_made_to_fit_as_those_of_a_training_are(tmp_p
     grey = next(open_images(tmp_path / "large.png", (4, 4, 1), 3, fit=True).chunks())
     assert grey.shape == (1, 4, 4, 1)
     np.savez(tmp_path / "n.npz", images=PIXELS)
-    with pytest.raises(UserError, match="has images of"):  # arrays are as somebody has made them
+    with pytest.raises(UserError, match="has images of"):  # arrays are used as they are
         open_images(tmp_path / "n.npz", (4, 4, 3), 3, fit=True)
 
 
@@ -259,7 +259,7 @@ def test_a_file_server_that_is_gone_breaks_no_picture(tmp_path, monkeypatch):
 
 
 def test_a_pipe_is_no_picture(tmp_path):
-    """Opening one would wait for ever."""
+    """Opening one would block for ever."""
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(UserError, match="cannot be read"):
         list(open_images(tmp_path, (4, 4, 3), 3).chunks())

@@ -1,4 +1,4 @@
-"""Latents on the disk: what comes back, what a killed encoding leaves, and one clear line for damage."""
+"""Latents on disk: what is read back, what an interrupted encoding leaves, and one clear line for damage."""
 
 import contextlib
 import errno
@@ -25,7 +25,7 @@ def images(count=COUNT):
 
 
 def known(batch):
-    """The first values of each image and, below, their negatives."""
+    """Encodes each image as its first 24 values, scaled, and their negatives."""
     values = batch.reshape(len(batch), -1)[:, :24].astype(np.float32) / 7
     return np.stack([values, -values], 1).reshape(-1, *SHAPE)
 
@@ -37,7 +37,7 @@ def kept(folder, encode=known, batch_size=4, told=lambda done: None):
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    """Of ten examples: three files."""
+    """Makes each file hold at most ten examples, so that there are three."""
     monkeypatch.setattr(latents, "PART_BYTES", 10 * 48 * 4 + 100)
 
 
@@ -134,7 +134,7 @@ def test_damage_is_one_line(damage, tmp_path):
 
 @contextlib.contextmanager
 def small_disk():
-    """A limit on the size of files stands for the disk's; not for longer than needed, as pytest may print to a file."""
+    """A limit on file sizes stands in for a full disk, for as short as possible, as pytest may print to a file."""
     before, on_excess = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
     try:
@@ -152,7 +152,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
 
 
 def test_a_folder_that_may_not_be_written_is_told_with_its_path(tmp_path, monkeypatch):
-    """Root may write anywhere, so the refusal is put in by hand."""
+    """Root may write anywhere, so `Path.touch` is patched to refuse."""
 
     def refuse(path, *rest, **more):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
@@ -166,7 +166,7 @@ def test_a_folder_that_may_not_be_written_is_told_with_its_path(tmp_path, monkey
 
 @pytest.fixture
 def no_handles():
-    """No more files can be opened; of what is open already nothing changes."""
+    """No more files can be opened; files that are open already are not affected."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
     yield
@@ -182,7 +182,7 @@ def test_a_machine_without_file_handles_has_no_damaged_latents(tmp_path, request
 
 
 def test_latents_that_may_not_be_read_are_not_damaged():
-    """In array_record's own words."""
+    """The messages are array_record's own."""
     error = RuntimeError("open() failed: Permission denied; opening /d/00000-of-00001.array_record; Failed to open")
     assert errno_of(error) == errno.EACCES
     assert explain(error)[0] == 2

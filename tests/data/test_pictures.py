@@ -1,4 +1,4 @@
-"""A picture of any kind as a square, against answers that PIL had no part in."""
+"""Pictures of any kind as squares, against results that were computed without PIL."""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def test_the_middle_square_is_cropped(height, width, top, left, tmp_path):
 
 @pytest.mark.parametrize(("height", "width", "size"), [(61, 90, 16), (48, 48, 20), (200, 133, 32), (10, 14, 32)])
 def test_resizing_is_jaxs_antialiased_cubic(height, width, size, tmp_path):
-    """`jax.image.resize` has the same kernel (Keys 1981, a = -1/2), widened alike where it shrinks."""
+    """`jax.image.resize` has the same kernel (Keys 1981, a = -1/2), widened in the same way for shrinking."""
     pixels = smooth(height, width)
     side, top, left = min(height, width), (height - min(height, width)) // 2, (width - min(height, width)) // 2
     square = jnp.asarray(pixels[top : top + side, left : left + side], jnp.float32)
@@ -56,7 +56,7 @@ def test_resizing_is_jaxs_antialiased_cubic(height, width, size, tmp_path):
 
 
 def test_stripes_too_fine_to_show_become_their_mean(tmp_path):
-    """Without antialiasing, every eighth row of black and white in turn is black."""
+    """Rows are black and white in turn; without antialiasing, every eighth row, which is black, would be taken."""
     pixels = np.zeros((64, 64, 3), np.uint8)
     pixels[1::2] = 255
     image, _ = read_square(save(tmp_path / "a.png", pixels), 8)
@@ -74,7 +74,7 @@ def palette():
 
 
 def with_alpha():
-    """Red that becomes transparent to the right, over white by hand: a c + (1 - a) 255."""
+    """Returns red of several opacities and, by hand, what it looks like over white: a c + (1 - a) 255."""
     rgba = np.zeros((4, 4, 4), np.uint8)
     rgba[..., 0], rgba[..., 3] = 200, np.array([255, 255, 0, 51])
     alpha = rgba[..., 3:] / 255.0

@@ -9,7 +9,7 @@ from dit_jax.data.pipeline import batch_indices, crop, epoch_orders, flip, steps
 
 
 def read(first_step, count, n=23, batch=5, seed=0):
-    """Indices of `count` global batches in one dispatch that starts at `first_step`: [count, batch]."""
+    """Returns the indices of `count` global batches in one dispatch that starts at `first_step`: [count, batch]."""
     return np.asarray(dispatch(jax.random.key(seed), jnp.int32(first_step), count, n, batch))
 
 
@@ -67,7 +67,7 @@ def test_enough_epochs_are_ready_from_any_first_step():
 
 
 def test_late_steps_are_as_good_as_early_ones():
-    """Step 10 million is still inside int32 and still a permutation."""
+    """Step 10 million is within int32, and its epoch is still a permutation."""
     epoch = read(10_000_000, 4, n=20, batch=5)
     assert (np.sort(epoch.ravel()) == np.arange(20)).all()
 
@@ -89,7 +89,7 @@ def test_flip_mirrors_left_to_right_half_of_the_images_by_their_own_keys():
     same = (out == x).all(axis=(1, 2, 3))
     assert (mirrored ^ same).all()
     assert abs(mirrored.mean() - 0.5) < 5 * 0.5 / np.sqrt(n)
-    np.testing.assert_array_equal(flip(jnp.asarray(x[7:9]), keys[7:9]), out[7:9])  # whatever the batch
+    np.testing.assert_array_equal(flip(jnp.asarray(x[7:9]), keys[7:9]), out[7:9])  # in any batch
 
 
 def test_of_latents_that_come_as_both_flip_takes_what_it_would_make_of_the_images():
@@ -105,7 +105,7 @@ def test_latents_are_float_already():
 
 
 def test_crop_moves_each_image_evenly_by_its_own_key_and_fills_with_grey():
-    """Pixel (2, 3) of a 5 x 6 image is the only one that is not 0: where it lands tells the move."""
+    """Pixel (2, 3) of a 5 x 6 image is the only one that is not 0: its position shows the shift."""
     n, padding = 900, 1
     x = np.zeros((n, 5, 6, 2), np.float32)
     x[:, 2, 3] = [1, 2]
@@ -117,6 +117,6 @@ def test_crop_moves_each_image_evenly_by_its_own_key_and_fills_with_grey():
     moves, counts = np.unique(np.stack([rows - 2, columns - 3]), axis=1, return_counts=True)
     assert moves.T.tolist() == [[i, j] for i in (-1, 0, 1) for j in (-1, 0, 1)]
     assert np.abs(counts - 100).max() < 5 * np.sqrt(100 * 8 / 9)
-    np.testing.assert_array_equal(crop(jnp.asarray(x[7:9]), keys[7:9], padding), out[7:9])  # whatever the batch
+    np.testing.assert_array_equal(crop(jnp.asarray(x[7:9]), keys[7:9], padding), out[7:9])  # in any batch
     bright = np.asarray(crop(jnp.ones((n, 5, 6, 2)), keys, padding))
     assert (bright[rows == 1, -1] == 0).all()  # moved up: the last row is grey

@@ -1,4 +1,4 @@
-"""`shapes`: the same bytes always, balanced, distinct splits, and figures that a ruler can tell apart."""
+"""`shapes`: reproducible bytes, balanced and distinct splits, and figures that measurements can tell apart."""
 
 import hashlib
 
@@ -19,15 +19,15 @@ def sample():
 
 
 def figure_mask(image):
-    """The figure's pixels by their saturation; backgrounds are close to grey."""
+    """Finds the figure's pixels by their saturation; backgrounds are close to grey."""
     saturation = image.max(axis=-1).astype(int) - image.min(axis=-1)
     return saturation > (image[0, 0].max().astype(int) - image[0, 0].min() + saturation.max()) / 2
 
 
 def inradius(mask):
-    """Distance of the nearest pixel outside to the middle of the figure, by that of the farthest pixel inside.
+    """Returns the distance from the figure's centre to the nearest pixel outside, over that to the farthest inside.
 
-    The outline runs half a pixel nearer than the one and half a pixel farther than the other.
+    The outline is half a pixel nearer than the former and half a pixel farther than the latter.
     """
     pixels, outside = np.argwhere(mask), np.argwhere(~mask)
     middle = pixels.mean(axis=0)
@@ -97,7 +97,7 @@ def test_figures_lie_inside_with_radius_10_to_14(sample):
 
 
 def test_edges_are_antialiased(sample):
-    """Along the outline, of some 2 pi r pixels, many are neither background nor fill but on the line between both."""
+    """Of the about 2 pi r pixels on the outline, many are neither background nor fill, but blends of the two."""
     images, labels = sample
     for image in images[labels == shapes.CLASS_NAMES.index("red circle")][:20].astype(float):
         background, fill = image[0, 0], np.median(image[figure_mask(image.astype(np.uint8))], axis=0)

@@ -1,4 +1,4 @@
-"""Gaussian data, for which the best denoiser is known, and the schedules it is tried on."""
+"""Gaussian data, for which the optimal denoiser is known, and the schedules that it is tested with."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from dit_jax.diffusion.schedule import cosine, linear, rectified, sigmoid, to_ze
 MEAN = np.array([0.5, -0.3, 0.0, 0.8])  # of the pixels of a 2 x 2 image
 STD = np.array([0.25, 0.4, 0.7, 1.5])
 NAMES = ("linear", "cosine", "sigmoid", "rectified", "zero")  # `zero`: `linear` stretched to zero terminal SNR
-# Noise prediction cannot be read where alpha = 0, as at the end of the rectified and the stretched tables.
+# Predicted noise does not determine x_0 where alpha = 0, as at the end of the rectified and the stretched tables.
 CASES = [(n, p) for n in NAMES for p in ("eps", "x0", "v", "velocity") if p != "eps" or n not in ("rectified", "zero")]
 
 
@@ -24,13 +24,13 @@ class Gaussian(NamedTuple):
     std: np.ndarray
 
     def end_of(self, schedule, t, x_t):
-        """Where the probability flow carries x_t: it keeps (x - E x) / std x, pixel by pixel. Float64."""
+        """Returns where the probability flow carries x_t, float64: it keeps each pixel's (x - E x) / std x."""
         alpha, sigma = schedule.alpha[t], schedule.sigma[t]
         spread = np.sqrt((alpha * self.std) ** 2 + sigma**2)
         return self.mean[None] + self.std[None] * (np.asarray(x_t, np.float64) - alpha * self.mean[None]) / spread[None]
 
     def network(self, schedule, prediction):
-        """(x_t, t) -> the best prediction: E[x_0 | x_t] and E[eps | x_t], in the words of `prediction`."""
+        """Returns (x_t, t) -> the optimal prediction: from E[x_0 | x_t] and E[eps | x_t], of the kind `prediction`."""
         alpha, sigma = (table[:, None, None, None] for table in schedule)
         mean, var = self.mean[None], self.std[None] ** 2
         total = alpha**2 * var + sigma**2
@@ -55,7 +55,7 @@ def gaussian():
 
 
 def tables(name, T=1000):
-    """A Schedule; `linear` is DDPM's, rescaled so that any T ends as noisy as T = 1000."""
+    """Returns a Schedule; `linear` is DDPM's, rescaled so that any T ends as noisy as T = 1000."""
     if name in ("linear", "zero"):
         ddpms = linear(T, 0.1 / T, 20 / T)
         return ddpms if name == "linear" else to_zero_terminal_snr(ddpms)
@@ -68,7 +68,7 @@ def make_tables():
 
 
 def walk(denoise, plan, x, noise=lambda draw: 0.0):
-    """What a plan says, row by row in float64: a second reading of the table, without `lax.scan`."""
+    """Runs a plan row by row in float64: a second implementation, without `lax.scan`."""
     denoise = jax.jit(denoise)
     x = base = np.asarray(x, np.float64)
     x_0_prev = eps_prev = np.zeros_like(x)
@@ -94,7 +94,7 @@ def any_case(request):
     return request.param
 
 
-QUICK = {("linear", "eps"), ("rectified", "velocity")}  # the rest takes the same way with other numbers
+QUICK = {("linear", "eps"), ("rectified", "velocity")}  # the others run the same code with other numbers
 
 
 @pytest.fixture(

@@ -31,19 +31,19 @@ def draw(number):
 
 
 def network(x, t):
-    """Some prediction that is not linear in x or t, for NumPy."""
+    """Returns a prediction that depends on t and is not linear in x, for NumPy."""
     return np.sin(2 * x) * (0.4 + t / 2000) + 0.3 * np.cos(x)
 
 
 def ours(schedule, plan, prediction, clip=False):
-    """The images that `sample` draws with `network`."""
+    """Returns the images that `sample` draws with `network`."""
     wave = lambda x, t: jnp.sin(2 * x) * (0.4 + t / 2000)[:, None, None, None] + 0.3 * jnp.cos(x)  # noqa: E731
     denoise = denoiser(wave, schedule, prediction, clip)
     return np.asarray(jax.jit(lambda x: sample(denoise, plan, x, KEYS))(jnp.asarray(draw(0))))
 
 
 def theirs(scheduler, **options):
-    """The images of a scheduler, in float64, and the timesteps that it visited."""
+    """Returns the images of a scheduler, in float64, and the timesteps that it visited."""
     x = torch.tensor(draw(0), dtype=torch.float64)
     visited = []
     for row, t in enumerate(scheduler.timesteps):
@@ -89,7 +89,7 @@ def test_noising_and_targets():
 
 
 def test_min_snr_weights():
-    """Hang et al. 2023, as diffusers' training scripts have them."""
+    """Hang et al. 2023, as in diffusers' training scripts."""
     t = torch.arange(1000)
     snr = training_utils.compute_snr(diffusers.DDPMScheduler(**BETAS), t).double().numpy()
     for prediction, divisor in (("eps", snr), ("v", snr + 1), ("x0", 1.0)):
@@ -104,7 +104,7 @@ PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 @pytest.mark.parametrize("eta", [0.0, 0.6])
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_ddim(prediction, eta, spacing):
-    """Where T / steps is whole: theirs takes t - T / steps for the next timestep, ours the next one visited."""
+    """T / steps must be whole: theirs takes t - T / steps as the next timestep, ours the next one visited."""
     settings = BETAS | {"clip_sample": False, "timestep_spacing": spacing, "prediction_type": PREDICTIONS[prediction]}
     scheduler = diffusers.DDIMScheduler(**settings)
     scheduler.set_timesteps(20)
@@ -144,7 +144,7 @@ def test_dpmpp_2m(prediction, spacing, steps):
 
 @pytest.mark.parametrize("make", [ddim, heun])
 def test_flow_matching(make):
-    """Euler's and Heun's methods on the rectified tables, over levels of our own; theirs calls sigma T a timestep."""
+    """Euler's and Heun's methods on the rectified tables, over levels of our own; their timestep is sigma T."""
     t = np.array([999, 820, 555, 301, 120, 33])
     sigma = rectified(1000).sigma[t]
     if make is ddim:

@@ -41,7 +41,7 @@ def test_invert_and_regenerate(gaussian, make_tables, name, run_by_hand):
     again = run_by_hand(denoise, ddim(schedule, t), noise)
     psnr = 10 * np.log10(2**2 / np.square(again - images).mean())  # of images in [-1, 1]
     assert psnr > 40
-    # And the noise is the one that the exact flow draws the image from.
+    # The noise is also the one from which the exact flow reaches the image.
     assert np.abs(gaussian.end_of(schedule, 999, noise) - images).max() < 0.15
 
 
@@ -103,8 +103,8 @@ def test_strength_1_is_plain_sampling(make_tables, gaussian, name):
 def test_image_to_image_keeps_the_law_and_the_less_noise_the_more_of_the_image(
     gaussian, make_tables, strength, run_by_hand
 ):
-    """Noised data has the law of x_t, so any strength ends at the data's law; how much is kept is alpha^2 v / (alpha^2
-    v + sigma^2), the correlation of an image with one drawn from its x_t.
+    """Noised data has the distribution of x_t, so any strength ends at the data's distribution. The correlation of an
+    image with one drawn from its x_t is alpha^2 v / (alpha^2 v + sigma^2).
     """
     schedule, n, rng = make_tables("cosine"), 4000, np.random.default_rng(1)
     images, keys = data(gaussian, n), image_keys(jax.random.key(1), jnp.arange(n))
@@ -123,7 +123,7 @@ def test_image_to_image_keeps_the_law_and_the_less_noise_the_more_of_the_image(
 @pytest.mark.parametrize("make", [ddim, dpmpp_2m, heun, lambda *a: ddpm(*a, "small"), lambda *a: ddim(*a, 0.5)],
                          ids=["ddim", "dpmpp_2m", "heun", "ddpm", "eta"])  # fmt: skip
 def test_inpainting_keeps_the_known_and_draws_the_rest(gaussian, make_tables, make, run_by_hand):
-    """Pixels are independent here, so those that are drawn are the ones of plain sampling."""
+    """The pixels are independent here, so the drawn ones are those of plain sampling."""
     schedule, images = make_tables("cosine", 100), data(gaussian)
     plan, denoise = make(schedule, linspace(100, 6)), gaussian.denoiser(make_tables("cosine", 100), "v")
     out = jax.jit(lambda x: inpaint(denoise, schedule, plan, x, LEFT, KEYS))(images)
@@ -135,7 +135,7 @@ def test_inpainting_keeps_the_known_and_draws_the_rest(gaussian, make_tables, ma
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_what_the_network_sees_of_the_known_pixels(sampler):
-    """The image at each visited level: with the start's noise in a plan without any, else with the row's draw."""
+    """The image at each visited level, with the start's noise if the plan adds none, otherwise with the row's draw."""
     schedule, images, seen = rectified(10), jnp.full((8, *SHAPE), 2.0), []
 
     def denoise(x, t_B):
@@ -153,7 +153,7 @@ def test_what_the_network_sees_of_the_known_pixels(sampler):
 
 
 def test_nothing_crosses_the_batch(gaussian, make_tables):
-    """Inpainting and mixing split over eight devices are those of one."""
+    """Inpainting and slerp on eight devices give what one device gives."""
     schedule, images = make_tables("rectified", 50), data(gaussian)
     plan, denoise = ddpm(schedule, linspace(50, 5), "small"), gaussian.denoiser(make_tables("rectified", 50), "v")
 

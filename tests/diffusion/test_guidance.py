@@ -13,7 +13,7 @@ TABLES = Schedule(alpha=np.array([0.8, 0.6]), sigma=np.array([0.6, 0.8]))
 
 
 def make_network():
-    """A network whose every channel depends on x, t and the label, and the list of batch sizes it was called with."""
+    """Returns a network whose channels all depend on x, t and the label, and the list of its calls' batch sizes."""
     calls = []
 
     def network(x, t_B, labels_B):
@@ -63,7 +63,7 @@ def test_scale_0_is_unconditional(batch):
 
 
 def test_interval_by_hand():
-    """T = 10 from 0.3 to 0.7 (both written as they are on a command line): t / T = 0.3, 0.4, ... 0.7."""
+    """T = 10, from 0.3 to 0.7, which floats do not hold exactly: t / T = 0.3, 0.4, ... 0.7."""
     np.testing.assert_array_equal(np.flatnonzero(guidance_interval(10, 0.3, 0.7)), [3, 4, 5, 6, 7])
     np.testing.assert_array_equal(np.flatnonzero(guidance_interval(100, 0.29, 0.57)), np.arange(29, 58))
     assert guidance_interval(1000, 0.0, 1.0).all()
@@ -71,7 +71,7 @@ def test_interval_by_hand():
 
 @pytest.mark.parametrize("scale", [0.0, 3.0])
 def test_outside_the_interval_is_one_single_conditional_pass(batch, scale):
-    """The passes that really run, by their batch: guided at 3, 4 and 5 of 10, conditional elsewhere."""
+    """Counts the passes at run time, by their batch size: guided at 3, 4 and 5 of 10, conditional elsewhere."""
     network, _ = make_network()
     ran = []
 
@@ -117,7 +117,7 @@ def test_denoiser_reads_the_prediction():
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v", "velocity"])
 def test_clipping_keeps_x_0_in_range_and_eps_agrees(prediction):
-    """x = 3, 0.4, -2.8 at t = 0 with true (x_0, eps) = (3, 1), (0.5, 0), (-2, -2): x_0 is cut to 1, 0.5, -1."""
+    """x = 3, 0.4, -2.8 at t = 0 with true (x_0, eps) = (3, 1), (0.5, 0), (-2, -2): x_0 is clipped to 1, 0.5, -1."""
     x_0, eps = np.array([3.0, 0.5, -2.0]), np.array([1.0, 0.0, -2.0])
     x = 0.8 * x_0 + 0.6 * eps
     output = {"eps": eps, "x0": x_0, "v": 0.8 * eps - 0.6 * x_0, "velocity": eps - x_0}[prediction]
@@ -131,7 +131,7 @@ def test_clipping_keeps_x_0_in_range_and_eps_agrees(prediction):
 
 
 def test_what_a_classifier_moves_is_clipped_too():
-    """x = 0.4 at t = 0, x_0 = 0.5 moved by 2 to 2.5: cut to 1, and 0.8 x 1 + 0.6 eps = 0.4."""
+    """x = 0.4 at t = 0, with x_0 = 0.5 moved by 2 to 2.5: clipped to 1, so 0.8 x 1 + 0.6 eps = 0.4."""
     shift = lambda x, t: (0 * x + 2, 0 * x - 7)  # noqa: E731
     denoise = denoiser(lambda x, t: 0 * x + 0.5, TABLES, "x0", clip_x_0=True, shift=shift)
     x_0, eps = denoise(jnp.full((1, 1, 1, 1), 0.4), jnp.array([0]))
@@ -140,7 +140,7 @@ def test_what_a_classifier_moves_is_clipped_too():
 
 @pytest.mark.parametrize("prediction", ["x0", "v", "velocity"])
 def test_no_nan_where_nothing_of_the_image_is_left(prediction):
-    """alpha = 0: eps is x itself, whatever x_0 is said to be."""
+    """With alpha = 0, eps is x itself, whatever x_0 is predicted."""
     end = Schedule(alpha=np.array([0.6, 0.0]), sigma=np.array([0.8, 1.0]))
     x = jnp.array([2.0, -0.5]).reshape(2, 1, 1, 1)
     denoise = denoiser(lambda x, t: 0 * x + 7.0, end, prediction, clip_x_0=True)
@@ -156,7 +156,7 @@ OF_X_T = jnp.linspace(-1.5, 1.5, 13)[:, None, None, None]
 
 
 def posterior(schedule, t, x_t):
-    """log p(x_t | class) without constants, and E[x_0 | x_t, class], both [13, classes], in float64 by hand."""
+    """Returns log p(x_t | class) up to a constant and E[x_0 | x_t, class], both float64 [13, classes], by hand."""
     alpha, sigma = schedule.alpha[t], schedule.sigma[t]
     x = np.asarray(x_t, np.float64).reshape(-1, 1)
     variance = alpha**2 * STD**2 + sigma**2
@@ -186,7 +186,7 @@ def test_an_exact_classifier_makes_the_conditional_denoiser_of_the_unconditional
 
     def logits(x_t, t_B):
         variance = alpha**2 * STD**2 + sigma**2
-        return -((x_t.reshape(-1, 1) - alpha * MEANS[None]) ** 2) / (2 * variance) + 7  # any constant does
+        return -((x_t.reshape(-1, 1) - alpha * MEANS[None]) ** 2) / (2 * variance) + 7  # any constant would do
 
     shift = towards_labels(logits, labels, schedule, 1.0)
     found_x_0, found_eps = denoiser(predict, schedule, prediction, shift=shift)(OF_X_T, t_B)

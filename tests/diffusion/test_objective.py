@@ -52,7 +52,7 @@ def test_targets_are_read_back(make_tables, any_case):
     x_t = jnp.asarray(alpha * x_0 + sigma * eps, jnp.float32)
     target = target_of(schedule, prediction, x_0, eps, t)
     found_x_0, found_eps = to_x_0_and_eps(schedule, prediction, target, x_t, t)
-    # One rounding of x_t, 4 * 2^-24, comes back divided by alpha or by sigma where the other is predicted.
+    # The rounding error of x_t, 4 * 2^-24, is divided by alpha if eps is predicted, or by sigma if x_0 is.
     unit = 16 * 2.0**-24
     assert (np.abs(found_x_0 - x_0) < unit * (1 + (1 / alpha if prediction == "eps" else 1))).all()
     assert (np.abs(found_eps - eps) < unit * (1 + (1 / sigma if prediction == "x0" else 1))).all()
@@ -96,12 +96,12 @@ def test_min_snr_weights_by_hand(prediction, expected):
     ],
 )
 def test_velocity_weights_by_hand(prediction, expected):
-    """Li & He 2025: the loss of v whatever is predicted."""
+    """Li & He 2025: the loss of v, whatever is predicted."""
     np.testing.assert_allclose(loss_weights(TABLES, prediction, "velocity", 1.0), expected, rtol=1e-12)
 
 
 def test_velocity_weights_of_a_rectified_flow():
-    """x_t = (1 - s) x_0 + s eps: wrong by e in x_0 is wrong by e / s in the velocity; s counts as 0.05 below that."""
+    """x_t = (1 - s) x_0 + s eps: an error e in x_0 is one of e / s in the velocity; below 0.05, s counts as 0.05."""
     weights = loss_weights(rectified(100), "x0", "velocity", 1.0)
     s = np.arange(1, 101) / 100
     np.testing.assert_allclose(weights[4:], 1 / s[4:] ** 2, rtol=1e-12)
@@ -111,7 +111,7 @@ def test_velocity_weights_of_a_rectified_flow():
 
 @pytest.mark.parametrize("weighting", ["min_snr", "velocity"])
 def test_one_error_counts_alike_in_every_prediction(make_tables, any_case, weighting):
-    """Wrong by 0.1 in x_0, so by -0.1 alpha / sigma in eps: 0.01 min(SNR, 5), or 0.01 / max(sigma, 0.05)^2."""
+    """An error of 0.1 in x_0, so of -0.1 alpha / sigma in eps: 0.01 min(SNR, 5), or 0.01 / max(sigma, 0.05)^2."""
     name, prediction = any_case
     schedule = make_tables(name, 100)
     t = np.array([0, 10, 50, 90, 98])
@@ -174,7 +174,7 @@ def test_stratified_draws_by_hand():
 
 
 def curve(t, schedule):
-    """The best network's loss on N(0, 1/4) images at each t: the variance of eps given x_t."""
+    """Returns the optimal network's loss on N(0, 1/4) images at each t: the variance of eps given x_t."""
     power = 0.25 * schedule.alpha**2
     return (power / (power + schedule.sigma**2))[t]
 
@@ -187,8 +187,8 @@ def draw_batches(sampling, stratified, n=4000, B=16, T=1000):
 
 @pytest.mark.parametrize("sampling", ["uniform", "logit_normal"])
 def test_stratified_timesteps_steady_the_mean_loss(sampling):
-    """Variance of the mean of f(t) over a batch: Var f / B for free draws; for one draw in each B-th, with F(u) the
-    loss at the u-quantile, the mean of its variances within the strata / B, far less. Both means are the same.
+    """The mean loss of a batch has the variance Var F / B for free draws, with F(u) the loss at the u-quantile of t.
+    For one draw in each of B strata, it is the mean variance of F within a stratum / B, far less. The mean is the same.
     """
     schedule, B = linear(1000, 1e-4, 0.02), 16
     free, even = (curve(draw_batches(sampling, stratified), schedule).mean(1) for stratified in (False, True))
@@ -206,7 +206,7 @@ def test_stratified_timesteps_steady_the_mean_loss(sampling):
 
 
 def test_loss_by_hand():
-    """Two images of two pixels; the network says 1 everywhere and the target is eps: means of (1 - eps)^2."""
+    """Two images of two pixels; the network predicts 1 everywhere and the target is eps: means of (1 - eps)^2."""
     x_0 = jnp.array([[1.0, 2.0], [3.0, 4.0]]).reshape(2, 1, 2, 1)
     eps = jnp.array([[0.0, 3.0], [1.0, 5.0]]).reshape(2, 1, 2, 1)
     seen = []
@@ -242,7 +242,7 @@ def test_quarters_by_hand():
 
 
 def test_a_loss_that_is_not_finite_stays_in_its_own_quarter():
-    """A product with 0 would be NaN in all of them, except where XLA compiles it to a choice, as it does on CPUs."""
+    """A product with 0 would make all of them NaN, except where XLA compiles it to a select, as it does on CPUs."""
     sums, counts = by_quarter(jnp.array([jnp.nan, 1.0, jnp.inf, 3.0]), jnp.array([0, 5, 10, 19]), 20)
     np.testing.assert_array_equal(sums, [np.nan, 1, np.inf, 3])
     np.testing.assert_array_equal(counts, [1, 1, 1, 1])

@@ -25,7 +25,7 @@ def test_ddpm_by_hand():
 @pytest.mark.parametrize("t", [1, 2, 10, 499, 998, 999])
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_ddpm_rows_are_the_papers_posterior(t, variance):
-    """Ho et al. 2020, equations 6-7 and section 3.2, worked out one product after another (its t is ours plus 1)."""
+    """Ho et al. 2020, equations 6-7 and section 3.2, computed product by product (the paper's t is ours plus 1)."""
     beta = [1e-4 + (0.02 - 1e-4) * s / 999 for s in range(1000)]
     bar, before = math.prod(1 - b for b in beta[: t + 1]), math.prod(1 - b for b in beta[:t])
     plan = ddpm(linear(1000, 1e-4, 0.02), linspace(1000, 1000), variance)
@@ -83,7 +83,7 @@ def test_ddim_with_all_its_noise_is_ancestral_sampling(name, zero, steps):
 
 def test_dpmpp_2m_by_hand():
     """Rectified T = 4: alpha / sigma is 0, 1/3, 1, 3. The third step is as long as the second, log 3, so D is
-    x_0 + (x_0 - x_0_prev) / 2, times 3/4 - 1/2 1/2; the first comes from infinity and the last goes there: D is x_0.
+    x_0 + (x_0 - x_0_prev) / 2, times 3/4 - 1/2 * 1/2. The other steps, or those before them, are infinite: D is x_0.
     """
     plan = dpmpp_2m(rectified(4), np.array([3, 2, 1, 0]))
     np.testing.assert_allclose(plan.x, [0.75, 0.5 / 0.75, 0.5, 0], rtol=1e-12)

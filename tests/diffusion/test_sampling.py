@@ -1,4 +1,4 @@
-"""The samplers at work: what they visit, where they carry noise to, and how fast their error shrinks."""
+"""The samplers at run time: the timesteps they visit, the distribution they reach, and their order of convergence."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def start(n, shape, seed=0):
 
 
 def visits(plan):
-    """The timesteps that the denoiser is given at run time, one by one."""
+    """Returns the timesteps that the denoiser is given at run time, in order."""
     seen = []
 
     def denoise(x, t_B):
@@ -72,7 +72,7 @@ VISITED = {
     ("trailing", 50): list(range(999, 0, -20)),
     ("leading", 7): [852, 710, 568, 426, 284, 142, 0],
     ("trailing", 7): [999, 856, 713, 570, 428, 285, 142],
-    # sigma / alpha of rectified flow is (t + 1) / (999 - t), at most 80; even in its logarithm and its 7th root:
+    # sigma / alpha of rectified flow is (t + 1) / (999 - t), capped at 80; even in its logarithm and its 7th root:
     # 80, 11.98, 1.852, 0.283, 0.0433, 0.0066, 0.001; and 80, 28.6, 8.95, 2.22, 0.382, 0.0363, 0.001.
     ("log_snr", 7): [999, 922, 648, 220, 40, 6, 0],
     ("karras", 7): [999, 966, 899, 689, 275, 34, 0],
@@ -87,7 +87,7 @@ def test_the_other_spacings_are_visited_as_they_are_listed(spacing, steps):
 
 
 def assert_is(gaussian, images, n_sigma=5, slack=0.0):
-    """Mean, spread and independence of the pixels, within the statistical error and `slack` (in spreads)."""
+    """Asserts the pixels' mean, spread and independence, to the statistical error plus `slack` (in spreads)."""
     n = len(images)
     mean, std = gaussian.mean.ravel(), gaussian.std.ravel()
     flat = images.reshape(n, -1).astype(np.float64)
@@ -105,10 +105,10 @@ def test_flow_carries_noise_to_gaussian_data(gaussian, make_tables, case, sample
     x_T = start(n, (2, 2, 1))
     images = run(gaussian.denoiser(schedule, prediction), plan, x_T)
     assert_is(gaussian, images, slack=0.02)
-    # And not only in law: every pixel arrives where the flow's exact solution ends.
+    # Not only the distribution is right: every pixel ends where the flow's exact solution does.
     exact = gaussian.end_of(schedule, 999, x_T)
     error = np.abs(images - exact).reshape(n, 4).max(0) / gaussian.std.ravel()
-    last = 4 * (schedule.sigma[0] / gaussian.std.min()) ** 2 / 2  # what Euler's last step misses, 4 deviations out
+    last = 4 * (schedule.sigma[0] / gaussian.std.min()) ** 2 / 2  # the error of Euler's last step, 4 deviations out
     assert error.max() < (0.15 if sampler == "ddim" else 0.005 + last)
 
 
@@ -122,7 +122,7 @@ def test_ancestral_sampling_carries_noise_to_gaussian_data(gaussian, make_tables
 
 
 def test_every_sampler_schedule_and_prediction_reaches_the_gaussian(gaussian, make_tables, any_case, run_by_hand):
-    """Mean and covariance of the data; and where there is no noise, each pixel's place by the flow's exact solution."""
+    """Mean and covariance are the data's; without added noise, each pixel ends where the flow's exact solution does."""
     name, prediction = any_case
     schedule, rng = make_tables(name), np.random.default_rng(0)
     x_T, denoise = rng.normal(size=(1000, 2, 2, 1)), gaussian.denoiser(make_tables(name), prediction)
@@ -188,13 +188,13 @@ def test_dpmpp_2m_is_the_papers_algorithm(name, make_tables):
 @pytest.mark.parametrize("name", ["linear", "rectified"])
 @pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpmpp_2m", 2), ("heun", 2)])
 def test_error_shrinks_at_the_samplers_order(gaussian, make_tables, name, sampler, order, run_by_hand):
-    """Twice the steps, half the error at order 1 and a quarter at order 2, on tables too fine to matter."""
+    """Twice the steps give half the error at order 1, a quarter at order 2; the tables are too fine to matter."""
     T = 50_000
     schedule = make_tables(name, T)
     x_T = start(8, (2, 2, 1))
     exact, errors = gaussian.end_of(schedule, T - 1, x_T), []
     for intervals in (16, 32, 64):
-        # 2M extrapolates in log-SNR, and shows its order where steps there are of like length.
+        # 2M extrapolates in log-SNR, and shows its order if its steps are of similar length there.
         t = log_snr(schedule, 2 * intervals + 1) if sampler == "dpmpp_2m" else linspace(T, intervals + 1)
         images = run_by_hand(gaussian.denoiser(schedule, "v"), SAMPLERS[sampler](schedule, t, "small", 0.0), x_T)
         errors.append(np.sqrt(np.square(images - exact).mean()))
@@ -203,7 +203,7 @@ def test_error_shrinks_at_the_samplers_order(gaussian, make_tables, name, sample
 
 
 def velocity_field(x, s):
-    """Some velocity that is not linear in x or s, for NumPy or JAX."""
+    """Returns a velocity that depends on s and is not linear in x, for NumPy or JAX."""
     xp = jnp if isinstance(x, jax.Array) else np
     return xp.sin(2 * x) + s * x - 0.5
 
@@ -283,7 +283,7 @@ def test_an_image_is_the_same_in_any_batch(gaussian, make_tables, sampler):
 
     batch = images([0, 1, 2, 3, 4, 5, 6, 7])
     np.testing.assert_array_equal(images([5, 40, 3, 41, 42, 43, 44, 45])[0], batch[5])
-    # Another shape is another program, whose vector loops XLA may round otherwise in the last bit.
+    # Another shape is another program, in which XLA's vector loops may round the last bit differently.
     np.testing.assert_allclose(images([5])[0], batch[5], rtol=1e-5, atol=1e-6)
     assert len(np.unique(batch.reshape(8, 4), axis=0)) == 8
     assert not np.isclose(images([0, 1, 2, 3, 4, 5, 6, 7], seed=1), batch).any()

@@ -31,7 +31,7 @@ def test_linear_is_ddpms(t):
 
 
 def test_linear_leaves_the_published_rest_of_the_signal():
-    """alpha_bar_T = 4.036e-5, the zero terminal SNR that is none of Lin et al. 2023, table 1."""
+    """alpha_bar_T = 4.036e-5, the terminal SNR in Lin et al. 2023, table 1, which is not zero."""
     schedule = linear(1000, 1e-4, 0.02)
     assert schedule.alpha[-1] ** 2 == pytest.approx(4.036e-5, rel=1e-3)
     assert schedule.alpha[0] ** 2 == pytest.approx(0.9999, rel=1e-12)
@@ -89,7 +89,7 @@ def test_zero_terminal_snr_of_every_schedule(name):
     assert zero.alpha[0] == pytest.approx(plain.alpha[0], rel=1e-14)
     assert (np.diff(zero.alpha) < 0).all()
     assert (np.diff(zero.sigma) > 0).all()
-    if name == "rectified":  # already there, and left alone
+    if name == "rectified":  # it ends there already, and is left alone
         np.testing.assert_array_equal(zero, plain)
     else:
         np.testing.assert_allclose(zero.alpha**2 + zero.sigma**2, 1, rtol=1e-14)
@@ -110,7 +110,7 @@ def test_every_schedule_is_a_falling_signal_in_float64(name, T):
     assert schedule.alpha.shape == schedule.sigma.shape == (T,)
     assert (np.diff(schedule.sigma) > 0).all()
     assert (np.diff(schedule.alpha) < 0).all()
-    assert (schedule.sigma > 0).all()  # readings divide by it
+    assert (schedule.sigma > 0).all()  # eps is computed by dividing by it
     power = schedule.alpha + schedule.sigma if name == "rectified" else schedule.alpha**2 + schedule.sigma**2
     np.testing.assert_allclose(power, 1, rtol=1e-14)
 

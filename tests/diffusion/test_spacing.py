@@ -18,7 +18,7 @@ def test_linspace_by_hand():
 
 
 def test_the_papers_table():
-    """Lin et al. 2023, table 2: T = 1000 in 10 steps, each timestep less one."""
+    """Lin et al. 2023, table 2: T = 1000 in 10 steps; the paper's timesteps are ours plus one."""
     papers = {
         "leading": [901, 801, 701, 601, 501, 401, 301, 201, 101, 1],
         "linspace": [1000, 889, 778, 667, 556, 445, 334, 223, 112, 1],
@@ -29,13 +29,13 @@ def test_the_papers_table():
 
 
 def test_seven_steps_by_hand():
-    """A seventh of 1000 is 142.857; leading steps by 142, trailing rounds 857.1, 714.3, ... and takes one off."""
+    """A seventh of 1000 is 142.857; leading steps by 142, trailing rounds 857.1, 714.3, ... and subtracts one."""
     assert leading(1000, 7).tolist() == [852, 710, 568, 426, 284, 142, 0]
     assert trailing(1000, 7).tolist() == [999, 856, 713, 570, 428, 285, 142]
 
 
 def test_trailing_rounds_exact_halves_to_even():
-    """By fractions: of 1000 in 240 steps number 195 is 187.5, which is 188 less one."""
+    """Against fractions: with T = 1000 and 240 steps, number 195 is 187.5, rounded to 188, minus one."""
     for num_steps, steps in ((1000, 240), (1000, 48), (27, 26), (4000, 1000)):
         exact = [round(Fraction(num_steps * (steps - i), steps)) - 1 for i in range(steps)]
         assert trailing(num_steps, steps).tolist() == exact
@@ -44,7 +44,7 @@ def test_trailing_rounds_exact_halves_to_even():
 
 
 def levels(name, schedule):
-    """(what is even, capped at sigma / alpha = 80, at each timestep), one by one."""
+    """Returns the quantity that is evenly spaced, with sigma / alpha capped at 80, for each timestep."""
     ratio = [min(s / a, 80.0) if a else 80.0 for a, s in zip(*schedule, strict=True)]
     return [r ** (1 / 7) if name == "karras" else math.log(r) for r in ratio]
 

@@ -1,4 +1,4 @@
-"""What is seen on the way from noise to an image."""
+"""The images on the way from noise to a sample."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ KEYS = image_keys(jax.random.key(0), jnp.arange(3))
 
 
 def toward(target):
-    """A denoiser that is sure of one image, in the rectified process."""
+    """Returns a denoiser that always predicts one image, for the rectified process."""
 
     def denoise(x_t, t_B):
         s = ((t_B + 1) / 10)[:, None, None, None]

@@ -22,7 +22,7 @@ from dit_jax.evaluation.neighbours import neighbour_scores
 
 
 def gaussian(mean, covariance, count=100):
-    """Moments with exactly this mean and covariance."""
+    """Returns moments with exactly this mean and covariance."""
     return Moments(count, np.array(mean, float), np.array(covariance, float) * (count - 1))
 
 
@@ -53,7 +53,7 @@ def test_frechet_distance_equals_the_formula_with_scipys_square_root():
 
 
 def test_rank_one_covariances_are_exact():
-    """A = u u^T, B = v v^T: tr sqrt(A B) = |u . v|. Roots of 49 zeros that hold rounding would be off by some 1e-7."""
+    """A = u u^T, B = v v^T: tr sqrt(A B) = |u . v|. Roots of 49 zeros with rounding errors would be off by 1e-7."""
     u, v = normal(2, 50)
     expected = u @ u + v @ v - 2 * abs(u @ v)
     distance = frechet_distance(gaussian(np.zeros(50), np.outer(u, u)), gaussian(np.zeros(50), np.outer(v, v)))
@@ -61,7 +61,7 @@ def test_rank_one_covariances_are_exact():
 
 
 def test_fewer_images_than_dimensions():
-    """tr sqrt(A B) is also the sum of singular values of X Y^T / sqrt((n - 1)(m - 1)), X and Y centred: no D x D."""
+    """tr sqrt(A B) is also the sum of singular values of X Y^T / sqrt((n - 1)(m - 1)), X and Y centred."""
     x, y = normal(6, 40), normal(9, 40, 1)
     X, Y = (x - x.mean(0)) / np.sqrt(5), (y - y.mean(0)) / np.sqrt(8)
     common = np.linalg.svd(X @ Y.T, compute_uv=False).sum()
@@ -80,7 +80,7 @@ def test_sets_without_variance_have_the_distance_of_their_means():
 
 
 def test_streaming_equals_one_batch():
-    x = normal(2_500, 7) @ normal(7, 7, 1) + 1_000  # a mean that sums of squares would drown in
+    x = normal(2_500, 7) @ normal(7, 7, 1) + 1_000  # with so large a mean, sums of squares would lose digits
     moments = Moments.empty(7)
     for part in np.split(x, [1, 2, 40, 1_400]):
         moments = moments.update(part)
@@ -119,9 +119,9 @@ def test_values_that_are_not_finite_are_refused(value):
 
 
 def test_bias_of_many_samples():
-    """D / n of the means and D (D + 1) / (4 (n - 1)) of the covariances, for unit variances, up to 1 / n^2.
+    """For unit variances, the means contribute D / n and the covariances D (D + 1) / (4 (n - 1)), up to 1 / n^2.
 
-    The second is tr(E^2) / 4 on average, E the Wishart error of S = I + E: tr(I + S - 2 sqrt(S)) expanded.
+    The latter is the mean of tr(E^2) / 4, which expands tr(I + S - 2 sqrt(S)); E is the Wishart error of S = I + E.
     """
     reference = gaussian(np.zeros(8), np.eye(8), count=10_000)
     biases = [expected_bias(reference, 400, seed) for seed in range(100)]
@@ -129,7 +129,7 @@ def test_bias_of_many_samples():
 
 
 def test_bias_of_two_samples():
-    """Their covariance is u u^T with u ~ N(0, I): D / 2 of the mean, D + D - 2 E|u| of the rest, E|u| ~ sqrt(D)."""
+    """Their covariance is u u^T with u ~ N(0, I): it contributes D + D - 2 E|u|, E|u| ~ sqrt(D), and the mean D / 2."""
     reference = gaussian(np.zeros(100), np.eye(100), count=10_000)
     biases = [expected_bias(reference, 2, seed) for seed in range(20)]
     assert np.mean(biases) == pytest.approx(50 + 200 - 2 * 10, rel=0.05)
@@ -144,7 +144,7 @@ def test_too_few_images_are_warned_of_with_the_bias():
     assert f"at least about {expected_bias(reference, 20):.3g} apart" in warning
     assert expected_bias(reference, 20) == pytest.approx(frechet_distance(reference, few), rel=0.2)
     assert bias_warning(few, reference) == warning
-    # The covariance of n vectors has at most rank n - 1: full from one more than there are dimensions.
+    # The covariance of n vectors has at most rank n - 1: full rank needs one vector more than there are dimensions.
     assert bias_warning(reference, Moments.of(normal(30, 30))) is not None
     assert bias_warning(reference, Moments.of(normal(31, 30))) is None
 
@@ -182,13 +182,13 @@ def test_inception_score_of_equal_predictions_is_1():
 
 
 def test_inception_score_with_a_class_that_float64_can_hardly_hold():
-    """exp(-744.6) is the smallest of numbers, and a quarter of it is 0; what is left of the score is that of p = 1."""
+    """exp(-744.6) is the smallest float64, and a quarter of it is 0; the rest of the score is that of p = 1."""
     logits = np.array([[0, -744.6], [0, -800], [0, -800], [0, -800]])
     assert inception_score(logits, splits=1).mean == pytest.approx(1, rel=1e-12)
 
 
 def test_inception_score_by_hand():
-    """p = (.9, .1) and (.1, .9), mean (.5, .5): KL = .9 log 1.8 + .1 log .2, of both. Logits may be shifted."""
+    """p = (.9, .1) and (.1, .9), mean (.5, .5): KL = .9 log 1.8 + .1 log .2 for both. Logits may be shifted."""
     logits = np.log([[0.9, 0.1], [0.1, 0.9]]) + np.array([[700.0], [-700.0]])
     expected = 1.8**0.9 * 0.2**0.1
     assert inception_score(logits, splits=1).mean == pytest.approx(expected, rel=1e-12)
@@ -220,7 +220,7 @@ def test_bad_logits_are_refused():
 
 
 def test_mmd2_by_hand():
-    """a: kernel of its pair (0 / 2 + 1)^3 = 1; b: 1; across: 8, 8, 8, 0, mean 6. And 1 + 1 - 2 x 6."""
+    """The kernel is (0 / 2 + 1)^3 = 1 for a's pair, 1 for b's, and 8, 8, 8, 0 across, mean 6: 1 + 1 - 2 x 6."""
     a, b = np.array([[1, 1], [1, -1]]), np.array([[2, 0], [0, 2]])
     assert mmd2(a, b) == -10
 
@@ -269,7 +269,7 @@ def test_kids_standard_error_is_the_spread_over_repetitions():
 
 
 def test_more_noise_is_further_from_the_floor():
-    """Random images through a random projection with a ReLU; the floor is one half of the real ones against another."""
+    """Features are a random projection of random images, with a ReLU; the floor compares two sets of real images."""
     rng = np.random.default_rng(0)
     projection = rng.normal(size=(64, 32)) / 8
     images = rng.normal(size=(2, 1_500, 16)) @ rng.normal(size=(16, 64)) / 4  # real ones lie in 16 dimensions
@@ -299,5 +299,5 @@ def test_50_000_inception_features_take_minutes_at_most_and_less_than_2_gb():
     assert fid == pytest.approx(0.01 * 2_048 / 3, rel=0.01)
     assert score.standard_error is not None
     assert (neighbours.reference_count, neighbours.sample_count) == (10_000, 10_000)
-    assert seconds < 300  # machines may be slow and busy
+    assert seconds < 300  # for slow and busy machines
     assert peak + x.nbytes + y.nbytes < 2e9

@@ -38,7 +38,7 @@ def test_of_a_large_set_some_features_are_kept_with_their_labels(monkeypatch):
         assert len(found.features_ND) == len(found.labels_N) == 20
         np.testing.assert_array_equal(found.features_ND, IMAGES.reshape(60, 2)[found.labels_N])
         assert found.count == len(found.logits_NK) == 60
-        assert 5 <= (found.labels_N < 30).sum() <= 15  # 10 +- 1.8, from everywhere, as images may be in order of class
+        assert 5 <= (found.labels_N < 30).sum() <= 15  # 10 +- 1.8: from everywhere, as images may be sorted by class
 
 
 def test_accuracy_by_hand():
@@ -78,11 +78,11 @@ def test_a_class_of_one_image_is_told_of_either_set(caplog, swapped):
 
 
 def test_labels_have_the_shares_of_the_data():
-    """By hand: 3 to 1 takes the first three at 0.67, 2 and 3.3 of the one's 2 (times 4): 0, then 0 before 1, then 0."""
+    """By hand: for shares of 3 and 1, class 0 is due at 0.67, 2 and 3.33 of every 4, class 1 at 2, after 0."""
     assert in_proportion(np.array([3, 1]), 9).tolist() == [0, 0, 1, 0, 0, 0, 1, 0, 0]
     assert in_proportion(np.array([0, 2, 2]), 4).tolist() == [1, 2, 1, 2]  # a class without images is not drawn
     np.testing.assert_array_equal(in_proportion(np.full(10, 5_000), 25), np.arange(25) % 10)  # CIFAR-10: in turn
-    # Two thirds are one class, at 0.75 and every 1.5 from there; the first of each of ten others comes at 15.
+    # Two thirds are of one class, due at 0.75, 2.25, 3.75, ...; each of the ten others is first due at 15.
     assert in_proportion(np.array([20, *[1] * 10]), 12).tolist() == [0] * 10 + [1, 2]
     counts = np.random.default_rng(0).integers(1, 1_000, 30)
     for n in (1, 10, 777):
@@ -93,6 +93,6 @@ def test_labels_have_the_shares_of_the_data():
 
 @pytest.mark.parametrize("counts", [[5_000] * 10, [3, 1], [0, 7, 7, 1], [20, *[1] * 10], [10_000, *[50] * 100]])
 def test_labels_of_fewer_images_are_the_first_of_those_of_more(counts):
-    """So that images which are kept can be used again, with their labels."""
+    """So images that were kept can be reused, with their labels."""
     for m in (1, 8, 100, 999):
         np.testing.assert_array_equal(in_proportion(np.array(counts), m), in_proportion(np.array(counts), 1_000)[:m])

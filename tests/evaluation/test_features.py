@@ -1,4 +1,4 @@
-"""What a network of features is given of images, and what is taken of it; the networks are stubs."""
+"""What the feature networks are given, and which of their outputs are used; the networks are stubs."""
 
 from types import SimpleNamespace
 
@@ -42,7 +42,7 @@ def test_inception_sees_bytes_and_its_scores_are_of_logits_without_bias(monkeypa
 
 
 def test_a_batch_is_rounded_up_to_fill_the_devices():
-    """Three of them take 66 images at a time, and their last 18 of 150 with as many more."""
+    """Three devices take 66 images at a time; the last 18 of 150 are padded to that size."""
     found = features.make_extract(lambda _, images: (jnp.full((len(images), 1), len(images)), images), (), tiny.mesh(3))
     sizes, images = found(IMAGES)
     np.testing.assert_array_equal(sizes, np.full((COUNT, 1), 22))

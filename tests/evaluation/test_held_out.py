@@ -1,4 +1,4 @@
-"""The loss by noise and the bound, where both are known: Gaussian pixels and their best denoiser."""
+"""The loss by noise and the bound where both are known: for Gaussian pixels and their optimal denoiser."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def gaussian_images(count, seed=0):
 
 
 def best_network(schedule, prediction):
-    """What E[x_0 | x_t] = alpha S^2 / (alpha^2 S^2 + sigma^2) x_t predicts."""
+    """Returns the network that predicts from E[x_0 | x_t] = alpha S^2 / (alpha^2 S^2 + sigma^2) x_t."""
     a, s = (jnp.asarray(table, jnp.float32) for table in schedule)
 
     def apply(params, x_t, t_B, labels_B):
@@ -42,7 +42,7 @@ def terms_of(schedule, prediction="eps", count=200, devices=1, batch_size=50, cl
 
 
 def conditioned(schedule):
-    """(weight of x_0 in the mean, variance) of q(x_{t-1} | x_t, x_0), t = 1 .. T-1, by conditioning two Gaussians."""
+    """Returns (weight of x_0 in the mean, variance) of q(x_{t-1} | x_t, x_0), t = 1 .. T-1, from two Gaussians."""
     (a_s, a_t), (s_s, s_t) = ((table[:-1], table[1:]) for table in schedule)
     covariance = a_t / a_s * s_s**2  # of x_{t-1} and x_t, both given x_0
     return a_s - covariance / s_t**2 * a_t, s_s**2 - covariance**2 / s_t**2
@@ -50,12 +50,12 @@ def conditioned(schedule):
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_the_loss_of_the_best_network_by_bin(prediction):
-    """Its error of x_0 has the variance S^2 sigma^2 / (alpha^2 S^2 + sigma^2); of eps (alpha / sigma)^2 of that."""
+    """Its error in x_0 has the variance S^2 sigma^2 / (alpha^2 S^2 + sigma^2); in eps, (alpha / sigma)^2 times that."""
     T = 25
     schedule = make_schedule("linear", T, 0.004, 0.8)
     a, s = schedule
     error_x_0 = S**2 * s**2 / (a**2 * S**2 + s**2)
-    by_t = {"eps": (a / s) ** 2, "v": 1 / s**2}[prediction] * error_x_0  # v's error: (alpha^2 / sigma + sigma) of it
+    by_t = {"eps": (a / s) ** 2, "v": 1 / s**2}[prediction] * error_x_0  # v's: (alpha^2 / sigma + sigma)^2 times it
     found = held_out.loss_by_noise(terms_of(schedule, prediction, 2000, 8, 256), T)
     assert found["t_from"] == [0, 2, 5, 7, 10, 12, 15, 17, 20, 22]
     assert found["t_to"] == [2, 5, 7, 10, 12, 15, 17, 20, 22, 25]
@@ -92,7 +92,7 @@ def test_timesteps_are_in_their_bins_and_even(T):
     for i in range(10):
         found, counts = np.unique(t_NM[:, i], return_counts=True)
         assert found.tolist() == list(range(edges[i], edges[i + 1]))
-        assert np.ptp(counts) <= 8  # of 50 to 5000; free draws would differ by tens
+        assert np.ptp(counts) <= 8  # of 50 to 5000; independent draws would differ by tens
     assert (edges[0], edges[-1]) == (0, T)
 
 
@@ -119,7 +119,7 @@ def test_kl_is_that_of_gaussians_whose_means_are_apart(name):
 
 
 def test_prior_by_hand():
-    """q(x_T | x_0) = N(alpha x_0, sigma^2): KL = (alpha^2 x_0^2 + sigma^2 - 1) / 2 - log sigma a value."""
+    """q(x_T | x_0) = N(alpha x_0, sigma^2): KL = (alpha^2 x_0^2 + sigma^2 - 1) / 2 - log sigma per value."""
     schedule = make_schedule("linear", 2, 0.5, 0.5)  # alpha^2 = 1/4, sigma^2 = 3/4
     images = np.array([0, 255, 51, 102], np.uint8).reshape(1, 2, 2, 1)  # -1, 1, -0.6, -0.2
     by_hand = 0.5 * (0.25 * (1 + 1 + 0.36 + 0.04) + 4 * (0.75 - 1 - np.log(0.75)))
@@ -146,7 +146,7 @@ def test_the_decoder_is_a_distribution_over_grey_levels(std):
 
 
 def test_the_decoder_far_away_is_finite_and_right():
-    """x = 1 against a mean of -1 and 100 standard deviations a unit: the share beyond 2 - 1/255, log by scipy."""
+    """x = 1 with a mean of -1 and 100 standard deviations per unit: scipy's log of the share beyond 2 - 1/255."""
     nats = held_out.decoder_nats(jnp.float32(1), jnp.float32(-1), 0.01)
     assert float(nats) == pytest.approx(-norm.logsf((2 - 1 / 255) / 0.01), rel=1e-5)
     nats = held_out.decoder_nats(jnp.float32(101 / 127.5 - 1), jnp.float32(1), 0.001)
@@ -155,7 +155,7 @@ def test_the_decoder_far_away_is_finite_and_right():
 
 
 def exact_bound(schedule):
-    """Bits a value of the best network: each KL in closed form, the decoder as scipy sums it over fresh noise."""
+    """Returns the optimal network's [prior, vlb, decoder], bits per value: KLs in closed form, the decoder by scipy."""
     a, s = schedule
     left = S**2 * s**2 / (a**2 * S**2 + s**2)  # E |x_0 - E[x_0 | x_t]|^2
     weight, variance = conditioned(schedule)
@@ -187,7 +187,7 @@ def test_the_bound_of_gaussian_pixels_is_the_exact_one(name, prediction, T):
 
 
 def test_the_standard_error_by_hand():
-    """Three images of 1, 2 and 6 nats: variance (4 + 1 + 9) / 2, of their mean a third of it. A draw stands for 3 t."""
+    """Images of 1, 2 and 6 nats: variance (4 + 1 + 9) / 2, their mean's a third of it. A draw is for 3 timesteps."""
     kl_NM = np.zeros((3, 10))
     kl_NM[2, 4] = 1
     of_images = (kl_NM, kl_NM, kl_NM, np.array([0.5, 1, 2]), np.array([0.5, 1, 1]))
@@ -199,16 +199,16 @@ def test_the_standard_error_by_hand():
 
 
 def even_in_log_snr(T, sigma=0.05):
-    """sigma at t = 0, half of that SNR at t = 1, and from there to an SNR of 1e-4 in even steps of its logarithm."""
+    """Returns a schedule: `sigma` at t = 0, half that SNR at t = 1, then even steps of log-SNR to an SNR of 1e-4."""
     first = (1 - sigma**2) / sigma**2
     snr = np.append(first, np.geomspace(first / 2, 1e-4, T - 1))
     return Schedule(alpha=np.sqrt(snr / (1 + snr)), sigma=np.sqrt(1 / (1 + snr)))
 
 
 def test_with_more_steps_the_bound_nears_the_entropy():
-    """All is lost that the last two steps lose by the posterior's variance, which is in closed form.
+    """Only the steps at t = 1 and 0 lose anything in the limit, by the posterior's variance, which is in closed form.
 
-    The steps before t = 1 sum up to the mutual information of x_0 and x_1 (I-MMSE: Guo et al. 2005).
+    The steps above t = 1 sum up to the mutual information of x_0 and x_1 (I-MMSE: Guo et al. 2005).
     """
     above = []
     for T in (10, 50, 400):

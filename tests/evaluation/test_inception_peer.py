@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 def random_state(torch):
-    """PyTorch's names and shapes, weights that keep activations near 1, and batch norms that change them."""
+    """Returns weights by PyTorch's names and shapes, which keep activations near 1, with batch norms that matter."""
     generator = torch.Generator().manual_seed(0)
     state = {}
 
@@ -75,7 +75,7 @@ def ours(files, images):
 
 @pytest.fixture(scope="module")
 def theirs(files, images):
-    """The peer also takes the state dict by its own names and shapes, strictly."""
+    """The peer's outputs; it loads the state dict strictly, by its own names and shapes."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     names = ["2048", "logits_unbiased", "logits"]
@@ -86,7 +86,7 @@ def theirs(files, images):
 
 
 def relative_error(actual, expected):
-    """Largest error beside the spread of the expected values over images, so that a common offset hides nothing."""
+    """Returns the largest error relative to the expected values' spread over images: a common offset hides nothing."""
     error = np.abs(actual - expected).max() / np.abs(expected - expected.mean(0)).max()
     print(f"relative error {error:.2e}")
     return error
@@ -121,7 +121,7 @@ def test_logits(ours, theirs):
 
 
 def test_distances_from_the_same_features():
-    """FID, KID, Inception Score, precision and recall of torch-fidelity's own functions, on random features."""
+    """FID, KID, Inception Score, precision and recall against torch-fidelity's own functions, on random features."""
     from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
 
     rng = np.random.default_rng(0)

@@ -44,7 +44,7 @@ def converted(tensors):
 
 
 def test_the_published_file_has_566_tensors(tensors):
-    """As others have reported of it: 94 convolutions with six each (one a count of batches), and fc's two."""
+    """As others have reported: 94 convolutions with six tensors each (one a count of batches), and two of fc."""
     assert len(tensors) == 566
     assert tensors["Mixed_5b.branch5x5_2.conv.weight"].shape == (64, 48, 5, 5)  # of pytorch-fid's FIDInceptionA
     assert tensors["Mixed_6b.branch7x7_2.conv.weight"].shape == (128, 128, 1, 7)  # of its FIDInceptionC

@@ -17,7 +17,7 @@ def found(views, chunks, k):
 
 @pytest.mark.parametrize("values", [1, 6, 1 << 22])
 def test_nearest_by_hand(monkeypatch, values):
-    """On a line, in three chunks; 1 and 9 are as far from 5, and the one that came first is first."""
+    """On a line, in three chunks; 1 and 9 are equally far from 5, so the one that came first is first."""
     monkeypatch.setattr(memorisation, "VALUES", values)
     search = found(
         [np.array([[5], [0]])], [np.array([[9.0], [100]]), np.array([[1.0], [5.5]]), np.array([[-1.0]])], k=3
@@ -28,7 +28,7 @@ def test_nearest_by_hand(monkeypatch, values):
 
 
 def test_the_first_of_many_equal_vectors_are_the_nearest():
-    """NumPy's unstable sorts keep the order of sixteen, so there are more; the expected order is (distance, place)."""
+    """NumPy's unstable sorts keep the order of up to sixteen, so there are more; ties are ordered by place."""
     values = np.random.default_rng(0).integers(0, 3, 400)
     search = found([np.zeros((1, 1))], [part[:, None].astype(float) for part in np.split(values, 4)], k=200)
     assert search.indices_NK.tolist() == [sorted(range(400), key=lambda i: (values[i], i))[:200]]
@@ -48,7 +48,7 @@ def test_fifty_neighbours_unless_asked_otherwise():
 
 
 def test_as_all_distances_at_once(monkeypatch):
-    """Whatever the blocks and chunks: distances of bytes are square roots of whole numbers, so exactly these."""
+    """For any blocks and chunks, and exactly, as the squared distances of bytes are whole numbers."""
     rng = np.random.default_rng(0)
     queries, stream = (rng.integers(0, 256, (n, 4, 4, 3), dtype=np.uint8) for n in (7, 300))
     all_squared = np.square(queries[:, None].astype(int) - stream[None].astype(int)).sum((2, 3, 4))
@@ -71,13 +71,13 @@ def test_features_that_are_no_numbers_are_refused():
 
 
 def test_ratio_by_hand():
-    """1 / mean(1, 2, 3), as far from all, a copy, and a copy of an image that is there k times."""
+    """1 / mean(1, 2, 3); then equally far from all, a copy, and a copy of an image that occurs k times."""
     distances = np.array([[1.0, 2, 3], [5, 5, 5], [0, 4, 5], [0, 0, 0]])
     np.testing.assert_array_equal(memorisation_ratio(distances), [0.5, 1, 0, 0])
 
 
 def test_scores_by_hand():
-    """Ratios 0.5, 1, 0 and 3 / 11; nearest below a third of the second: the third and, 1 < 4 / 3, the fourth."""
+    """Ratios 0.5, 1, 0, 3 / 11; rows 3 and 4 (1 < 4 / 3) have their nearest below a third of the second distance."""
     scores = memorisation_scores(np.array([[1.0, 2, 3], [5, 5, 5], [0, 4, 5], [1, 4, 6]]))
     assert (scores.n, scores.neighbours) == (4, 3)
     assert scores.median == pytest.approx((0.5 + 3 / 11) / 2)
@@ -85,7 +85,7 @@ def test_scores_by_hand():
 
 
 def test_what_is_learnt_by_heart_stands_out():
-    """Samples that are training images with a little noise score near 0; new ones as other new ones do."""
+    """Samples that are training images with a little noise stand out; new ones score as other new ones do."""
     rng = np.random.default_rng(0)
     train, new, others = (rng.normal(size=(n, 30)) for n in (2_000, 100, 100))
     copies = train[:100] + 0.01 * rng.normal(size=(100, 30))

@@ -24,7 +24,7 @@ def test_scores_by_hand(monkeypatch, tile):
 
 
 def test_the_two_ks_are_not_mixed_up():
-    """k = 2 for precision: all samples lie in balls. Samples' radii are 19.5, 15, 15, 16 ... as 20 to 5 is 15.
+    """k = 2 for precision: all samples lie in balls. The samples' radii are 19.5, 15, 15 and 16.
 
     So recall: 0, 1, 3, 7 yes; 50 is 29 from 21 and 30 from 20: no. Density, k = 1: 0.5 in 2 balls, 5 in that of 7
     (on the rim of 3's is outside): 3 of 4. Coverage, k = 1: the balls of 0, 1, 7.
@@ -34,7 +34,7 @@ def test_the_two_ks_are_not_mixed_up():
 
 
 def test_a_set_against_itself():
-    """An image lies in its own ball and in those of others: in k on average, as its k-th neighbour is on the rim."""
+    """An image lies in its own ball and in others: k on average, as a ball's k-th neighbour, on its rim, is outside."""
     reference = np.random.default_rng(0).normal(size=(200, 4))
     assert neighbour_scores(reference, reference)[:4] == pytest.approx((1, 1, 1, 1))
 

@@ -40,7 +40,7 @@ ORDERED_DICT = name("collections", "OrderedDict") + b")R"
 
 
 def tensor(key, array, legacy, **changes):
-    """A call of _rebuild_tensor_v2; `changes` are offset, shape, strides, storage or count."""
+    """Returns the pickled call of _rebuild_tensor_v2; `changes` are offset, shape, strides, storage or count."""
     strides = [step // array.itemsize for step in array.strides]
     parts = (
         dict(offset=0, shape=array.shape, strides=strides, storage=STORAGES[array.dtype], count=array.size) | changes
@@ -110,7 +110,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(write, tmp_path, protocol):
     with pytest.raises(UserError, match="refused"):
         read_tensors(write({}, main=payload))
     assert not marker.exists()
-    pickle.loads(payload)  # it is a real one
+    pickle.loads(payload)  # it does run when unpickled
     assert marker.exists()
 
 

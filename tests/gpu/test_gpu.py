@@ -56,7 +56,7 @@ def test_one_device_trains_as_the_cpu_does(conditioning, monkeypatch):
     np.testing.assert_allclose(ours, cpu, rtol=1e-3)
     apart = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(of_cpu), strict=True)]
     assert max(apart) < 2e-2  # AdamW's first steps are as large as the learning rate, 0.01, whatever the gradient
-    assert len(set(cpu.tolist())) == len(cpu)  # and it does train
+    assert len(set(cpu.tolist())) == len(cpu)  # it does train
 
 
 def test_bfloat16_learns_as_float32_does(monkeypatch):
@@ -99,7 +99,7 @@ def test_samples_are_the_cpus(monkeypatch):
         on(monkeypatch, device)
         made = tiny.experiment(sample__steps=5, sample__guidance=2.0, sample__sampler="ddim")
         with jax.default_device(device), jax.default_matmul_precision("highest"):
-            params = jax.tree.map(lambda p: p + 0.05, made.init_params())  # else the output layer is zero
+            params = jax.tree.map(lambda p: p + 0.05, made.init_params())  # otherwise the output layer is 0
             images.append(np.asarray(made.sampler()(params, jax.random.key(3), [0, 1, 2, 0])))
     assert np.abs(images[0] - images[1]).max() < 2 * 2 / 255
     assert images[0].std() > 0.1
@@ -111,7 +111,7 @@ SHAPES = [(65, 2, 4, 48), (257, 2, 4, 48), (65, 2, 3, 64)]
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", ["", "xla_attention"])
 def test_every_attention_is_ours(name, shape):
-    """Gradients in bfloat16, of cuDNN's where a GPU has it, and of XLA's, against XLA's in float32: within rounding."""
+    """Gradients in bfloat16, by cuDNN if the GPU has it and by XLA, against XLA's in float32: within rounding."""
     N, K, G, E = shape
     keys = jax.random.split(jax.random.key(0), 4)
     q = jax.random.normal(keys[0], (2, N, K, G, E))
@@ -157,7 +157,7 @@ def test_attention_in_one_kernel_is_ours(shape):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("terms", [1, 2])
 def test_a_sum_and_its_norm_in_one_kernel_are_ours(terms, dtype):
-    """7 x 65 rows of 384 values, the term and the norm in `dtype`; with the gradients of a sum of both outputs."""
+    """7 x 65 rows of 384 values, the term and the norm in `dtype`; with the gradients of a weighted sum of both."""
     x, term, of_sum, of_norm = jax.random.normal(jax.random.key(0), (4, 7, 65, 384))
     given = (x, term.astype(dtype))[:terms]
 

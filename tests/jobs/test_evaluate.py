@@ -1,4 +1,4 @@
-"""The modes train_classifier and evaluate through main.py: what they leave, what a kill costs, one line a mistake."""
+"""The modes train_classifier and evaluate through main.py: results, resuming after a kill, one line per mistake."""
 
 import dataclasses
 import json
@@ -55,7 +55,7 @@ def test_training_a_classifier(trained, tiny_data, capfd, caplog):
     assert done.code == 0
     assert "--config.classifier.steps higher" in caplog.text
     assert "clean test images" in caplog.text
-    # The run's own config and steps are its own still.
+    # The run's own config is unchanged.
     assert configs.read(trained).train.steps == 2
     refused = tiny.run_main(capfd, "--mode=train_classifier", "--workdir", trained, "--config.classifier.width=16")
     assert refused.code == 2
@@ -71,7 +71,7 @@ def test_an_unfinished_classifier_is_told(tiny_data, tmp_path, monkeypatch, capl
 
 
 class EndsAtOnce(train.Stop):
-    """Asked to end after the first dispatch, of two steps."""
+    """Asked to end after the first dispatch, of one step."""
 
     def __call__(self):
         self._calls += 1
@@ -101,7 +101,7 @@ def evaluated(trained, tmp_path_factory):
 
 
 def test_classes_are_drawn_in_their_shares_of_the_training_images(evaluated):
-    """3 : 1 : 1, of which fifteen are 9, 3 and 3; the sixteenth is the largest class's, being nearest to one more."""
+    """The shares are 3 : 1 : 1, so of fifteen 9, 3 and 3; the sixteenth is due to the largest class first."""
     assert np.bincount(evaluated.labels).tolist() == [10, 3, 3]
 
 
@@ -122,7 +122,7 @@ def test_an_evaluation_says_what_it_depends_on(evaluated):
     noise, parts = result["loss_by_noise"], result["bits_per_dim_parts"]
     assert (noise["t_from"], noise["t_to"]) == (list(range(0, 20, 2)), list(range(2, 21, 2)))
     assert (noise["n"], noise["images"], noise["split"], noise["prediction"]) == ([24] * 10, 24, "test", "eps")
-    assert noise["loss"][9] < noise["loss"][0]  # in noise alone even two steps have learned to see noise
+    assert noise["loss"][9] < noise["loss"][0]  # two steps already lower the loss in pure noise
     assert result["bits_per_dim"] == pytest.approx(parts["prior"] + parts["vlb"] + parts["decoder"])
     assert (parts["variance"], parts["n"], parts["clip_x_0"]) == ("posterior", 24, True)
 
@@ -133,7 +133,7 @@ def test_killed_between_two_chunks_it_draws_what_is_left_and_every_figure_is_the
     monkeypatch.setattr(evaluate, "CHUNK", 4)
     chunks = sorted(evaluated.workdir.glob("evaluation/*/*.npz"))
     assert [len(np.load(chunk)["images"]) for chunk in chunks] == [4, 4, 4, 4]
-    chunks[2].write_bytes(chunks[2].read_bytes().replace(b"(4, ", b"(4( "))  # a header that Python cannot take apart
+    chunks[2].write_bytes(chunks[2].read_bytes().replace(b"(4, ", b"(4( "))  # a header that cannot be parsed
     chunks[3].unlink()
     before, drawn = tiny.snapshot(evaluated.workdir), []
     real = evaluate.draw
@@ -170,7 +170,7 @@ def test_images_that_have_diverged_have_no_figures(trained, tiny_data, capfd):
 
 
 def test_images_of_a_run_get_the_figures_of_the_run(trained, tiny_data, tmp_path, capfd):
-    """samples.npz of the same seed and labels, in turn those of shares 3 : 1 : 1, holds the same images."""
+    """samples.npz of the same seed and the same labels, in the shares 3 : 1 : 1, holds the same images."""
     assert tiny.run_main(capfd, "--mode=evaluate", "--workdir", trained).code == 0
     flags = ["--out", tmp_path, "--config.sample.n=16", "--config.sample.labels=0,0,1,2,0"]
     assert tiny.run_main(capfd, "--mode=sample", "--workdir", trained, *flags).code == 0
@@ -224,7 +224,7 @@ MISTAKES = {
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
-    """Images that are none."""
+    """A folder of files and folders for --images that cannot be used."""
     folder = tmp_path_factory.mktemp("given")
     images = tiny.split().images[:12]
     (folder / "empty").mkdir()
@@ -266,7 +266,7 @@ def test_a_broken_picture_is_named_and_left_out_if_asked(trained, given, tiny_da
 
 @pytest.mark.long
 def test_classifier_guidance(trained, tiny_data, tmp_path, capfd, monkeypatch):
-    """With it the classifier finds images likelier, on one device and on eight alike; evaluation says who guided."""
+    """It makes images likelier by the classifier, and the same on one device and eight; an evaluation records it."""
     _, extractor = load_classifier(trained, tiny.config())
     log_p = []
     for scale in ("0", "20"):
@@ -352,7 +352,7 @@ def test_other_mistakes_are_one_line(trained, tiny_data, tmp_path, capfd, monkey
 
 
 def test_images_that_are_kept_are_used_for_another_n(tmp_path, monkeypatch):
-    """Batches of 4, two of them a file: a file is drawn again if it has too few, and no image changes by it."""
+    """Batches of 4, two per file: a file that has too few images is drawn again, and no image changes."""
     asked, run = [], SimpleNamespace(experiment=SimpleNamespace(info=SimpleNamespace(image_shape=(1, 1, 1))))
 
     def draw(run, labels, first):
@@ -369,7 +369,7 @@ def test_images_that_are_kept_are_used_for_another_n(tmp_path, monkeypatch):
 
 
 def test_the_folder_of_images_depends_on_what_they_do(trained, tiny_data, monkeypatch):
-    """Not on the features, nor on how many there are, unless they are fewer than a batch."""
+    """It does not depend on the features, nor on the number of images, unless that is less than a batch."""
     monkeypatch.setattr(evaluate, "drawn", lambda run, labels, n, batch_size, folder: folder)
     run = load(trained, tiny.config(train__steps=2))
     monkeypatch.setattr(evaluate.loading, "load", lambda *_: run)
@@ -388,7 +388,7 @@ def test_the_folder_of_images_depends_on_what_they_do(trained, tiny_data, monkey
         mesh = SimpleNamespace(devices=devices, size=devices.size)
         monkeypatch.setitem(run.experiment.__dict__, "mesh", mesh)
         folders.add(folder())
-    raw = dataclasses.replace(run, weights={"kernel": jnp.zeros(2)})  # as of a run that was begun again in its folder
+    raw = dataclasses.replace(run, weights={"kernel": jnp.zeros(2)})  # as of a new run in the same folder
     monkeypatch.setattr(evaluate.loading, "load", lambda *_: raw)
     folders.add(folder())
     assert len(folders) == 1 + len(others) + 4

@@ -1,4 +1,4 @@
-"""A real SIGKILL in the middle of an evaluation: what was drawn stays, and no figure is another."""
+"""A real SIGKILL in the middle of an evaluation: what was drawn stays, and no figure changes."""
 
 import json
 import shutil

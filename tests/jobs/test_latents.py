@@ -46,7 +46,7 @@ def config(**more):
 
 @pytest.fixture(scope="module", autouse=True)
 def data_dir(tmp_path_factory):
-    """Where latents are kept."""
+    """The folder where latents are kept."""
     LATENTS["data__data_dir"] = tmp_path_factory.mktemp("data")
     return LATENTS["data__data_dir"]
 
@@ -70,7 +70,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loud(trained, tmp_path_factory):
-    """A workdir with that autoencoder, and a run on its latents whose weights are as loud as trained ones."""
+    """A workdir with that autoencoder and a run on its latents, whose weights are as large as trained ones."""
     folder = tmp_path_factory.mktemp("loud")
     shutil.copytree(trained / "autoencoder", folder / "autoencoder")
     with pytest.MonkeyPatch.context() as patch:
@@ -82,7 +82,7 @@ def loud(trained, tmp_path_factory):
 
 @pytest.fixture(params=[1, 8])
 def sampled(request, loud, tmp_path, monkeypatch):
-    """sampled(**config) runs the job and gives the arrays of its samples.npz."""
+    """Returns sampled(**config), which runs the job and returns the arrays of its samples.npz."""
     tiny.on_devices(monkeypatch, request.param)
 
     def run(**more):
@@ -177,7 +177,7 @@ def test_what_is_kept_are_the_latents_of_images_and_of_mirrored_ones(devices, tr
 @pytest.mark.long
 @pytest.mark.parametrize("flip", [True, False])
 def test_the_loss_is_of_latents(flip, trained, tmp_path, monkeypatch):
-    """A fresh network says 0, so it loses the mean square of what it should say: x_0, the latents of a batch."""
+    """A fresh network predicts 0, so its loss is the mean square of its target: x_0, the latents of a batch."""
     tiny.on_devices(monkeypatch, 1)
     shutil.copytree(trained / "autoencoder", tmp_path / "autoencoder")
     made = config(diffusion__prediction="x0", train__steps=1, data__flip=flip)
@@ -192,7 +192,7 @@ def test_the_loss_is_of_latents(flip, trained, tmp_path, monkeypatch):
 
 
 def encodings(monkeypatch):
-    """The folders that are encoded to from here on."""
+    """Returns a list that collects the names of the folders that are encoded to from here on."""
     folders, real = [], latents.encode_to
     monkeypatch.setattr(latents, "encode_to", lambda folder, *rest: folders.append(folder.name) or real(folder, *rest))
     return folders
@@ -264,7 +264,7 @@ def test_no_autoencoder_is_trained_while_a_run_encodes(trained, tmp_path, monkey
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_latents_are_encoded_as_the_codec_says_once_and_what_a_kill_left_is_removed(devices, tmp_path, monkeypatch):
-    """Means of 2 x 2 pixels and two channels, three times; of those of mirrored images the mirror image."""
+    """The codec's latents are 3 times the means of 2 x 2 pixels in two channels; mirrored images have mirrored ones."""
     tiny.on_devices(monkeypatch, devices)
     mean = lambda w, x: w * x.reshape(len(x), 4, 2, 4, 2, 3).mean((2, 4))[..., :2]  # noqa: E731
     experiment = Experiment(config(data__data_dir=tmp_path), Codec(mean, lambda _, z: z, jax.numpy.float32(3)))
@@ -296,7 +296,7 @@ class Encoding:
         return np.stack([latent] * len(batch))
 
     def __call__(self, stop=None, content=""):
-        """Encodes what is missing; gives the records' count."""
+        """Encodes what is missing; returns the records' count."""
         self.batches.clear()
         codec = Codec(lambda w, x: x, lambda w, z: z)
         experiment = Experiment(config(data__data_dir=self.folder), codec)
@@ -331,7 +331,7 @@ def test_a_signal_while_latents_are_encoded_ends_at_the_next_batch(number, code,
     assert explain(ended.value) == (code, str(ended.value))
     assert f"{signal.Signals(number).name}: finishing a batch of latents, then saving" in caplog.text
     assert (encoding.batches, encoding.kept()) == ([5, 5, 5], ["00000"])
-    assert signal.getsignal(number) == before  # nothing is to be saved before the first step
+    assert signal.getsignal(number) == before  # there is nothing to save before the first step
     encoding.at = lambda count: None
     assert "image 0/40  compiling" in capfd.readouterr().err
     assert encoding() == 40
@@ -352,7 +352,7 @@ def test_the_time_limit_ends_an_encoding_when_another_part_is_there(encoding):
 
 
 def test_of_several_processes_the_first_one_encodes_and_the_others_find_it(encoding, monkeypatch):
-    """Seen from either side of the place where they wait for each other."""
+    """Tested on both sides of the point where they wait for each other."""
     events, latents_there = [], encoding.folder / "latents"
     encoding.at = lambda count: events.append("batch")
     monkeypatch.setattr(together, "sync", lambda: events.append("met"))
@@ -366,7 +366,7 @@ def test_of_several_processes_the_first_one_encodes_and_the_others_find_it(encod
 
 
 def test_other_pictures_of_a_folder_have_latents_of_their_own(encoding):
-    """Also where the few by which splits are told apart are the same."""
+    """Even if the few images by which splits are told apart are the same."""
     for content, batches in (("a", 8), ("b", 8), ("a", 0)):
         assert encoding(content=content) == 40
         assert len(encoding.batches) == batches
@@ -470,7 +470,7 @@ def test_tasks_that_start_from_images(sampled, given, loud, tmp_path):
 
 @pytest.mark.long
 def test_a_latent_is_known_whose_pixels_all_are(trained, given):
-    """White are rows 2 to 4 and columns 3 and on: of the 4 x 4 blocks of 2 x 2 pixels, rows 1 and 2, columns 1 to 3."""
+    """Rows 2 to 4 are white from column 3 on: of the 4 x 4 blocks of 2 x 2 pixels, rows 1 and 2, columns 1 to 3."""
     run = load(trained, config(sample__task="inpaint", sample__mask="m.png", **given[0]))
     mask = np.zeros((8, 8, 1), bool)
     mask[2:5, 3:] = True
@@ -494,7 +494,7 @@ def test_interpolation_starts_and_ends_at_images_of_their_own_noise_of_latents(s
 
 @pytest.mark.long
 def test_held_out_losses_are_of_latents_and_there_is_no_bound(trained):
-    """A fresh network says 0, so it loses the mean square of x_0 at any noise: of latents less mean over deviation."""
+    """A fresh network predicts 0, so its loss is the mean square of x_0 at any noise: of the standardised latents."""
     experiment = with_codec(trained, config(diffusion__prediction="x0"))
     run = SimpleNamespace(experiment=experiment, weights=experiment.init_state().params)
     figures = held_out_figures(run, datasets.open_split(experiment.source, "test"))
@@ -504,7 +504,7 @@ def test_held_out_losses_are_of_latents_and_there_is_no_bound(trained):
     about = json.loads((trained / "autoencoder/latents.json").read_text())
     square = np.square((means - np.array(about["mean"])) / np.array(about["std"])).mean()
     np.testing.assert_allclose(figures["loss_by_noise"]["loss"], square, rtol=1e-4)
-    assert abs(np.square(means).mean() - square) > 0.1  # so it can be told whether they were standardised
+    assert abs(np.square(means).mean() - square) > 0.1  # so it shows whether they were standardised
 
 
 def refused(capfd, *arguments):
@@ -545,7 +545,7 @@ def test_what_cannot_be(more, words):
 
 @pytest.mark.long
 def test_another_autoencoder_is_refused(trained, tmp_path, capfd):
-    """And so is training the one that the run has learnt with on."""
+    """So is training the run's own autoencoder further."""
     copy = copy_of(trained, tmp_path)
     line = refused(capfd, "--mode=train_autoencoder", "--workdir", copy, "--config.autoencoder.steps=4")
     assert "the run in" in line
@@ -632,7 +632,7 @@ def test_what_the_autoencoder_is_goes_into_the_runs_config(trained):
 
 
 def test_images_without_a_whole_number_of_latents_are_refused_before_training(tmp_path, monkeypatch):
-    """Also where the config does not yet say `model.latents`."""
+    """Even if the config does not set `model.latents` yet."""
     monkeypatch.setitem(datasets.DATASETS, "tiny", dataclasses.replace(tiny.INFO, image_shape=(12, 12, 3)))
     pixels = tiny.config(model__patch_size=2, autoencoder__downsample=8)
     with pytest.raises(UserError, match=r"autoencoder.downsample=8: it must divide the size of the images, 12 x 12"):
@@ -649,7 +649,7 @@ def test_a_run_on_pixels_is_told_as_such(tmp_path, capfd):
 
 @pytest.mark.long
 def test_no_autoencoder_is_trained_beside_a_run(trained, tmp_path):
-    """Which may have learnt its latents already, and saved and logged nothing yet."""
+    """The run may be training on its latents already, and have saved and logged nothing yet."""
     copy = copy_of(trained, tmp_path)
     with only_trainer(copy), pytest.raises(UserError, match="another training run is using it"):
         train_autoencoder(config(), copy, None)

@@ -1,4 +1,4 @@
-"""Real processes that encode latents: killed or asked to end in the middle, two on one data_dir at once."""
+"""Real processes that encode latents: killed or signalled in the middle, or two at once on one data_dir."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from tests import process
 SETTINGS = ["model.latents=true", "model.patch_size=2", "autoencoder.width=4", "autoencoder.steps=2", "train.steps=4",
             "autoencoder.batch_size=8", "train.batch_size=8", "train.log_every=2", "sample.clip_x_0=false"]  # fmt: skip
 COUNT, SHAPE, PARTS = 64, (8, 8, 4), 8  # images, latents of one, files
-# main.py with small files of latents, each of which takes a while to read images for.
+# main.py with small files of latents and slow reading of images.
 PROGRAM = """
 import runpy, sys, time
 from dit_jax.data import latents
@@ -28,7 +28,7 @@ runpy.run_path("main.py", run_name="__main__")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder of data, compiled programs, the program, and a run in `whole` that nobody disturbed."""
+    """A folder with data, compiled programs, the program, and an uninterrupted run in `whole`."""
     folder = tmp_path_factory.mktemp("encodings")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes, "NUM_EXAMPLES", {"train": COUNT, "test": 10})
@@ -48,24 +48,24 @@ def start(place, workdir, data, *flags):
 
 
 def parts(data):
-    """The bytes of each file that is there, by its name."""
+    """Returns the bytes of each file of latents, by its name."""
     return {path.name: path.read_bytes() for path in data.glob("latents/*/*.array_record")}
 
 
 def written(data):
-    """When each of them was."""
+    """Returns the modification time of each file of latents, by its name."""
     return {path.name: path.stat().st_mtime_ns for path in data.glob("latents/*/*.array_record")}
 
 
 def new_run(place, name, data):
-    """A run that is to begin, with the autoencoder of `whole`; `data` gets a copy of the images, without latents."""
+    """Prepares a run with the autoencoder of `whole`; `data` gets a copy of the images, without latents."""
     shutil.copytree(place / "whole/autoencoder", place / name / "autoencoder")
     if not (place / data).exists():
         shutil.copytree(place / "data", place / data, ignore=shutil.ignore_patterns("latents"))
 
 
 def assert_whole(place, name, data):
-    """The run and its latents are those that nobody disturbed, and nothing else lies beside them."""
+    """Asserts that the run and its latents equal those of `whole`, and that no other file lies beside the latents."""
     assert parts(place / data) == parts(place / "data")
     assert sorted(path.suffix for path in (place / data).glob("latents/*/*")) == [""] + PARTS * [".array_record"]
     states = [process.final_state(place / run) for run in (name, "whole")]
@@ -85,7 +85,7 @@ def test_an_encoding_that_is_ended_goes_on_with_the_parts_that_are_kept(number, 
     assert got == code, told
     kept = written(place / data)
     assert 2 <= len(kept) < PARTS
-    assert half_made() == (number == signal.SIGKILL)  # else it would be no kill in the middle of one
+    assert half_made() == (number == signal.SIGKILL)  # the kill was in the middle of one
     before = COUNT // PARTS * len(kept)
     if number == signal.SIGTERM:
         assert told[-1].startswith(f"latents of {before} of {COUNT} images are kept in {place / data}")

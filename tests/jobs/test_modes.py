@@ -1,4 +1,4 @@
-"""What every mode has in common: the numbers that a seed draws are the config's alone."""
+"""What all modes have in common: what a seed draws depends on the config alone."""
 
 import jax
 import numpy as np
@@ -8,7 +8,7 @@ from dit_jax.jobs import modes
 
 
 def drawn():
-    """NumPy's array of what training and sampling draw: wide numbers would show in its dtype."""
+    """Returns what training and sampling draw, as a NumPy array, in whose dtype 64-bit numbers would show."""
     return np.asarray(jax.random.normal(jax.random.fold_in(jax.random.key(3), 17), (5,)))
 
 

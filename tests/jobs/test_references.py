@@ -1,4 +1,4 @@
-"""Sums of training images: taken once for a network and a data set, and never where either is another."""
+"""Sums over the training images: computed once per network and data set, and never reused for another of either."""
 
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ EXTRACTOR = Extractor("classifier", "0" * 64, lambda images: (images[:, 0, :, 0]
 
 @pytest.fixture
 def asked(tmp_path, monkeypatch):
-    """asked(...) gives the reference, of which `asked.sums` counts those that were not there yet."""
+    """Returns asked(...), which returns the reference; `asked.sums` counts how many had to be computed."""
     tiny.install(monkeypatch)
 
     def reference(config=None, extractor=EXTRACTOR, records=None):
@@ -73,7 +73,7 @@ def test_other_weights_features_or_images_have_their_own(asked, tmp_path):
 
 
 def test_another_picture_in_a_folder_is_noticed_wherever_it_is(asked, tmp_path):
-    """Also by an evaluation, which takes the folder as it is; of 200 pictures 64 are looked at."""
+    """Also by an evaluation, which takes the folder as it is; the probe reads only 64 of the 200 pictures."""
     root = tmp_path / "root"
     for i in range(200):
         paint(root / "cat" / f"{i:03}.png", i)
@@ -89,7 +89,7 @@ def test_another_picture_in_a_folder_is_noticed_wherever_it_is(asked, tmp_path):
     paint(root / "cat" / "101.png", 999)
     second = mean()
     assert asked.sums == 2
-    assert first[2] == second[2]  # so it is not this that tells them apart
+    assert first[2] == second[2]  # so it is not the probe that tells them apart
     for summed, true, _ in (first, second):
         np.testing.assert_allclose(summed, true)
     assert (first[0] != second[0]).any()

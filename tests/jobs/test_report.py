@@ -1,4 +1,4 @@
-"""main.py --mode=report: what a page shows of a run, and what it says where something is missing or damaged."""
+"""main.py --mode=report: what a page shows of a run, and what it says about files that are missing or damaged."""
 
 import base64
 import dataclasses
@@ -30,13 +30,13 @@ SECTIONS = ["training-loss", "progress", "newest-evaluation", "loss-by-noise-lev
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run with all that the modes leave."""
+    """A run with the files of all modes."""
     return tiny.with_everything(tmp_path_factory.mktemp("a run & more"))
 
 
 @pytest.fixture
 def workdir(whole, tmp_path, monkeypatch):
-    """A copy of it, to take away from; without the classifier, whose loading takes most of a page's time."""
+    """A copy of it to modify, without the classifier, whose loading takes most of a page's time."""
     tiny.install(monkeypatch)
     tiny.on_devices(monkeypatch, 1)
     return shutil.copytree(
@@ -46,7 +46,7 @@ def workdir(whole, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def page(whole):
-    """The page of the whole run; drawing it changed nothing else."""
+    """The page of the whole run; making it must change nothing else."""
     before = tiny.snapshot(whole)
     with pytest.MonkeyPatch.context() as patch:
         tiny.install(patch)
@@ -59,7 +59,7 @@ def page(whole):
 
 
 class Page(HTMLParser):
-    """What is on a page: text by section, addresses, images."""
+    """A parsed page: text by section, links, images."""
 
     def __init__(self, text):
         super().__init__()
@@ -86,7 +86,7 @@ def pixels(image):
 
 
 def report(capfd, workdir, *flags):
-    """The page of a workdir, drawn without a word of error."""
+    """Returns the page of a workdir, which must be made without an error."""
     done = tiny.run_main(capfd, "--mode=report", "--workdir", workdir, *flags)
     assert done.code == 0, done.err
     return Page((workdir / "report.html").read_text())
@@ -133,11 +133,11 @@ def test_samples_learnt_by_heart(workdir, capfd):
     near = [pixels(image) for section, image in page.images if section == "nearest-training-images"]
     np.testing.assert_array_equal(near[0], images[1])
     np.testing.assert_array_equal(near[1], train[5])
-    np.testing.assert_array_equal(near[5], train[9])  # each sample has three training images behind it
+    np.testing.assert_array_equal(near[5], train[9])  # each sample is followed by its three nearest training images
 
 
 def test_what_is_missing_is_said(workdir, capfd):
-    """With the command that makes it; samples are there, but nothing says how they were drawn."""
+    """With the command that makes it; there are samples, but no record of how they were drawn."""
     for name in ("grid.png", "denoising.png"):
         (workdir / "samples" / name).unlink()
     for name in ("evaluations.jsonl", "evaluation.json", "sessions.jsonl"):
@@ -193,7 +193,7 @@ def test_damage_is_passed_over_with_a_word(workdir, capfd, caplog):
     for name, (_, said) in DAMAGE.items():
         assert said in " ".join(page.text.values()), name
         assert not name.endswith("jsonl") or said.removeprefix(f"{name}: ") in caplog.text
-    for section in ("training-loss", "progress", "newest-evaluation"):  # the whole lines count as before
+    for section in ("training-loss", "progress", "newest-evaluation"):  # the intact lines count as before
         assert page.text[section] == whole.text[section]
     (workdir / "samples/samples.npz").write_bytes(b"PK no archive")
     assert "The samples cannot be shown" in report(capfd, workdir).text["samples-by-class"]
@@ -276,7 +276,7 @@ def test_the_command_makes_the_same_config(page, whole, monkeypatch):
     ],
 )
 def test_each_command_has_what_the_ones_before_it_made(keys, modes, monkeypatch):
-    """Sampling may be guided by the classifier, training evaluated with it; all may see through the autoencoder."""
+    """Sampling may be guided by the classifier, and training evaluated with it; all may need the autoencoder."""
     tiny.install(monkeypatch)
     commands = commands_of(tiny.config(**{"evaluate__features": "classifier"} | keys), Path("w"))["again"]
     named = re.findall(r"^python main.py (?:--workdir \S+ )?(?:--mode=(\w+))?", commands, re.MULTILINE)
@@ -393,7 +393,7 @@ def test_mistakes_are_one_line(workdir, tmp_path, capfd):
 
 
 def test_pages_stay_small():
-    """The worst pictures there are, noise, of as many classes as are shown, at the largest size kept lossless."""
+    """The worst case: pictures of noise, of more classes than are shown, also at the largest size kept lossless."""
     rng = np.random.default_rng(0)
     for size in (64, 256):
         images = rng.integers(0, 256, (250, size, size, 3), dtype=np.uint8)

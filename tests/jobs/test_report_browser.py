@@ -1,4 +1,4 @@
-"""report.html in a real browser: it renders, wide and narrow, light and dark, and asks for nothing from elsewhere."""
+"""report.html in a real browser: it renders, wide and narrow, light and dark, and requests nothing from elsewhere."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ SETTINGS = {"n": 10_000, "sampler": "dpmpp_2m", "spacing": "trailing", "steps": 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The page of a run that was never trained: every section, long names, many rows."""
+    """The page of a run that was never trained, with every section, long names and many rows."""
     folder = tmp_path_factory.mktemp("run" * 40)
     rng = np.random.default_rng(0)
     with pytest.MonkeyPatch.context() as patch:
@@ -57,7 +57,7 @@ def log_row(i, rng):
 
 
 def evaluation(step):
-    """With Inception's figures and those of the classifier, by class, and the loss by noise."""
+    """Returns a row with figures of Inception and of the classifier, figures by class, and the loss by noise."""
     figures = {"fid": 1e4 / step, "inception_score": 7.5, "fd_classifier": 1e3 / step, "accuracy_classifier": 0.9}
     bins = {"t_from": [*range(0, 20, 2)], "t_to": [*range(2, 22, 2)], "loss": [1 / i for i in range(1, 11)]}
     bins |= {"images": 64, "split": "test"}
@@ -67,14 +67,14 @@ def evaluation(step):
 
 
 def luminance(color):
-    """Relative luminance of rgb(r, g, b). Source: WCAG 2.1."""
+    """Returns the relative luminance of rgb(r, g, b). Source: WCAG 2.1."""
     values = [int(value) / 255 for value in re.findall(r"\d+", color)[:3]]
     linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in values]
     return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 def contrast(a, b):
-    """From 1, none, to 21. Source: WCAG 2.1, which asks for 4.5."""
+    """Returns the contrast ratio, from 1 (none) to 21. Source: WCAG 2.1, which asks for 4.5."""
     low, high = sorted((luminance(a), luminance(b)))
     return (high + 0.05) / (low + 0.05)
 
@@ -90,7 +90,7 @@ def test_it_renders(page, tmp_path, width, more):
     assert seen["wide"] == []
     assert len(seen["images"]) > 30
     assert all(complete and natural > 0 for complete, natural, _ in seen["images"])
-    assert {rendering for *_, rendering in seen["images"]} == {"pixelated", "auto"}  # auto: the strip has words in it
+    assert {rendering for *_, rendering in seen["images"]} == {"pixelated", "auto"}  # auto: the strip contains text
     shown = [chart for chart in seen["charts"] if chart > 0]
     assert len(shown) == 6  # the loss, four figures, the loss by noise: each in one of its two sizes
     assert min(shown) > 300
@@ -106,7 +106,7 @@ def test_it_opens_as_it_is(page, tmp_path):
 
 
 def test_the_browser_tells_what_is_wrong(tmp_path):
-    """Else the tests above could not fail: a request, an image that is none, an error, and a line that is too wide."""
+    """Otherwise the tests above could not fail: a request, broken images, a broken link, an error, a line too wide."""
     page = """<!DOCTYPE html><body style="margin: 0"><img src="data:image/png;base64,AAAA"><a href="#nowhere">x</a>
         <img src="http://example.invalid/a.png"><div style="width: 900px">x</div>
         <script>console.error('it went wrong')</script></body>"""

@@ -1,4 +1,4 @@
-"""What `sample.task` draws from a run whose weights are as loud as trained ones, on one device and on eight."""
+"""What `sample.task` draws from a run whose weights are as large as trained ones, on one device and on eight."""
 
 import re
 
@@ -31,7 +31,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(params=[1, 8])
 def sampled(request, workdir, tmp_path, monkeypatch):
-    """sampled(**config) runs the job and gives the arrays of its samples.npz."""
+    """Returns sampled(**config), which runs the job and returns the arrays of its samples.npz."""
     tiny.install(monkeypatch)
     tiny.on_devices(monkeypatch, request.param)
 
@@ -45,7 +45,7 @@ def sampled(request, workdir, tmp_path, monkeypatch):
 
 @pytest.fixture
 def given(tmp_path):
-    """Five images of the data set, as a file, with labels none of which is 0."""
+    """Five images of the data set, as a file, with labels other than 0."""
     images, labels = tiny.split().images[:5], np.array([2, 1, 2, 1, 1])
     np.savez(tmp_path / "given.npz", images=images, labels=labels)
     return {"sample__images": tmp_path / "given.npz"}, images, labels
@@ -89,7 +89,7 @@ def test_images_without_labels_are_said_to_be_taken_for_all_classes_in_turn(samp
 
 
 def test_inversion_comes_back_by_the_labels_of_the_images(sampled, given, workdir):
-    """And by no others: of the noise that another class is drawn from, each has an error at least twice as large."""
+    """And by no other labels: if the noise is drawn as another class, the error is at least twice as large."""
     flags, images, labels = given
     drawn = sampled(sample__task="invert", **flags, **DDIM)
     run = load(workdir, tiny.config(train__steps=4, **DDIM))
@@ -133,7 +133,7 @@ def test_the_denoising_is_pictured_unless_told_otherwise(sampled, tmp_path):
         "grid.png",
         "samples.npz",
     ]
-    sampled(sample__task="interpolate")  # whose way is not pictured: that of other samples is not left beside it
+    sampled(sample__task="interpolate")  # its denoising is not pictured, and that of earlier samples is removed
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["grid.png", "samples.npz"]
 
 
@@ -149,7 +149,7 @@ def test_the_weights_that_were_asked_for_draw_everything(tmp_path, monkeypatch):
 
     def watch(params, key, labels):
         seen.append(params)
-        return jnp.zeros((len(labels), 2, 4, 8, 8, 3))  # at three steps, and the image
+        return jnp.zeros((len(labels), 2, 4, 8, 8, 3))  # three steps, and the image
 
     run = Run(tiny.experiment(), 6, "averaged", draw, "raw")
     monkeypatch.setattr(Run, "task", lambda self, of: watch)

@@ -28,7 +28,7 @@ def tiny_data(monkeypatch, caplog):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A workdir of a run whose averaged weights are loud, and its raw ones others."""
+    """A workdir of a run whose weights, averaged and raw, are as large as trained ones."""
     with pytest.MonkeyPatch.context() as patch:
         tiny.install(patch)
         experiment = tiny.experiment()
@@ -36,7 +36,7 @@ def source(tmp_path_factory):
 
 
 def begun(source, **more):
-    """(the first state of a run that begins with `source`'s weights, what `source` has)"""
+    """Returns (the first state of a run that begins with `source`'s weights, the averaged weights of `source`)."""
     state = starting.first_state(tiny.experiment(train__init_from=source, **more))
     return jax.device_get(state), jax.device_get(load(source).ema_params)
 
@@ -57,7 +57,7 @@ def test_the_first_state_has_the_averaged_weights_and_a_fresh_optimizer(more, so
 
 
 def test_weights_of_another_shape_begin_fresh_and_are_named(source, monkeypatch, caplog):
-    """With four classes for three the class table alone is another."""
+    """With four classes instead of three, only the class table has another shape."""
     info = datasets.DatasetInfo("four", (8, 8, 3), ("red", "green", "blue", "grey"))
     monkeypatch.setitem(datasets.DATASETS, "four", info)
     state, given = begun(source, data__name="four")
@@ -135,7 +135,7 @@ def test_a_run_whose_checkpoint_is_broken_is_one_line(source, tmp_path, capfd):
 
 @pytest.mark.long
 def test_a_run_learns_on_from_them_and_needs_them_once(source, tmp_path, monkeypatch):
-    """Its first loss is that of the source's weights; a resumed run is the undisturbed one, the source gone."""
+    """Its first loss is that of the source's weights; a resumed run, without the source, equals a whole one."""
     tiny.on_devices(monkeypatch, 1)
     copy = shutil.copytree(source, tmp_path / "copy")
     begin = {"train__init_from": copy, "train__log_every": 1, "train__steps_per_call": 1}

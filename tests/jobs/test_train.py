@@ -1,4 +1,4 @@
-"""What a training job says before it trains."""
+"""What a training job warns of before it trains."""
 
 import pytest
 

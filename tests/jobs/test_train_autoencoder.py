@@ -1,4 +1,4 @@
-"""What is measured of an autoencoder, with codecs whose answers NumPy knows."""
+"""What is measured of an autoencoder, with codecs whose results NumPy can compute."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +29,7 @@ def test_of_many_images_some_are_measured_from_the_first_to_the_last(limits, mon
 
 
 def test_mean_deviation_and_psnr_are_of_all_values(monkeypatch, tmp_path):
-    """Latents are every other pixel times 3; what comes back is black."""
+    """Latents are every other pixel times 3; reconstructions are black."""
     monkeypatch.setattr(train_autoencoder, "BATCH", 7)
     codec = Codec(lambda w, x: w * x[:, ::2, ::2], lambda _, z: jnp.full((len(z), 8, 8, 3), -1.0), jnp.float32(3))
     about = train_autoencoder.statistics(codec, tiny.records())

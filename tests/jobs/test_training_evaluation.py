@@ -1,4 +1,4 @@
-"""Evaluations while training: the run is the same with them, whatever ends it, and the best checkpoint stays."""
+"""Evaluations while training: they do not change the run, however it is interrupted; the best checkpoint is kept."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ def classifier(tmp_path_factory):
 
 @pytest.fixture
 def make(classifier, tmp_path, monkeypatch):
-    """make(name) is a new workdir that has the classifier."""
+    """Returns make(name), which creates a workdir with the classifier."""
     install(monkeypatch)
     return lambda name, source=classifier: shutil.copytree(source, tmp_path / name)
 
@@ -56,20 +56,20 @@ def undisturbed(classifier, tmp_path_factory):
 
 
 def install(monkeypatch):
-    """The tiny data set, and one device, for which programs compile sooner."""
+    """Installs the tiny data set, and one device, for which programs compile faster."""
     tiny.install(monkeypatch)
     tiny.on_devices(monkeypatch, 1)
 
 
 def rows(workdir):
-    """Without the seconds."""
+    """Returns the rows of evaluations.jsonl without the seconds."""
     found = [json.loads(line) for line in (workdir / evaluations.NAME).read_text().splitlines()]
     assert all(row.pop("seconds") > 0 for row in found)
     return found
 
 
 def metrics(workdir):
-    """metrics.jsonl but for the speed."""
+    """Returns the rows of metrics.jsonl without the speed."""
     found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name != "images_per_s"} for row in found]
 
@@ -102,7 +102,7 @@ def test_rows_say_what_they_depend_on_and_the_run_is_as_without(make, undisturbe
 
 @pytest.mark.long
 def test_the_distance_is_that_of_the_mode_evaluate(make, undisturbed, capfd):
-    """Of the same twelve images and the same real ones."""
+    """Both are computed from the same twelve images and the same real ones."""
     workdir = make("both", undisturbed)
     flags = ["--config.evaluate.n=12", "--config.sample.sampler=ddim", "--config.evaluate.loss_n=0"]
     done = tiny.run_main(capfd, "--mode=evaluate", "--workdir", workdir, *flags)
@@ -115,7 +115,7 @@ def test_the_distance_is_that_of_the_mode_evaluate(make, undisturbed, capfd):
 
 @pytest.mark.long
 def test_killed_in_an_evaluation_it_is_the_same_run(make, undisturbed, monkeypatch):
-    """What a kill leaves: the exception passes through everything, and nothing after it is done."""
+    """An exception stands in for a kill: it passes through everything, and nothing is done after it."""
     workdir, real = make("killed"), TrainingEvaluation.drawn
 
     def dying(self, state):
@@ -241,7 +241,7 @@ def test_the_best_is_of_rows_made_alike(tmp_path):
 
 
 def test_the_best_is_of_those_whose_checkpoint_is_there(tmp_path, caplog):
-    """A better one may have gone while evaluations were of another kind, or by damage: another is best then."""
+    """A better one may be gone, by damage or while evaluations were of another kind: then another is best."""
     for made in (row(1, 0.5), row(2, 3.0), row(3, 2.0)):
         evaluations.append(tmp_path, made)
     for step in (2, 3, 4):
@@ -260,7 +260,7 @@ def test_the_best_is_of_those_whose_checkpoint_is_there(tmp_path, caplog):
 
 @pytest.mark.parametrize("compared", [evaluations.SETTINGS, report_figures.SETTINGS])
 def test_every_key_of_sampling_is_among_what_rows_must_agree_in(compared):
-    """And the images that they are compared with, which are more where a folder of pictures has grown."""
+    """So is the number of real images, which changes if a folder of pictures grows."""
     assert {*sampling_settings(default.get_config()), "n", "reference_n", "features_sha256"} - {*compared} == set()
 
 
@@ -297,7 +297,7 @@ def test_checkpoints_that_are_kept(tmp_path, monkeypatch):
 
 
 def test_classes_are_drawn_in_their_shares_of_the_training_images(monkeypatch):
-    """3 : 1 : 1."""
+    """The shares are 3 : 1 : 1."""
     tiny.install(monkeypatch)
     evaluation = TrainingEvaluation(tiny.experiment(evaluate__training_n=10), *[None] * 4)
     assert np.bincount(evaluation.labels).tolist() == [6, 2, 2]

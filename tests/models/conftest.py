@@ -33,13 +33,13 @@ def conditioning(request):
 
 @pytest.fixture
 def make_tiny():
-    """make_tiny(**changes) -> a DiT of width 32 and depth 2."""
+    """Returns make_tiny(**changes) -> a DiT of width 32 and depth 2."""
     return lambda **changes: DiT(**(TINY | changes))
 
 
 @pytest.fixture
 def make_inputs():
-    """make_inputs(shape=(8, 8, 3), n=2) -> (x_t, t, labels), all images different."""
+    """Returns make_inputs(shape=(8, 8, 3), n=2) -> (x_t, t, labels), all images different."""
 
     def make(shape=(8, 8, 3), n=2):
         rng = np.random.default_rng(0)
@@ -51,7 +51,7 @@ def make_inputs():
 
 @pytest.fixture
 def randomised():
-    """randomised(model, inputs) -> parameters without any zeros: matrices N(0, 1 / fan-in), biases N(0, 0.1^2)."""
+    """Returns randomised(model, inputs) -> parameters without zeros: matrices N(0, 1 / fan-in), biases N(0, 0.1^2)."""
 
     def make(model, inputs, seed=7):
         shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)

@@ -50,7 +50,7 @@ def test_one_key_head_is_shared_by_all_query_heads():
 @pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.02)])
 @pytest.mark.parametrize("gpu", [False, True])
 def test_gradients_are_those_that_jax_derives_of_its_own_attention(dtype, error, gpu, monkeypatch):
-    """Against JAX's in float32, also in the form that a GPU would take; relative to each gradient's length."""
+    """Against JAX's in float32, also in the form for GPUs; errors are relative to each gradient's norm."""
     if gpu:
         monkeypatch.setattr(jax.lax, "platform_dependent", lambda *inputs, cpu, default: default(*inputs))
     q, k, v = draw(N=9, M=11, E=8)
@@ -98,7 +98,7 @@ def test_this_cpu_has_no_cudnn_attention():
     ("width", "fits"), [(8, True), (48, True), (128, True), (4, False), (12, False), (68, False), (136, False)]
 )
 def test_only_bfloat16_heads_of_some_widths_use_cudnn(width, fits, dtype, has, monkeypatch):
-    """Only multiples of 8 up to 128, of queries, keys and values in any dtype."""
+    """Only widths that are multiples of 8, up to 128; queries, keys and values may have any dtype."""
     monkeypatch.setattr(attention, "has_cudnn_attention", lambda: has)
     monkeypatch.setattr(attention, "cudnn_attention", lambda *qkv: "cuDNN")
     used = []
@@ -132,7 +132,7 @@ def test_a_default_device_that_is_no_gpu_has_none(default, monkeypatch):
 
 @pytest.mark.parametrize("N", [4, 5])
 def test_cudnn_is_given_an_even_number_of_tokens_and_told_which_are_ours(N, monkeypatch):
-    """Here JAX's own attention on the CPU stands for cuDNN: the sixth token changes nothing, and is not returned."""
+    """JAX's own attention on the CPU stands in for cuDNN: an added sixth token has no effect and is not returned."""
     given, real = [], jax.nn.dot_product_attention
 
     def standing(q, k, v, *, implementation, **more):
@@ -183,7 +183,7 @@ def every_variable(jaxpr):
 
 
 def test_keys_and_values_are_never_repeated_in_memory():
-    """B M H E = 2 * 7 * 6 * 4 = 336 values would be the repeated keys; no other array has that size."""
+    """Repeated keys would have B M H E = 2 * 7 * 6 * 4 = 336 values; no other array has that size."""
     q, k, v = draw()
 
     def loss(q, k, v):
@@ -191,7 +191,7 @@ def test_keys_and_values_are_never_repeated_in_memory():
 
     jaxpr = jax.make_jaxpr(jax.value_and_grad(loss, argnums=(0, 1, 2)))(q, k, v)
     sizes = {variable.aval.size for variable in every_variable(jaxpr.jaxpr)}
-    assert 2 * 6 * 5 * 7 in sizes  # the scores: the walk does see the inside
+    assert 2 * 6 * 5 * 7 in sizes  # the scores: the walk does visit inner jaxprs
     assert 2 * 7 * 6 * 4 not in sizes
 
 

@@ -1,4 +1,4 @@
-"""The autoencoder's network: in NumPy, its shapes, what its latents are, and that each image is seen alone."""
+"""The autoencoder's network: against NumPy, its shapes, its latents, and that images do not affect each other."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from dit_jax.models.autoencoder import Attention, Autoencoder, Block, stage_widt
 
 
 def build(downsample=4, channels=3, width=8, depth=1):
-    """(apply, params, x, eps): random weights throughout; `apply` is jitted, by `method`."""
+    """Returns (apply, params, x, eps) with all weights random; `apply` is jitted, with a static `method`."""
     model = Autoencoder(3, downsample, channels, width, depth)
     x = jax.random.normal(jax.random.key(0), (2, 16, 8, 3))
     eps = jax.random.normal(jax.random.key(1), (2, 16 // downsample, 8 // downsample, channels))
@@ -38,7 +38,7 @@ def dense(params, x):
 
 
 def conv(params, x, stride=1, before=1):
-    """The sum over the nine places of a kernel, zeros outside."""
+    """A 3x3 convolution as the sum over the kernel's nine positions, with zeros outside the image."""
     (height, width, inputs), dense = x.shape[1:], params["Dense_0"]
     kernel = dense["kernel"].reshape(3, 3, inputs, -1)
     padded = np.pad(x, ((0, 0), (before, 2 - before), (before, 2 - before), (0, 0)))
@@ -47,7 +47,7 @@ def conv(params, x, stride=1, before=1):
 
 
 def norm(params, x):
-    """Two groups of channels (Wu & He 2018, equation 7), epsilon 1e-6."""
+    """Group norm of two groups of channels (Wu & He 2018, equation 7), epsilon 1e-6."""
     groups = x.reshape(len(x), -1, 2, x.shape[-1] // 2)
     centred = groups - groups.mean((1, 3), keepdims=True)
     scaled = centred / np.sqrt(np.square(centred).mean((1, 3), keepdims=True) + 1e-6)
@@ -66,7 +66,7 @@ def block(params, x):
 
 
 def attention(params, x):
-    """One head over all places: softmax(q k^T / sqrt(C)) v of Vaswani et al. 2017, equation 1."""
+    """One head over all positions: softmax(q k^T / sqrt(C)) v of Vaswani et al. 2017, equation 1."""
     tokens = norm(params["group_norm"], x).reshape(len(x), -1, x.shape[-1])
     q, k, v = (dense(params[name], tokens) for name in ("to_q", "to_k", "to_v"))
     weights = np.exp(q @ k.transpose(0, 2, 1) / np.sqrt(x.shape[-1]))
@@ -81,7 +81,7 @@ def middle(params, x):
     ("module", "peer"), [(Block(12, 2), block), (Attention(2), attention)], ids=["block", "attention"]
 )
 def test_a_part_is_that_of_numpy(module, peer):
-    """Of values so small that the epsilon of the norm, 1e-6, is as large as their variance."""
+    """The values are so small that the norm's epsilon, 1e-6, is as large as their variance."""
     x = 1e-3 * jax.random.normal(jax.random.key(0), (2, 4, 6, 8))
     params = randomised(module, x)
     expected = peer(in_float64(params)["params"], in_float64(x))
@@ -89,7 +89,7 @@ def test_a_part_is_that_of_numpy(module, peer):
 
 
 def test_moments_and_images_are_those_of_numpy(network):
-    """Stages of 8, 16 and 32 channels of one block, and two on the way back; 16 x 8 pixels to 4 x 2 latents."""
+    """Stages of 8, 16 and 32 channels, one block each, and two in the decoder; 16 x 8 pixels to 4 x 2 latents."""
     apply, params, x, _ = network
     weights = in_float64(params)["params"]
     coder, y = weights["encoder"], conv(weights["encoder"]["conv_in"], in_float64(x))
@@ -146,7 +146,7 @@ def test_variances_stay_finite(network):
 
 
 def test_brightness_reaches_the_latents_and_the_images(network):
-    """Norms of groups within could lose it; the path around them must not."""
+    """The group norms inside could lose it; the path around them must not."""
     apply, params, x, _ = network
     mean, _ = apply(params, x, method="moments")
     brighter, _ = apply(params, x + 0.5, method="moments")

@@ -20,7 +20,7 @@ OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
 def peer(downsample):
-    """Theirs, with random weights throughout."""
+    """Returns diffusers' network with all weights random."""
     stages = downsample.bit_length()
     made = diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * stages,
@@ -37,7 +37,7 @@ def peer(downsample):
 
 
 def with_old_names(file):
-    """Renames what diffusers has named anew since files such as sd-vae-ft-mse's."""
+    """Gives tensors the names that diffusers used at the time of files such as sd-vae-ft-mse's."""
     tensors = safetensors.load_file(file)
     for new, old in OLD.items():
         tensors = {name.replace(new, old): tensor for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""The classifier: each image is seen alone, and time and pixels reach the logits."""
+"""The classifier: images do not affect each other, but time and every pixel affect the logits."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from dit_jax.models.classifier import Classifier, ResidualBlock
 
 @pytest.fixture(scope="module")
 def network():
-    """Logits of (x, t) with random weights throughout; those of the last convolutions start at zero."""
+    """Returns (jitted apply, x, t) with all weights random; fresh ones are zero in each block's last convolution."""
     model = Classifier(num_classes=4, width=8, depth=2)
     x, t = jax.random.normal(jax.random.key(0), (3, 8, 8, 3)), jnp.array([0, 5, 9])
     shapes = jax.eval_shape(model.init, jax.random.key(1), x, t)
@@ -42,7 +42,7 @@ def test_no_image_sees_another(network):
 
 
 def test_the_output_of_a_new_block_is_its_shortcut_after_norm_and_activation():
-    """He et al. 2016b, figure 4e, where the size halves; a new block's last convolution is zero."""
+    """He et al. 2016b, figure 4e, with a size that halves; a new block's last convolution is zero."""
     x = np.random.default_rng(0).normal(2, 3, (2, 4, 4, 8)).astype(np.float32)
     block, time = ResidualBlock(16, 2), jnp.ones((2, 5))
     params = jax.jit(block.init)(jax.random.key(0), x, time)

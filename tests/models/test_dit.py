@@ -1,4 +1,4 @@
-"""What must hold of the whole network, whatever its parameters."""
+"""Properties of the whole network, at initialisation and for any parameters."""
 
 from math import sqrt
 
@@ -24,7 +24,7 @@ def every_equation(jaxpr):
 
 @pytest.fixture
 def net(make_tiny, make_inputs, randomised, conditioning):
-    """(jitted apply(x, t, labels), inputs) of a tiny network without zeros."""
+    """Returns (jitted apply(x, t, labels), inputs) of a tiny network whose parameters are all nonzero."""
     model, inputs = make_tiny(conditioning=conditioning, depth=1), make_inputs()
     params = randomised(model, inputs)
     return jax.jit(lambda x, t, labels: model.apply(params, x, t, labels)), inputs
@@ -94,7 +94,7 @@ def test_images_of_any_shape_and_channel_count(make_tiny, make_inputs, randomise
 
 
 def brightness_and_contrast_show(apply, inputs):
-    """Whether the output tells patches apart that differ only in mean, or only in scale, for each of the 16 patches."""
+    """Returns whether the output shows a change of a patch's mean alone and of its scale alone, for all 16 patches."""
     x, t, labels = inputs
     before, changes = apply(x, t, labels), []
     for row in range(0, 8, 2):
@@ -111,7 +111,7 @@ def test_output_depends_on_each_patches_mean_and_scale(net):
 
 
 def test_norm_on_raw_patches_would_be_found_out(make_tiny, make_inputs, randomised, monkeypatch):
-    """The report's fault, put in on purpose."""
+    """The report's mistake, introduced on purpose."""
     model, inputs = make_tiny(depth=1), make_inputs()
     params = randomised(model, inputs)
     monkeypatch.setattr(dit, "patchify", lambda x, patch_size: layer_norm(patchify(x, patch_size)))
@@ -169,18 +169,18 @@ def test_bfloat16_is_close_and_its_products_are_of_bfloat16(make_tiny, make_inpu
     assert {str(v.aval.dtype) for e in dots for v in e.invars} == {"bfloat16"}
 
 
-# They compute nothing of what is in bfloat16 but products, which sum in float32.
+# These do no arithmetic in bfloat16, except that products take it and accumulate in float32.
 HARMLESS = {"reshape", "transpose", "layout_constraint", "optimization_barrier", "convert_element_type", "dot_general"}
 
 
 def uses_bfloat16(equation):
-    """Whether it reads or makes bfloat16; those that hold others do not count, as the walk comes to these."""
+    """Returns whether it reads or makes bfloat16; one with inner jaxprs does not count, as the walk visits those."""
     types = {str(v.aval.dtype) for variables in (equation.invars, equation.outvars) for v in variables}
     return "bfloat16" in types and not list(jaxpr_core.jaxprs_in_params(equation.params))
 
 
 def test_of_bfloat16_are_products_and_nothing_else(make_tiny, make_inputs, conditioning):
-    """Forward and backward: norms, softmax, activations and sums take and give float32, by README's promise."""
+    """Forward and backward: norms, softmax, activations and sums take and give float32, as the README promises."""
     inputs = make_inputs()
     model = make_tiny(conditioning=conditioning, depth=3, qk_norm=True, long_skips=True, dtype=jnp.bfloat16)
     params = jax.eval_shape(model.init, jax.random.key(0), *inputs)
@@ -191,7 +191,7 @@ def test_of_bfloat16_are_products_and_nothing_else(make_tiny, make_inputs, condi
 
 
 def test_in_bfloat16_a_backward_pass_keeps_no_large_array_in_float32(make_tiny, conditioning):
-    """Large are the MLP's inner layer, before and after GELU, and attention's weights (docs/performance.md)."""
+    """The large arrays are the MLP's hidden layer, before and after GELU, and attention's weights (performance.md)."""
     inputs = jnp.zeros((3, 16, 16, 3)), jnp.zeros(3, jnp.int32), jnp.zeros(3, jnp.int32)
     model = make_tiny(conditioning=conditioning, depth=1, width=16, num_heads=4, dtype=jnp.bfloat16)
     params = jax.eval_shape(model.init, jax.random.key(0), *inputs)

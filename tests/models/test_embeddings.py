@@ -114,7 +114,7 @@ def test_class_table_has_a_last_row_for_no_class():
 
 
 def test_rows_for_an_mlp_are_drawn_from_n_0_1():
-    """As those of PyTorch's `nn.Embedding`, which the report has."""
+    """As in PyTorch's `nn.Embedding`, which the report uses."""
     init = jax.jit(ClassEmbedding(999, 8, 64, jnp.float32).init)
     table = np.asarray(init(jax.random.key(0), jnp.zeros(1, int))["params"]["Embed_0"]["embedding"])
     assert table.mean() == pytest.approx(0, abs=0.02)  # 64,000 values: five standard errors
@@ -129,7 +129,7 @@ def test_what_does_not_divide_is_refused():
 
 
 def test_the_gradient_of_rows_is_that_of_looking_them_up_and_no_scatter():
-    """A row that is looked up twice has the sum; one that is not, 0."""
+    """A row that is looked up twice gets the sum; one that is never looked up gets 0."""
     table, index = jnp.arange(20.0).reshape(5, 4), jnp.array([3, 1, 3, 4])
     weight = jax.random.normal(jax.random.key(0), (4, 4))
     np.testing.assert_array_equal(rows_of(table, index), np.asarray(table)[np.asarray(index)])

@@ -11,7 +11,7 @@ from dit_jax.models.inception import BLOCKS, Inception, Mixed, average_pool, hal
 
 @pytest.fixture(scope="module")
 def shapes():
-    """Outputs and variables of the network on 5 images, also what passes between its parts, without computing them."""
+    """Returns the shapes of outputs, variables and intermediates for 5 images, without computing anything."""
     image = jax.ShapeDtypeStruct((5, 32, 40, 3), jnp.uint8)
     watched = partial(Inception().init_with_output, mutable=True, capture_intermediates=True)
     return jax.eval_shape(watched, jax.random.key(0), image)
@@ -26,8 +26,8 @@ def test_features_are_2048_and_logits_1008_in_float32(shapes):
 def test_number_of_parameters(shapes):
     """Keras publishes 23,817,352 trainable ones for InceptionV3 (no scale in its batch norms), with 1000 classes.
 
-    Eight more classes have 2048 weights and a bias each. torchvision's 23,834,568 without the auxiliary head hold
-    a scale besides for each of 17,216 channels.
+    Eight more classes have 2048 weights and a bias each. torchvision's 23,834,568, without the auxiliary head, also
+    include a scale for each of 17,216 channels.
     """
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes[1]["params"]))
     assert count == 23_817_352 + 8 * 2049 == 23_834_568 - 17_216 + 8 * 2049
@@ -44,7 +44,7 @@ def test_only_the_third_convolution_of_the_stem_is_padded(shapes):
 
 
 def test_pixels_are_taken_as_less_128_over_128(monkeypatch):
-    """A stem that hands the first channel on: 192 is 0.5, 255 is 127 / 128, and what is negative ends at its ReLUs.
+    """With a stem that passes on the first channel, 192 gives 0.5, 255 gives 127 / 128, and below 128 ReLUs give 0.
 
     Source: the graph's own subtraction and multiplication; others divide by 127.5.
     """
@@ -96,7 +96,7 @@ def test_halving_takes_whole_windows():
 
 @pytest.mark.parametrize(("name", "corner"), [("Mixed_7b", 3.0), ("Mixed_7c", 5.0)])
 def test_only_the_last_block_pools_by_the_maximum(name, corner):
-    """Pixels 1..9, a pooling branch that copies: 3 is the mean of 1, 2, 4, 5, and 5 their maximum.
+    """Pixels 1..9, with a pooling branch that copies: 3 is the mean of 1, 2, 4, 5, and 5 their maximum.
 
     Source: pytorch-fid's FIDInceptionE_1 and FIDInceptionE_2.
     """
@@ -110,7 +110,7 @@ def test_only_the_last_block_pools_by_the_maximum(name, corner):
 
 
 def test_resize_enlarges_as_tensorflow_1():
-    """2 to 4 pixels: from positions 0, 0.5, 1, 1.5, and past the last pixel it is repeated. (Torch: 0, 0.25, ...)"""
+    """2 to 4 pixels: at positions 0, 0.5, 1 and 1.5, with the last pixel repeated. (Torch's are 0, 0.25, ...)"""
     image = jnp.array([[10.0, 20], [50, 100]]).reshape(1, 2, 2, 1)
     out = resize(image, 4)[0, :, :, 0]
     np.testing.assert_array_equal(out[0], [10, 15, 20, 20])
@@ -119,7 +119,7 @@ def test_resize_enlarges_as_tensorflow_1():
 
 
 def test_resize_shrinks_without_smoothing():
-    """3 to 2 pixels: positions 0 and 1.5; 4 to 2: positions 0 and 2, the others unseen."""
+    """3 to 2 pixels: positions 0 and 1.5; 4 to 2: positions 0 and 2, so the other pixels have no effect."""
     np.testing.assert_array_equal(resize(jnp.array([1.0, 5, 8]).reshape(1, 1, 3, 1), 2)[0, 0, :, 0], [1, 6.5])
     np.testing.assert_array_equal(resize(jnp.array([1.0, 5, 8, 9]).reshape(1, 1, 4, 1), 2)[0, 0, :, 0], [1, 8])
 

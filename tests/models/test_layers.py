@@ -40,7 +40,7 @@ def test_layer_norm_eps_is_one_millionth():
 
 
 def test_layer_norm_is_float32_for_any_input():
-    """2^9 +- 2 is exact in bfloat16; its mean and spread would not be."""
+    """512 and 516 are exact in bfloat16, but their mean, 514, is not."""
     out = layer_norm(jnp.array([512, 516], jnp.bfloat16))
     assert out.dtype == jnp.float32
     np.testing.assert_allclose(out, [-1, 1], rtol=1e-5)
@@ -64,7 +64,7 @@ def test_the_norms_gradient_is_that_which_jax_derives():
 
 
 def test_phi_is_half_of_one_plus_a_tanh():
-    """In float64. From -5 on, where it is 4e-8, the error is small beside Phi itself; further down 1 + tanh is not."""
+    """Against float64. From -5 on, where Phi is 4e-8, relative errors are small; below, the peer's 1 + tanh cancels."""
     x = np.linspace(-30, 30, 6001, dtype=np.float32).astype(np.float64)
     expected = (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2
     found = np.asarray(phi(jnp.asarray(x, jnp.float32)), np.float64)
@@ -87,7 +87,7 @@ def test_gelu_and_its_gradient_are_flaxs_at_any_size():
 @pytest.mark.parametrize("with_gelu", [False, True])
 @pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2**-8)])
 def test_a_bias_with_gelu_and_its_gradients_are_those_that_jax_derives(with_gelu, dtype, error):
-    """Of the same rounded rows, in float32; what is rounded after it is rounded once."""
+    """Against float32 on the same rounded rows; a rounded result is rounded only once."""
     rows, weight = (jax.random.normal(jax.random.key(i), (40, 7)) * 3 for i in range(2))
     rows, bias, weight = rows.astype(dtype), jnp.arange(-3.0, 4.0), weight.astype(dtype).astype(jnp.float32)
     ours = partial(biased, result=jnp.dtype(dtype), with_gelu=with_gelu)
@@ -105,7 +105,7 @@ def test_a_bias_with_gelu_and_its_gradients_are_those_that_jax_derives(with_gelu
 
 @pytest.mark.parametrize("with_gelu", [False, True])
 def test_the_gradient_of_a_bias_is_summed_in_float32(with_gelu):
-    """257 rows, each of slope 1 (that of GELU at 40, too): bfloat16 holds 256 and 258, but not 257."""
+    """257 rows, each of slope 1 (also that of GELU at 40): bfloat16 holds 256 and 258, but not 257."""
     rows = jnp.full((257, 1), 40, jnp.bfloat16)
     added = lambda bias: biased(rows, bias, jnp.dtype("bfloat16"), with_gelu).astype(jnp.float32).sum()  # noqa: E731
     assert jax.jit(jax.grad(added))(jnp.zeros(1)).tolist() == [257]
@@ -137,7 +137,7 @@ def test_dense_starts_xavier_uniform_with_zero_bias():
 @pytest.mark.parametrize("gpu", [False, True])
 @pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-8)])
 def test_a_product_and_its_gradients_are_those_of_exact_arithmetic(dtype, error, gpu, monkeypatch):
-    """In float64, of the rounded operands; also in the form that a GPU would take."""
+    """Against float64 on the rounded operands; also in the form for GPUs."""
     if gpu:
         monkeypatch.setattr(jax.lax, "platform_dependent", lambda *inputs, cpu, default: default(*inputs))
     x, kernel, weight = (jax.random.normal(jax.random.key(i), size) for i, size in enumerate([(5, 3), (3, 4), (5, 4)]))
@@ -152,7 +152,7 @@ def test_a_product_and_its_gradients_are_those_of_exact_arithmetic(dtype, error,
 
 @pytest.mark.parametrize(("inputs", "features"), [(3, 5), (5, 3), (4, 4)])
 def test_the_kernels_gradient_sums_float32_products_of_bfloat16(inputs, features):
-    """Operands whose products float64 adds up exactly; the narrower one is laid out anew on CPUs."""
+    """Integer operands, whose sums of products float32 holds exactly; CPUs transpose the narrower one."""
     rng = np.random.default_rng(0)
     x, gradient = rng.integers(-200, 200, (300, inputs)), rng.integers(-200, 200, (300, features))  # exact in bfloat16
     _, back = jax.vjp(
@@ -165,7 +165,7 @@ def test_the_kernels_gradient_sums_float32_products_of_bfloat16(inputs, features
 
 
 def products_of(jaxpr) -> list:
-    """Every dot_general of a jaxpr and of those inside it."""
+    """Returns every dot_general of a jaxpr and of its inner jaxprs."""
     found = [equation for equation in jaxpr.eqns if equation.primitive.name == "dot_general"]
     for equation in jaxpr.eqns:
         for inner in jaxpr_core.jaxprs_in_params(equation.params):
@@ -173,7 +173,7 @@ def products_of(jaxpr) -> list:
     return found
 
 
-@pytest.mark.parametrize(("dtype", "count"), [(jnp.float32, 3), (jnp.bfloat16, 5)])  # 5: two have a form for CPUs
+@pytest.mark.parametrize(("dtype", "count"), [(jnp.float32, 3), (jnp.bfloat16, 5)])  # 5: two also have a form for CPUs
 def test_backward_products_take_operands_of_one_dtype_and_one_row_axis(dtype, count):
     """A product of mixed dtypes, or one summed over two axes, runs at a fraction of the speed."""
     dense = Dense(4, dtype)
@@ -207,7 +207,7 @@ def test_the_convolution_by_hand(stride, before):
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_accelerators_have_the_same_convolution(stride):
-    """Theirs is XLA's, which no CPU takes: here it is, beside the product of CPUs, and so are the gradients."""
+    """They use XLA's convolution and CPUs a product; here both run on the CPU, with their gradients."""
     rng = np.random.default_rng(0)
     x, kernel = (rng.normal(size=size).astype(np.float32) for size in ((2, 8, 10, 3), (27, 5)))
     ours, theirs = (partial(way, stride=stride) for way in (convolve_as_product, convolve))

@@ -1,4 +1,4 @@
-"""What a config may add to the network: norms of queries and keys, long skips, dropout."""
+"""Optional parts of the network: norms of queries and keys, long skips, dropout."""
 
 import jax
 import jax.numpy as jnp
@@ -45,13 +45,13 @@ def test_norms_start_at_scale_one_and_undo_the_length_of_queries_and_keys(normed
     np.testing.assert_allclose(attention.apply(longer, x), attention.apply(params, x), rtol=1e-3, atol=1e-3)
 
 
-# By depth: the block whose stream each taker joins to its own. U-ViT's depths are odd, with one block in the middle.
+# By depth: {block: the block whose output it also takes}. U-ViT's depths are odd, with one block in the middle.
 SKIPS = {3: {2: 0}, 4: {3: 0}, 5: {3: 1, 4: 0}, 6: {4: 1, 5: 0}, 7: {4: 2, 5: 1, 6: 0}}
 
 
 @pytest.mark.parametrize("depth", SKIPS)
 def test_long_skips_lead_from_the_first_half_to_its_mirror(make_tiny, make_inputs, randomised, depth):
-    """Each block's stream, beside that of a block without skips on what it is due, joined by NumPy."""
+    """Each block's output equals that of a block without skips whose input NumPy has joined."""
     model, inputs = make_tiny(depth=depth, long_skips=True), make_inputs()
     params = randomised(model, inputs)
     _, seen = model.apply(params, *inputs, capture_intermediates=lambda module, _: isinstance(module, Block))
@@ -90,7 +90,7 @@ def test_dropout_keeps_or_drops_and_each_image_by_its_own_key():
 
 @pytest.fixture
 def additions(make_tiny, make_inputs, conditioning):
-    """additions(rate, *keys) -> [2, B, N, D]: what two blocks add where attention gives 1 and the MLP 10."""
+    """Returns additions(rate, *keys) -> [2, B, N, D]: what two blocks add if attention gives 1 and the MLP 10."""
     inputs, settings = make_inputs(n=8), dict(depth=3, conditioning=conditioning)
     shapes = jax.eval_shape(make_tiny(**settings).init, jax.random.key(0), *inputs)
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)

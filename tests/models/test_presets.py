@@ -34,7 +34,7 @@ def test_report_has_19_096_624_parameters():
     label = (10 + 1) * 128 + dense(128, 384) + dense(384, 384)  # 198,784; ten classes and "no class"
     attention = dense(384, (8 + 2 + 2) * 48) + dense(8 * 48, 384)  # 221,760 + 147,840
     mlp = dense(384, 4 * 384) + dense(4 * 384, 384)  # 591,360 + 590,208
-    layer_norms = positions = 0  # no affine; a fixed table
+    layer_norms = positions = 0  # norms have no parameters; positions are a fixed table
     output = dense(384, 4 * 4 * 3)  # 18,480
     total = patch_embedding + time + label + 12 * (attention + mlp + layer_norms) + positions + output
     assert total == 19_096_624
@@ -78,7 +78,7 @@ def test_sizes_are_the_papers(size):
 
 
 def test_xl_2_against_the_official_codes_count():
-    """675,129,632 is what the official DiT-XL/2 reports; less its table (256 x 1152) and its variance outputs (16)."""
+    """The official DiT-XL/2 reports 675,129,632; ours lacks its position table (256 x 1152) and 16 variance outputs."""
     assert by_paper(1152, 28, 2) + 256 * 1152 == 675_129_632
     assert count("DiT-XL/2", (32, 32, 4), 1000) == 675_129_632 - 256 * 1152 - (1152 * 16 + 16)
 

@@ -23,7 +23,7 @@ from dit_jax.reporting.smoothing import thinned
 
 
 def drawn(curves, axes=None):
-    """The two pictures of a chart."""
+    """Returns the two pictures of a chart, wide and narrow."""
     made = small_chart(curves, axes or Axes("loss", "images seen"), "what it shows")
     return list(ET.fromstring(f"<div>{made}</div>").iter("svg"))
 
@@ -72,7 +72,7 @@ def test_numbers_beside_an_axis():
 
 
 def test_points_lie_in_proportion():
-    """x from 0 fills the width; equal steps of y are equal steps, upwards."""
+    """x fills the width from 0 on; equal steps in y are drawn as equal steps, upwards."""
     wide, narrow = drawn([curve([0, 50, 100], [1, 2, 3])])
     for svg in (wide, narrow):
         (x0, y0), (x1, y1), (x2, y2) = points(svg)

@@ -12,7 +12,7 @@ def test_spread_by_hand():
 
 
 def test_spread_log_by_hand():
-    """log2(t + 1) is 10, 3, 2, 1, 0 here: three values evenly are 10, 5 and 0, and 3 is the nearest to 5."""
+    """log2(t + 1) is 10, 3, 2, 1, 0 here: three evenly spaced values are 10, 5 and 0, and 3 is nearest to 5."""
     assert spread_log(np.array([1023, 7, 3, 1, 0]), 3).tolist() == [0, 1, 4]
     assert spread_log(np.array([500]), 4).tolist() == [0]
 
@@ -49,7 +49,7 @@ def test_the_animation_ends_with_the_image_and_repeats(tmp_path):
     assert [frame.shape for frame in frames] == [(8, 12, 3)] * 3
     assert frames[-1][0, 0].tolist() == [30] * 3
     assert frames[-1][-1, -1].tolist() == [31] * 3
-    assert len(animation(*(np.zeros((10, 60, 512, 512, 1), np.uint8) for _ in "ab"))) == 15  # 80 of 5.2 million pixels
+    assert len(animation(*(np.zeros((10, 60, 512, 512, 1), np.uint8) for _ in "ab"))) == 15  # 15 x 5.2 < 80 million
     save_gif(tmp_path / "new" / "a.gif", frames)
     with Image.open(tmp_path / "new" / "a.gif") as gif:
         assert (gif.n_frames, gif.info["loop"]) == (3, 0)

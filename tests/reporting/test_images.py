@@ -162,4 +162,4 @@ def test_a_png_too_large_to_be_opened_says_nothing(tmp_path, monkeypatch):
 def test_names_beyond_ascii_are_letters_and_no_boxes():
     font = reporting.font_of(20)
     drawn = {text: bytes(font.getmask(text)) for text in ("é", "ж", "λ", "\uffff")}
-    assert len(set(drawn.values())) == 4  # the last is what a letter looks like that the font has not
+    assert len(set(drawn.values())) == 4  # the last is drawn as letters that the font lacks

@@ -53,7 +53,7 @@ def test_elements():
 
 
 def test_a_name_that_is_no_unicode_does_not_stop_the_page():
-    """Linux names files in any bytes; Python holds those as lone surrogates, which UTF-8 cannot write."""
+    """Linux allows any bytes in file names; Python holds odd ones as lone surrogates, which UTF-8 cannot encode."""
     assert element("p", "caf\udce9").encode()
 
 

@@ -21,7 +21,7 @@ def write(path: Path, rows: list[dict]) -> Path:
 
 @pytest.fixture
 def figures(monkeypatch) -> list[Figure]:
-    """The figures that are drawn during the test."""
+    """A list that collects the figures drawn during the test."""
     drawn = []
 
     class Remembered(Figure):
@@ -54,7 +54,7 @@ def test_draws_loss_quartiles_and_gradient_norm_over_images(tmp_path, figures):
     top, bottom = figures[0].axes
     assert (top.get_ylabel(), bottom.get_ylabel(), bottom.get_xlabel()) == ("loss", "gradient norm", "images seen")
     assert top.get_title(loc="left") == "training loss: 0.2500 at 256 images"
-    assert (top.get_yscale(), bottom.get_yscale()) == ("log", "linear")  # 16 times, 4 times
+    assert (top.get_yscale(), bottom.get_yscale()) == ("log", "linear")  # values span factors of 16 and 4
     with Image.open(tmp_path / "loss.png") as picture:
         assert picture.size == (1200, 840)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["loss.png", "metrics.jsonl"]

@@ -103,7 +103,7 @@ def test_other_draws_are_another_curve(other):
 
 
 def test_real_images_are_those_of_the_newest_row():
-    """Which may be those of an earlier one as well."""
+    """They may equal those of an earlier row."""
     floors = [{"fid": 3.0, "n": 10}, {"fid": 2.0, "n": 20}, {"fid": 3.0, "n": 10}]
     rows = [{"step": i, "fid": 9.0, "floor": floor} for i, floor in enumerate(floors)]
     assert tables(progress_section(rows, CLOCK, HOW))[0][-1][3:5] == ["3", "10"]

@@ -1,4 +1,4 @@
-"""TensorBoard events as TensorBoard reads them, metrics.jsonl as any JSON reader does, and no TensorFlow."""
+"""Events are read back by TensorBoard and metrics.jsonl by a JSON reader; TensorFlow is not needed."""
 
 import contextlib
 import io
@@ -125,7 +125,7 @@ def test_non_finite_values_are_null(tmp_path):
 
 
 def test_a_resumed_run_shows_no_step_twice_and_loses_none(tmp_path, monkeypatch):
-    # The files of one second are read in the order of their numbers as text: begin at 0, as in a process of its own.
+    # Files of the same second are read in the text order of their numbers, so these begin at 0, as in a new process.
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     first = create_writer(tmp_path)
     for step in (10, 20, 30):
@@ -184,7 +184,7 @@ def test_a_kill_keeps_every_row_that_was_written(tmp_path):
 def test_an_error_of_the_thread_surfaces_and_the_rest_is_flushed(tmp_path, caplog):
     writer = create_writer(tmp_path)
     writer.write_scalars(1, {"loss": 1.0})
-    writer.write_images(1, {"grid": np.zeros((2, 2), np.uint8)})  # no such image
+    writer.write_images(1, {"grid": np.zeros((2, 2), np.uint8)})  # not an image's shape
     with pytest.raises(AsyncError):
         writer.close()
     assert scalars(tmp_path, "loss") == [(1, 1.0)]
@@ -228,7 +228,7 @@ def test_what_needs_the_stand_in_is_imported_where_it_is_made():
 
 
 def test_with_tensorflow_clus_own_writer_is_used(tmp_path):
-    # A package of that name, which only tells that clu's own module imported it.
+    # A package of that name, which only shows that clu's own module imported it.
     (tmp_path / "tensorflow").mkdir()
     (tmp_path / "tensorflow" / "__init__.py").write_text("raise ImportError('clu asked for TensorFlow')\n")
     done = subprocess.run(

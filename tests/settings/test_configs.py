@@ -1,4 +1,4 @@
-"""Configs: every one builds, every key is read, and every wrong word is named."""
+"""Configs: each one builds, each key is read, and each mistake is named."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ from dit_jax.settings.resolving import resolve
 from dit_jax.training.state import ema_rate
 from dit_jax.training.step import zero_sums
 
-# cifar10:report is default.py, which a test below says
+# cifar10.py:report equals default.py, as a test below shows.
 CONFIGS = [
     "configs/default.py",
     "configs/shapes.py",
@@ -34,7 +34,7 @@ CONFIGS = [
     "configs/image_folder.py",
     "configs/image_folder.py:cpu",
 ]
-# Read where files are, not where the model is built: by the jobs; classifier.steps and the like by `companion_config`.
+# Read by the jobs, not where the models are built; classifier.steps and the like are read by `companion_config`.
 READ_BY_JOBS = {"data.resident", "train.keep_checkpoints", "train.max_seconds", "train.init_from"} | {
     f"{section}.{key}"
     for section, keys in {
@@ -51,7 +51,7 @@ OF_A_FOLDER = {f"data.{key}" for key in ("root", "image_size", "skip_broken", "c
 
 
 class Recording(ConfigDict):
-    """A config that notes each leaf that is read by name."""
+    """A config that records the name of each leaf that is read."""
 
     def __init__(self, source, read, prefix=""):
         super().__init__()
@@ -98,7 +98,7 @@ def build(config):
 
 
 def build_companion(kind, config):
-    """Traces what training the classifier or the autoencoder computes, of a config that is its own."""
+    """Traces what training the classifier or the autoencoder computes, with its own config."""
     companion = kind(config)
     shape = companion.info.image_shape
     data = jax.ShapeDtypeStruct((512, *shape), np.uint8), jax.ShapeDtypeStruct((512,), np.int32)
@@ -122,8 +122,8 @@ def test_every_config_builds_and_has_every_key_read(spec, tmp_path):
         config.data.root, owned = str(tmp_path), set()
     config = resolve(config)
     assert all(value is not None for _, value in configs.leaves(config))
-    config.model.depth = min(config.model.depth, 3)  # all blocks are alike, but for the long skips to the second half
-    # The preset's name is read by `resolve`; logit_* belong to a sampling of timesteps that may not be chosen.
+    config.model.depth = min(config.model.depth, 3)  # blocks differ only in their long skips, which the second half has
+    # The preset's name is read by `resolve`, the keys of a folder only for data.name=image_folder.
     assert unread(config) <= {"model.preset"} | owned
 
 
@@ -141,8 +141,8 @@ def test_the_list_of_configs_is_whole():
         assert configs.load(spec).to_dict() == configs.load("configs/default.py").to_dict()
 
 
-# The student report's, from its text and its code. 4 GPUs, batches of 64 on each, 200 epochs of CIFAR-10's 50,000
-# images without the batch that is not full.
+# The student report's recipe, from its text and its code: 4 GPUs with batches of 64 each, 200 epochs of CIFAR-10's
+# 50,000 images without the incomplete last batch.
 REPORT = {
     "data.name": "cifar10",
     "model.patch_size": 4,
@@ -340,7 +340,7 @@ def test_keys_missing_or_unknown():
     del config.train.steps
     with pytest.raises(UserError, match=r"^F: the key train\.steps is missing; add it, such as train\.steps=39000$"):
         configs.check_keys(config, default.get_config(), "F")
-    del config.train.log_every  # as of an older version of dit-jax: all of them at once
+    del config.train.log_every  # as from an older version of dit-jax: all are named at once
     told = r"^F: the keys train.log_every, train.steps are missing; add them, such as train.log_every=100, train.steps="
     with pytest.raises(UserError, match=told):
         configs.check_keys(config, default.get_config(), "F")
@@ -458,7 +458,7 @@ def test_a_whole_number_becomes_the_float_that_belongs_there():
 
 @pytest.mark.parametrize("recipe", ["report", "best", "cpu"])
 def test_a_preset_of_the_command_line_replaces_the_sizes_of_a_recipe(recipe):
-    """DiT-B/4 of the paper's table 1: 12 blocks, 768 wide, 12 heads; a size named beside it counts, in any order."""
+    """DiT-B/4 of the paper's table 1 is 768 wide with 12 heads; a size given as well takes precedence, in any order."""
     for words in (["model.preset=DiT-B/4", "model.depth=3"], ["model.depth=3", "model.preset=DiT-B/4"]):
         config = configs.load(f"configs/cifar10.py:{recipe}")
         configs.override(config, words)

@@ -1,4 +1,4 @@
-"""Settings that are allowed and warned of, and those that are not."""
+"""Settings that are allowed with a warning, and settings that cause none."""
 
 import logging
 import math
@@ -36,7 +36,7 @@ def test_betas_of_1000_steps_with_fewer():
     assert alpha == pytest.approx(math.exp(-0.005 * 100), abs=0.01)
     assert f"diffusion.num_steps=100: {alpha:.0%} of the image is left" in told("train", *few)
     assert f"timestep 99 of 0..99, where {alpha:.0%} of the image is expected" in told("sample", *few)
-    scaled = ("diffusion.beta_start=0.001", "diffusion.beta_end=0.2")  # as 1000 / T
+    scaled = ("diffusion.beta_start=0.001", "diffusion.beta_end=0.2")  # times 1000 / T
     assert told("train", *few, *scaled) == told("sample", *few, *scaled) == ""
     zero = ("diffusion.zero_terminal_snr=true", "diffusion.prediction=v")
     assert told("train", *few, *zero) == told("sample", *few, *zero) == ""
@@ -47,7 +47,7 @@ def test_a_spacing_that_begins_half_way(steps, start):
     line = told("sample", "sample.spacing=leading", f"sample.steps={steps}")
     alpha = make_schedule("linear", 1000, 1e-4, 0.02, False).alpha[start]
     assert f"timestep {start} of 0..999, where {alpha:.0%} of the image is expected; use sample.spacing=tr" in line
-    assert told("sample", "sample.spacing=leading", "sample.steps=50") == ""  # DDIM's own, from 980
+    assert told("sample", "sample.spacing=leading", "sample.steps=50") == ""  # DDIM's own spacing, from 980
     given = ("sample.task=image_to_image", "sample.images=pictures")
     assert told("sample", "sample.spacing=leading", f"sample.steps={steps}", *given) == ""
 

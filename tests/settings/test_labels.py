@@ -1,4 +1,4 @@
-"""Class labels as users write them: by name and by number, and which are none."""
+"""Class labels as users write them: names and numbers, and those that are refused."""
 
 import numpy as np
 import pytest

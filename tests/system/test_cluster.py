@@ -1,4 +1,4 @@
-"""Which place a process has: by flags, by a scheduler's variables, or none. The variables are those that they set."""
+"""A process's place in a run: from flags, from environment variables (as real schedulers set them), or none."""
 
 import contextlib
 import socket
@@ -45,7 +45,7 @@ def test_a_task_takes_the_gpu_of_its_number():
     [
         {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_LOCALID": "0"},
         {"SLURM_STEP_TASKS_PER_NODE": "7,1", "SLURM_LOCALID": "0"},  # seven on the first node, one on the second
-        {"CUDA_VISIBLE_DEVICES": "3"},  # --gpus-per-task=1: it sees its own alone
+        {"CUDA_VISIBLE_DEVICES": "3"},  # --gpus-per-task=1: it sees only its own
     ],
 )
 def test_a_task_takes_all_that_it_sees_where_it_is_alone(changed):
@@ -73,7 +73,7 @@ def test_jaxs_own_variable_for_devices_takes_precedence(changed):
         {name: value for name, value in SLURM.items() if "STEP" not in name},  # a batch script without srun
         MPI | {"OMPI_COMM_WORLD_SIZE": "1"},
         POD,  # a notebook
-        POD | {"JOB_COMPLETION_INDEX": "3"},  # JAX's way to the others, the package kubernetes, is not here
+        POD | {"JOB_COMPLETION_INDEX": "3"},  # without the package kubernetes, JAX cannot find the others
     ],
 )
 def test_a_process_by_itself_is_left_alone(environ):
@@ -130,7 +130,7 @@ def join_first(port, trained=None):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_port_that_another_listens_at_is_refused(shared):
-    """Also where that one would share it, as JAX's service does."""
+    """Even if the other listener would share it, as JAX's service does."""
     with socket.socket() as other:
         if shared:
             other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -144,23 +144,23 @@ def test_a_port_that_another_listens_at_is_refused(shared):
 
 
 def test_a_port_whose_connections_have_ended_is_free():
-    """They linger for a minute, in which a run may be started again."""
+    """They linger for a minute, during which a run may be restarted."""
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         port = server.getsockname()[1]
-        server.accept()[0].close()  # first, so that it is this side's that lingers
+        server.accept()[0].close()  # closed first, so that this side's connection lingers
         assert client.recv(1) == b""
     cluster.check_port(f"127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize("process_id", [0, 1])
 def test_a_run_under_way_is_not_met(process_id, tmp_path):
-    """Its other processes would end."""
+    """Joining the processes of that run would end them."""
     with subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(UserError, match=f"another training run is using it .process {holder.pid} on"):
             cluster.join("127.0.0.1:9", 2, process_id, False, tmp_path)
         holder.kill()
-    lock.check_free(tmp_path)  # though the file is left
+    lock.check_free(tmp_path)  # although the file is still there
     lock.check_free(tmp_path / "none")
 
 
@@ -168,6 +168,6 @@ def test_a_run_under_way_is_not_met(process_id, tmp_path):
     ("mode", "refused"), [("train", True), ("train_autoencoder", True), ("train_classifier", False)]
 )
 def test_a_mode_asks_for_the_lock_that_it_will_take(mode, refused, tmp_path):
-    """An autoencoder's training takes that of the run, before it asks for its own."""
+    """Training an autoencoder takes the run's lock before its own."""
     with lock.only_trainer(tmp_path), pytest.raises(UserError) if refused else contextlib.nullcontext():
         lock.check_free(modes.trained_folder(mode, str(tmp_path)))

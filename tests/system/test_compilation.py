@@ -27,7 +27,7 @@ print(events.count("/jax/compilation_cache/cache_hits") > 0)
 
 
 def run(home, **environ):
-    """(folder, result, whether anything came from the cache, what was said)."""
+    """Runs `PROGRAM`; returns (cache folder, result, whether anything came from the cache, stderr)."""
     environ = {key: value for key, value in os.environ.items() if "CACHE" not in key} | {"HOME": str(home)} | environ
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environ, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -57,11 +57,11 @@ def test_a_warm_cache_gives_the_same_bits_and_a_damaged_one_too(tmp_path):
 
 
 def folder_with(monkeypatch, **environ):
-    """The folder that JAX is pointed at."""
+    """Returns the cache folder that `use_cache` sets, or None, with these environment variables."""
     for key, value in environ.items():
         monkeypatch.setenv(key, str(value))
     before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", None)  # that of the tests
+    jax.config.update("jax_compilation_cache_dir", None)  # was set for the tests
     try:
         compilation.use_cache()
         return jax.config.jax_compilation_cache_dir

@@ -1,4 +1,4 @@
-"""Files that appear whole: what a kill leaves of one is removed by who writes it next, what is being written is not."""
+"""Files are written atomically: the next writer removes what a kill left behind, but not what another still writes."""
 
 import errno
 import signal
@@ -25,7 +25,7 @@ with replacing(Path(sys.argv[1])) as temporary:
 
 @pytest.fixture
 def writer(tmp_path):
-    """Another process that is half through with a file, and its path."""
+    """Another process that is halfway through writing a file, and the file's path."""
     path, command = tmp_path / "grid[1].png", [sys.executable, "-c", WRITER]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([*command, str(path)], **pipes) as process:
@@ -66,7 +66,7 @@ def test_two_files_at_once_and_one_in_the_other(tmp_path):
 
 
 def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path):
-    """A file of objects is begun and refused by NumPy."""
+    """NumPy refuses an array of objects after it has begun the file."""
     write(tmp_path / "a")
     with pytest.raises(ValueError, match="allow_pickle"):
         files.write_npz(tmp_path / "a", {"objects": np.array([None])})

@@ -1,4 +1,4 @@
-"""main.py asks for huge pages by starting anew: the same process and arguments, once, and only where it helps."""
+"""main.py asks for huge pages by restarting itself: in the same process, with the same arguments, once, if it helps."""
 
 import json
 import os
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's pages")
 
 @pytest.fixture
 def start(tmp_path):
-    """Runs a script of its own that is as main.py is, and returns what it told."""
+    """Returns a function that runs a script which starts as main.py does, and returns what the script printed."""
     (tmp_path / "enabled").write_text("always [madvise] never\n")
 
     def run(*arguments, before="", python=(), script=("probe.py",), stdin="said", **environ):

@@ -1,4 +1,4 @@
-"""The lock of a workdir: one holder, named; gone with its process."""
+"""The lock of a workdir: it has one holder, whom a refusal names, and it ends with the holder's process."""
 
 import errno
 import fcntl
@@ -26,7 +26,7 @@ def test_another_process_is_named_and_a_kill_frees_it(tmp_path):
     with subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         told = f"training run is using it .process {holder.pid} on {socket.gethostname()}.; stop that run, or use"
-        for _ in range(2):  # the first refusal must not have taken it away
+        for _ in range(2):  # the first refusal must not have removed the lock
             with pytest.raises(UserError, match=told), only_trainer(tmp_path):
                 pass
         holder.send_signal(signal.SIGKILL)
@@ -43,7 +43,7 @@ def test_it_is_freed_by_an_exception(tmp_path):
 
 
 def test_a_file_that_its_holder_took_away_is_no_lock(tmp_path, monkeypatch):
-    """Opened while another still held it, locked after that one ended: then a third may have made it anew."""
+    """If it was opened while another process held it and locked after that one ended, a third may have a new file."""
     lock, taken = fcntl.flock, []
 
     def flock(file, how):
@@ -59,7 +59,7 @@ def test_a_file_that_its_holder_took_away_is_no_lock(tmp_path, monkeypatch):
 
 
 def test_the_file_is_removed_before_the_lock_is_released(tmp_path, monkeypatch):
-    """Otherwise a second trainer could lock it in between, and a third could make it anew."""
+    """Otherwise a second trainer could lock it in between, and a third could create and lock a new one."""
     real, seen = os.close, []
 
     def close(file):

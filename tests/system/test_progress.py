@@ -1,4 +1,4 @@
-"""The living line against a clock that the test turns."""
+"""Tests the progress line with a clock that the test advances."""
 
 import io
 import os
@@ -137,9 +137,9 @@ def test_nothing_left_to_do(initial):
 
 
 def test_nobody_who_reads_is_no_reason_to_end(tmp_path):
-    """As behind `| head`, and on the full disk of a log."""
+    """As when the output is piped to `head`."""
     read, write = os.pipe()
     os.close(read)
     with open(write, "w", buffering=1) as gone, Progress(10, stream=gone) as progress:
         progress.update(10)
-        os.dup2(os.open(tmp_path / "log", os.O_CREAT | os.O_WRONLY), write)  # or closing it would raise
+        os.dup2(os.open(tmp_path / "log", os.O_CREAT | os.O_WRONLY), write)  # otherwise closing it would raise

@@ -1,4 +1,4 @@
-"""Signals and the time limit: asked for once, told once, and a second Ctrl-C does not wait."""
+"""A signal or the time limit ends a run in order; a second Ctrl-C ends it at once."""
 
 import os
 import signal
@@ -21,13 +21,13 @@ def ask_until_true(stop):
 
 @pytest.fixture
 def heard():
-    """SIGHUP as a terminal's programs have it, also where these tests run under nohup."""
+    """Gives SIGHUP its default handler, as in a terminal, even if these tests run under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
 
 
-# 128 + the signal's number (15, 2, 1), as shells and schedulers have it.
+# 128 + the signal's number (15, 2, 1), as shells and schedulers report it.
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_asks_the_run_to_end(number, code, heard):
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
@@ -37,7 +37,7 @@ def test_a_signal_asks_the_run_to_end(number, code, heard):
         os.kill(os.getpid(), number)
         assert ask_until_true(stop)
         assert stop.code == code
-        os.kill(os.getpid(), signal.SIGTERM)  # asked again: already on its way
+        os.kill(os.getpid(), signal.SIGTERM)  # asked again: it is already ending
         time.sleep(0.05)
         assert stop.code == code
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
@@ -45,7 +45,7 @@ def test_a_signal_asks_the_run_to_end(number, code, heard):
 
 
 def test_after_the_last_call_what_another_process_was_told_is_known(monkeypatch):
-    """Answers of several processes are a call late; the other one was told after this one's last call."""
+    """Several processes agree one call late; here another process was signalled after this one's last call."""
     stop, codes = Stop(), iter([0, 0, 143])
     monkeypatch.setattr(stop, "_agree", lambda code: next(codes))
     assert not stop()
@@ -80,11 +80,11 @@ def test_nohup_is_heeded():
 
 
 def test_a_limit_shorter_than_the_start_still_gains_a_call():
-    """Else a job that is started again and again, with less time than it takes to compile, would never end."""
+    """Otherwise a job that is restarted repeatedly, with less time than it takes to compile, would never finish."""
     now = [0.0]
     stop = Stop(1.0, clock=lambda: now[0])
     now[0] = 100.0
-    assert not stop.signalled()  # an evaluation asks so, which is finished whatever the time
+    assert not stop.signalled()  # evaluations ask this way: they are finished whatever the time
     assert not stop()
     assert stop()
 

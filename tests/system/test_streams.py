@@ -1,4 +1,4 @@
-"""What a shell has closed, and readers that do not wait for the end."""
+"""Standard streams that a shell has closed, and readers that leave before the end."""
 
 import subprocess
 import sys

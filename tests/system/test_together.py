@@ -1,4 +1,4 @@
-"""What several processes must have in common, where each can see it by itself."""
+"""What several processes must have in common and each can check by itself."""
 
 import jax
 import pytest

@@ -41,7 +41,7 @@ def test_the_loss_by_hand(seen):
 
 def test_half_of_the_images_are_mirrored(seen):
     mirrored = seen.x[:, 0, 0, 0] == 3
-    assert 150 <= mirrored.sum() <= 250  # 200 +- 10 is one standard deviation
+    assert 150 <= mirrored.sum() <= 250  # 200 expected, with a standard deviation of 10
     np.testing.assert_array_equal(seen.x[mirrored][0, 0, :, 0], [3, 2, 1, 0])
 
 

@@ -80,7 +80,7 @@ def test_a_workdir_that_is_moved_away_is_told_and_not_made_anew(away, tmp_path):
             with pytest.raises(UserError, match="run was moved or removed while being written to"):
                 call()
         assert not folder.exists()
-        if (tmp_path / "moved").exists():  # else the disk may give a new folder the old one's identity
+        if (tmp_path / "moved").exists():  # otherwise the new folder may get the old one's inode
             folder.mkdir()
             with pytest.raises(UserError, match="was moved or removed"):
                 checkpointer.check()
@@ -178,7 +178,7 @@ LACKING = [MemoryError(), OSError(errno.EMFILE, "Too many open files"), NO_HANDL
 
 @pytest.mark.parametrize("error", LACKING, ids=str)
 def test_what_the_machine_lacks_is_no_damage(error, tmp_path, monkeypatch):
-    """Else a start without enough memory would set the newest checkpoint aside and lose its latest steps."""
+    """Otherwise a start without enough memory would set the newest checkpoint aside and lose its latest steps."""
     save(tmp_path, 2, 4)
     before = tiny.snapshot(tmp_path)
     real = checksums.check

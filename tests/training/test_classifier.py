@@ -34,12 +34,12 @@ def seen():
 
 def test_three_quarters_of_the_images_are_clean_and_have_t_0(seen):
     clean = np.all(seen.x_t == 0.5, axis=(1, 2, 3))
-    assert 1130 <= clean.sum() <= 1270  # 1200 +- 17 is one standard deviation of a binomial
+    assert 1130 <= clean.sum() <= 1270  # binomial: 1200 expected, standard deviation 17
     assert np.all(seen.t[clean] == 0)
 
 
 def test_of_the_noisy_images_half_are_in_the_first_quarter_of_the_noise(seen):
-    """A share of sqrt(b) - sqrt(a) lies between any a and b; of 400, 0.1 is four standard deviations of a half."""
+    """A share sqrt(b) - sqrt(a) lies between a and b; for half of 400 images, 0.1 is four standard deviations."""
     t = seen.t[np.any(seen.x_t != 0.5, axis=(1, 2, 3))]
     assert set(t.tolist()) == set(range(T))
     shares = np.histogram(t, [0, 5, 10, 15, 20])[0] / len(t)
@@ -76,12 +76,12 @@ def test_half_of_the_images_are_mirrored_and_each_keeps_its_label():
     loss, _ = batch_loss(apply, schedule, True, 0, None, Batch(x_0, labels, keys_B, jnp.arange(B)))
     assert float(loss) == 0
     mirrored = noted["x_t"][:, 0, 0, 0] == 3
-    assert 720 <= mirrored.sum() <= 880  # 800 +- 20 is one standard deviation
+    assert 720 <= mirrored.sum() <= 880  # 800 expected, standard deviation 20
     np.testing.assert_array_equal(noted["x_t"][mirrored][0, 0, :, 0], [3, 2, 1, 0])
 
 
 def test_crops_move_the_images():
-    """Images that are 0.5 throughout move by -1, 0 or 1 pixels along each axis: one in nine stays whole."""
+    """Images that are 0.5 throughout move by -1, 0 or 1 pixels along each axis: one in nine keeps all of its pixels."""
     schedule, moved = make_schedule("rectified", T, 0.1, 0.2), []
 
     def apply(params, x_t, t_B):

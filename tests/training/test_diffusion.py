@@ -1,4 +1,4 @@
-"""Tests what the diffusion loss draws, with a network that records its input; for training, see test_step.py."""
+"""Tests the draws of the diffusion loss, with a network that records its input; for training, see test_step.py."""
 
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ from tests.training.toy import OBJECTIVE
 
 @pytest.fixture(scope="module")
 def drawn():
-    """Returns the draws and loss of one `batch_loss` for 400 latents, which are 7, or 90 if mirrored, with label 0."""
+    """Returns the draws and loss of one `batch_loss` for 400 latents of label 0: all 7, or all 90 if mirrored."""
     count, noted = 400, {}
 
     def network(params, x_t, t_B, labels_B, keys_B):
@@ -33,10 +33,10 @@ def drawn():
 
 
 def test_latents_of_images_or_of_mirrored_ones_are_what_is_noised(drawn):
-    assert 150 <= drawn.mirrored.sum() <= 250  # 200 +- 10 is one standard deviation
+    assert 150 <= drawn.mirrored.sum() <= 250  # 200 expected, standard deviation 10
     assert drawn.eps.mean() == pytest.approx(0, abs=0.05)  # 8,000 draws: four standard errors
     assert drawn.eps.std() == pytest.approx(1, abs=0.05)
-    assert drawn.loss == pytest.approx(np.square(drawn.eps).mean(), rel=1e-3)  # noise, predicted as 0
+    assert drawn.loss == pytest.approx(np.square(drawn.eps).mean(), rel=1e-3)  # the prediction of the noise is 0
 
 
 def test_an_images_time_noise_mirroring_and_dropped_label_know_nothing_of_each_other(drawn):

@@ -1,4 +1,4 @@
-"""Streamed runs equal resident runs to the bit: on any mesh, from any step, however long the calls are."""
+"""Streamed runs are bitwise equal to resident runs, on any mesh, from any step, and with calls of any length."""
 
 import dataclasses
 import threading

@@ -1,4 +1,4 @@
-"""A step that is not finite leaves no trace but its count, on any mesh and however long the calls are."""
+"""A step whose loss or gradient is not finite changes only counters, on any mesh and with calls of any length."""
 
 import jax
 import jax.numpy as jnp

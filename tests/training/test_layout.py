@@ -87,5 +87,5 @@ def test_a_bad_number_in_one_devices_share_leaves_the_step_out_on_all(row_3, tak
     assert set(moved.values()) == {taken > 0}
     for leaf in jax.tree.leaves(trainer.state.params):
         assert np.isfinite(leaf).all()
-    for shard in trainer.state.params["kernel"].addressable_shards:  # whole on each device: all decided alike
+    for shard in trainer.state.params["kernel"].addressable_shards:  # replicated: all devices decided alike
         np.testing.assert_array_equal(shard.data, trainer.state.params["kernel"])

@@ -1,4 +1,4 @@
-"""Tests when the loop does what, with a training call that only counts."""
+"""Tests what the loop does and when, with a training call that only counts."""
 
 import dataclasses
 import random
@@ -118,7 +118,7 @@ def test_a_resumed_loop_goes_on_where_the_state_is():
     ],
 )
 def test_a_resumed_run_asks_first_for_the_evaluation_of_its_first_step(start, events):
-    """It may have been put off; with one every four steps and at the end, there is none at 3 or 0."""
+    """It may have been postponed. With one every four steps and one at the end, none is due at steps 3 and 0."""
     found = run(Pace(6, 1, 100, 100, 0, evaluate_every=4), start).events
     assert [event for event in found if event.startswith(("call", "evaluate"))] == events
 
@@ -145,7 +145,7 @@ def test_a_run_that_is_asked_to_end_saves_where_it_is():
     hooks = dataclasses.replace(recorder.hooks, stop=lambda: asked.append(1) or len(asked) > 2)
     state = TrainState(jnp.int32(0), {}, {}, ())
     assert loop.run(recorder.call, state, feed, Pace(8, 2, 6, 5, 4), 8, hooks) == 2
-    # It is asked before each dispatch: the first two calls are finished, the third is not begun.
+    # `stop` is asked before each dispatch: the first two calls are finished, the third is not begun.
     assert recorder.events == ["call 1", "call 2", "at 1", "save 2"]
 
 
@@ -171,7 +171,7 @@ class Lazy:
 
 
 class Timed(Recorder):
-    """A recorder whose calls compute for four seconds, whoever waits; drawing takes 50, evaluating 300."""
+    """A recorder whose calls take four seconds, counted when first waited for; drawing takes 50, evaluating 300."""
 
     def __init__(self, clock):
         super().__init__()

@@ -69,7 +69,7 @@ def test_adamw_against_numpy():
         params = optax.apply_updates(params, updates)
     expected = numpy_adamw(start, gradients, rate, 0.8, 0.95, 0.1, 1.0)
     np.testing.assert_allclose(params["kernel"], expected, rtol=1e-5, atol=1e-6)
-    assert np.abs(numpy_adamw(start, gradients, rate, 0.8, 0.95, 0.1, 1e9) - expected).max() > 1e-3  # clipping shows
+    assert np.abs(numpy_adamw(start, gradients, rate, 0.8, 0.95, 0.1, 1e9) - expected).max() > 1e-3  # clipping matters
 
 
 def test_the_norm_that_is_clipped_is_that_of_all_parameters_together():

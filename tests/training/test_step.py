@@ -162,7 +162,7 @@ def test_the_keys_for_dropout_are_those_of_no_other_draw():
 
 
 def test_the_order_of_the_data_and_the_draws_of_steps_have_different_keys():
-    """Epoch e and step e are folded into them alike, so they must differ, also from the run's own key."""
+    """Epoch and step numbers are folded into them in the same way, so they must differ, also from the run's own key."""
     keys = [jax.random.key(5), *data_keys(jax.random.key(5))]
     assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 3
 

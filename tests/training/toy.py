@@ -1,4 +1,4 @@
-"""Training calls around a network of three parameter arrays, which compile in a second and test no model."""
+"""Training calls of a network with three parameter arrays, which compile in a second and do not depend on any model."""
 
 import dataclasses
 from functools import partial
@@ -40,7 +40,7 @@ def apply(params, x_t, t_B, labels_B, keys_B):
 
 
 class Trainer:
-    """A run from the first step on, whose calls are made one at a time."""
+    """A training run from step 0, whose calls are made by `run`."""
 
     def __init__(self, optimizer, devices=1, network=apply, params=init_params, data=None, shard=False, **changed):
         """`changed` are fields of `OBJECTIVE` or `SETTINGS`.
