@@ -238,13 +238,14 @@ def best(call: Call) -> int:
     if not (run / "classifier").exists():  # the judge is a classifier of `best`, so it fits this run
         shutil.copytree(call.state / "judge" / "classifier", run / "classifier")
     step = results.last_step(run)
-    evaluate = [*DRAWN, "evaluate.features=classifier", *call.pick([], ["sample.steps=2"])]
+    evaluate = [*DRAWN, "evaluate.features=classifier", *call.pick([], ["sample.steps=2", "evaluate.loss_n=20"])]
     for guidance in guidances:
         if judged(run, step, guidance=guidance, n=few):
             continue
         if call.short_of(2 * ENOUGH):
             return AGAIN
-        call.main(run, "--mode=evaluate", assignments=[*evaluate, f"evaluate.n={few}", f"sample.guidance={guidance}"])
+        words = [*evaluate, f"evaluate.n={few}", f"sample.guidance={guidance}", "evaluate.loss_n=0"]
+        call.main(run, "--mode=evaluate", assignments=words)
     rows = [row for guidance in guidances if (row := judged(run, step, guidance=guidance, n=few))]
     tuned = min(rows, key=lambda row: row["fd_classifier"])["guidance"]
     if not judged(run, step, guidance=tuned, n=many):

@@ -10,6 +10,8 @@ from benchmarks.variants import PATCHES, biased_in_product, biased_with_sums, tw
 from dit_jax.models import attention, dit, layers
 from dit_jax.training import loop
 
+pytestmark = pytest.mark.long  # nothing but the GPU agenda depends on the variants
+
 
 def apart(found, expected):
     """Returns the length of the difference, relative to that of `expected`."""
