@@ -28,8 +28,7 @@ def load_inception(path: str | None) -> dict[str, Any]:
     Raises UserError if neither names a file, or the file is not the published one.
     """
     file = find_weights(path, os.environ)
-    check_hash(file)
-    return convert(read_tensors(file), file)
+    return convert(read_tensors(read_checked(file)), file)
 
 
 def find_weights(path: str | None, environment: Mapping[str, str]) -> Path:
@@ -47,15 +46,16 @@ def find_weights(path: str | None, environment: Mapping[str, str]) -> Path:
     return file
 
 
-def check_hash(file: Path) -> None:
-    """Raises UserError unless the file is the published one, byte for byte: an FID from others is not comparable."""
+def read_checked(file: Path) -> bytes:
+    """Returns the file's bytes. Raises UserError unless they are the published ones: other FIDs are not comparable."""
     try:
-        with file.open("rb") as stream:
-            actual = hashlib.file_digest(stream, "sha256").hexdigest()
+        content = file.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read the Inception weights {file} ({error.strerror}): check the file") from None
+    actual = hashlib.sha256(content).hexdigest()
     if actual != SHA256:
         raise UserError(f"{file} has SHA-256 {actual}, expected {SHA256}: download it again from {URL}")
+    return content
 
 
 def convert(tensors: dict[str, np.ndarray], file: Path) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Reads tensors from a file that PyTorch saved, without PyTorch and without unpickling.
 
 Such a file describes its tensors by a pickle, a program that Python's `pickle` would run and that may call anything.
-Here it is read as data: `pickletools` lists its instructions, and a small machine follows those that build numbers,
-strings, lists and dicts. The machine never calls a function that the file names: it knows two names, and refuses to
-call any other.
+Here it is read as data: `pickletools` lists its instructions, and a small machine follows those that a dict of tensors
+is made of. A function that the file names is only a text to it. The caller checks the file's hash first, so the machine
+need not guard against numbers that are out of range.
 
 Both formats are read: the zip archive (PyTorch 1.6 and newer), and the older stream of pickles and raw storages.
 Source: torch/serialization.py of PyTorch (legacy: `_legacy_save`, zip: `_save`).
@@ -13,132 +13,55 @@ import io
 import pickletools
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from dit_jax.errors import UserError
+DTYPES = {"torch FloatStorage": np.dtype("<f4"), "torch LongStorage": np.dtype("<i8")}
 
-MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older format
-DTYPES = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
-LIMIT = 1 << 30  # bytes: ten times the size of the file that this module is for
+Storages = dict[str, np.ndarray]  # flat arrays, which the file keeps outside the pickle, by key
 
 
-class _Unreadable(Exception):
-    """Says what is wrong with the file; the caller adds the file's name."""
+def read_tensors(content: bytes) -> dict[str, np.ndarray]:
+    """Returns the tensors of a saved state dict by name, float32 or int64, from the bytes of a file with a known hash.
 
-
-class Name(NamedTuple):
-    """A function or class that the pickle names; it is never looked up."""
-
-    module: str
-    name: str
-
-
-class Storage(NamedTuple):
-    """A flat array that the file stores outside the pickle."""
-
-    key: str
-    dtype: np.dtype
-    count: int
-
-
-class Tensor(NamedTuple):
-    """A view of a storage; offset and strides count elements."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Returns the tensors of a saved state dict by name, float32 or int64.
-
-    Raises UserError if the file is not such a file, holds anything but tensors, or is damaged.
+    Raises ValueError if its pickle calls anything else than a state dict needs.
     """
-    try:
-        if path.stat().st_size > LIMIT:
-            raise _Unreadable(f"its {path.stat().st_size} bytes are too many")
-        with path.open("rb") as file:
-            root, arrays = _read_zip(file) if zipfile.is_zipfile(file) else _read_legacy(file)
-        if not isinstance(root, dict) or not all(isinstance(value, Tensor) for value in root.values()):
-            raise _Unreadable("it holds something other than a dict of tensors")
-        return {str(name): _view(tensor, arrays) for name, tensor in root.items()}
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror or error}): give a file of saved weights") from None
-    except (_Unreadable, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is refused as a file of PyTorch weights: {error}; download it again") from None
-    except (ValueError, TypeError, LookupError, AttributeError, EOFError, RuntimeError, OverflowError) as error:
-        # What a malformed program makes the reader's own operations on lists and dicts raise.
-        reason = f"its pickle is malformed ({type(error).__name__})"
-        raise UserError(f"{path} is refused as a file of PyTorch weights: {reason}; download it again") from None
+    file = io.BytesIO(content)
+    return _read_zip(file) if zipfile.is_zipfile(file) else _read_legacy(file)
 
 
-def _view(tensor: Tensor, arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """Returns a copy of the tensor's elements. Raises _Unreadable if it reaches outside its storage."""
-    flat = arrays[tensor.storage.key]
-    numbers = (tensor.offset, *tensor.shape, *tensor.strides)
-    if len(tensor.shape) != len(tensor.strides) or not all(isinstance(n, int) and n >= 0 for n in numbers):
-        raise _Unreadable("a tensor has an impossible shape")
-    elements = int(np.prod(tensor.shape, dtype=object))
-    last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True))
-    if elements > flat.size or (elements and last >= flat.size):
-        raise _Unreadable("a tensor reaches outside its data")
-    strides = [step * flat.itemsize for step in tensor.strides]
-    view = np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides, writeable=False)
-    return view.copy()
-
-
-def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, np.ndarray]]:
-    """Returns what the pickle builds, and the storages by key."""
+def _read_zip(file: BinaryIO) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(file) as archive:
-        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-            raise _Unreadable("its archive is compressed, which PyTorch's are not")
-        names = archive.namelist()
-        (pickled,) = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
-        folder = pickled.removesuffix("data.pkl")
-        if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
-            raise _Unreadable("its numbers are big-endian")
-        storages: dict[str, Storage] = {}
-        root = _build(io.BytesIO(archive.read(pickled)), storages)
-        arrays = {key: _array(archive.read(f"{folder}data/{key}"), storage) for key, storage in storages.items()}
-    return root, arrays
+        (pickled,) = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
+        storages: Storages = {}
+        tensors = _build(io.BytesIO(archive.read(pickled)), storages)
+        for key, storage in storages.items():
+            _fill(storage, archive.read(f"{pickled.removesuffix('data.pkl')}data/{key}"))
+    return tensors
 
 
-def _read_legacy(file: BinaryIO) -> tuple[Any, dict[str, np.ndarray]]:
-    """Returns what the main pickle builds, and the storages by key."""
+def _read_legacy(file: BinaryIO) -> dict[str, np.ndarray]:
     file.seek(0)
-    if file.read(2) != b"\x80\x02":
-        raise _Unreadable("it is neither a zip archive nor a pickle")
-    file.seek(0)
-    storages: dict[str, Storage] = {}
-    if _build(file, storages) != MAGIC:
-        raise _Unreadable("it lacks PyTorch's magic number")
-    _build(file, storages)  # the version of the format
-    if not _build(file, storages)["little_endian"]:
-        raise _Unreadable("its numbers are big-endian")
-    root = _build(file, storages)
-    arrays = {}
-    for key in _build(file, storages):
-        storage = storages[key]
-        if int.from_bytes(file.read(8), "little") != storage.count:
-            raise _Unreadable("a storage does not have the length that its pickle states")
-        arrays[key] = _array(file.read(storage.count * storage.dtype.itemsize), storage)
-    return root, arrays
+    for _ in ("magic number", "version", "sizes of the machine's types"):
+        _build(file, {})
+    storages: Storages = {}
+    tensors = _build(file, storages)
+    for key in _build(file, {}):
+        file.read(8)  # the number of elements
+        _fill(storages[key], file.read(storages[key].nbytes))
+    return tensors
 
 
-def _array(content: bytes, storage: Storage) -> np.ndarray:
-    if len(content) != storage.count * storage.dtype.itemsize:
-        raise _Unreadable("it is truncated")
-    return np.frombuffer(content, storage.dtype)
+def _fill(storage: np.ndarray, content: bytes) -> None:
+    storage[:] = np.frombuffer(content, storage.dtype)
 
 
-def _build(file: BinaryIO, storages: dict[str, Storage]) -> Any:
-    """Returns what one pickle describes, and leaves the file just behind it; adds its storages to `storages`.
+def _build(file: BinaryIO, storages: Storages) -> Any:
+    """Returns what one pickle describes, and leaves the file just behind it.
 
-    Stack and memo are those of the pickle machine; a mark is a separate object on the stack.
+    Tensors are views of arrays that it adds to `storages`, to be filled. Stack and memo are those of the pickle
+    machine.
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
@@ -150,53 +73,36 @@ def _build(file: BinaryIO, storages: dict[str, Storage]) -> Any:
             memo[argument] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET"):
             stack.append(memo[argument])
-        elif name == "BINPERSID":
-            storage = _storage(stack.pop())
-            storages[storage.key] = storage
-            stack.append(storage)
-        elif name == "GLOBAL":
-            stack.append(Name(*argument.split(" ", 1)))
+        elif name == "BINPERSID":  # ("storage", type, key, device, number of elements); older files add a None
+            _, storage_type, key, _, count, *_ = stack.pop()
+            stack.append(storages.setdefault(key, np.empty(count, DTYPES[storage_type])))
         elif name in LITERALS:
             stack.append(LITERALS[name](argument))
         elif name in COMMANDS:
             COMMANDS[name](stack)
         elif name != "PROTO":
-            raise _Unreadable(f"its pickle asks for {name}, which no file of tensors does")
-    raise EOFError
-
-
-def _storage(description: tuple) -> Storage:
-    """Reads ('storage', type, key, place, count), to which the older format adds None if the storage is not a view."""
-    kind, storage_type, key, _, count, *view = description
-    known = isinstance(storage_type, Name) and storage_type.module == "torch" and storage_type.name in DTYPES
-    if kind != "storage" or not known or any(view):
-        raise _Unreadable(f"its pickle refers to {str(storage_type)[:60]!r}, which holds neither float32 nor int64")
-    if not isinstance(key, str) or not isinstance(count, int) or not 0 <= count <= LIMIT:
-        raise _Unreadable("a storage is malformed")
-    return Storage(key, DTYPES[storage_type.name], count)
+            raise ValueError(f"the pickle asks for {name}, which no file of tensors does")
+    raise AssertionError("genops raises ValueError where a pickle does not end")
 
 
 def _call(stack: list[Any]) -> None:
     """Carries out the two calls that a state dict consists of; neither calls anything that the file names."""
     arguments, function = stack.pop(), stack.pop()
-    if function == Name("collections", "OrderedDict") and arguments in ((), ([],)):
-        stack.append({})
-    elif function == Name("torch._utils", "_rebuild_tensor_v2"):
-        storage, offset, shape, strides, *_ = arguments
-        if not isinstance(storage, Storage):
-            raise _Unreadable("a tensor has no storage")
-        stack.append(Tensor(storage, offset, tuple(shape), tuple(strides)))
+    if function == "collections OrderedDict":
+        stack.append(dict(*arguments))
+    elif function == "torch._utils _rebuild_tensor_v2":
+        storage, offset, shape, strides, *_ = arguments  # offset and strides count elements
+        steps = [stride * storage.itemsize for stride in strides]
+        stack.append(np.lib.stride_tricks.as_strided(storage[offset:], shape, steps))
     else:
-        shown = ".".join(function) if isinstance(function, Name) else type(function).__name__
-        raise _Unreadable(f"its pickle calls {shown[:60]!r}, which no file of tensors does")
+        raise ValueError(f"the pickle calls {str(function)[:60]!r}, which no file of tensors does")
 
 
-class _Mark:
-    """Marks where a tuple, or a run of items, begins on the stack."""
+MARK = object()  # marks where a tuple, or a run of items, begins on the stack
 
 
 def _since_mark(stack: list[Any]) -> list[Any]:
-    start = max(i for i, value in enumerate(stack) if isinstance(value, _Mark))
+    start = max(i for i, value in enumerate(stack) if value is MARK)
     items = stack[start + 1 :]
     del stack[start:]
     return items
@@ -211,34 +117,27 @@ def _tuple(size: int) -> Callable[[list[Any]], None]:
     return pack
 
 
-def _plain(stack: list[Any], kind: type) -> Any:
-    """Returns the list or dict on top of the stack, which the next items go into."""
-    if type(stack[-1]) is not kind:
-        raise TypeError
-    return stack[-1]
-
-
 def _set_item(stack: list[Any]) -> None:
     value, key = stack.pop(), stack.pop()
-    _plain(stack, dict)[key] = value
+    stack[-1][key] = value
 
 
 def _set_items(stack: list[Any]) -> None:
     items = _since_mark(stack)
-    _plain(stack, dict).update(zip(items[::2], items[1::2], strict=True))
+    stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
 
 def _append(stack: list[Any]) -> None:
     value = stack.pop()
-    _plain(stack, list).append(value)
+    stack[-1].append(value)
 
 
 def _append_all(stack: list[Any]) -> None:
     items = _since_mark(stack)
-    _plain(stack, list).extend(items)
+    stack[-1].extend(items)
 
 
-LITERAL_NAMES = ("BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1")
+LITERAL_NAMES = ("BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "GLOBAL")  # a global is "module name"
 # Opcodes that push a value.
 LITERALS: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(LITERAL_NAMES, lambda value: value),
@@ -248,7 +147,7 @@ LITERALS: dict[str, Callable[[Any], Any]] = {
     "EMPTY_TUPLE": lambda _: (),
     "EMPTY_LIST": lambda _: [],
     "EMPTY_DICT": lambda _: {},
-    "MARK": lambda _: _Mark(),
+    "MARK": lambda _: MARK,
 }
 # Opcodes that only use the stack.
 COMMANDS: dict[str, Callable[[list[Any]], None]] = {

@@ -69,7 +69,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def ours(files, images):
-    variables = convert(read_tensors(files[0]), files[0])
+    variables = convert(read_tensors(files[0].read_bytes()), files[0])
     return jax.device_get(jax.jit(Inception().apply)(variables, jnp.asarray(images)))
 
 
@@ -95,7 +95,7 @@ def relative_error(actual, expected):
 def test_both_forms_of_a_file_read_as_pytorch_reads_them(files):
     expected = torch.load(files[0])
     for file in files:
-        tensors = read_tensors(file)
+        tensors = read_tensors(file.read_bytes())
         assert list(tensors) == list(expected)
         for name, tensor in tensors.items():
             np.testing.assert_array_equal(tensor, expected[name].numpy())

@@ -1,4 +1,5 @@
 import hashlib
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 
 from dit_jax.errors import UserError
 from dit_jax.evaluation import inception_weights
-from dit_jax.evaluation.inception_weights import SHA256, check_hash, convert, find_weights, load_inception
+from dit_jax.evaluation.inception_weights import SHA256, convert, find_weights, load_inception
 
 FILE = Path("weights.pth")
 
@@ -110,13 +111,17 @@ def test_the_hash_is_the_one_in_the_files_name():
     assert len(bytes.fromhex(SHA256)) == 32
 
 
-def test_another_file_is_refused_before_it_is_read(tmp_path, monkeypatch):
+def test_only_the_published_file_is_read(tmp_path, monkeypatch):
+    """The file is whole but holds no tensors, which shows only where its hash is the expected one."""
+    content = b"".join(pickle.dumps(x, 2) for x in ("magic number", 1001, {}, {}, []))
     path = tmp_path / "weights.pth"
-    path.write_bytes(b"something else")
+    path.write_bytes(content)
     monkeypatch.setenv("DIT_JAX_INCEPTION", str(path))
-    with pytest.raises(UserError, match=f"has SHA-256 {hashlib.sha256(b'something else').hexdigest()}"):
+    with pytest.raises(UserError, match=f"has SHA-256 {hashlib.sha256(content).hexdigest()}"):
         load_inception(None)
-    monkeypatch.setattr(inception_weights, "SHA256", hashlib.sha256(b"something else").hexdigest())
-    check_hash(path)
-    with pytest.raises(UserError, match="neither a zip archive"):
+    monkeypatch.setattr(inception_weights, "SHA256", hashlib.sha256(content).hexdigest())
+    with pytest.raises(UserError, match="is missing: these are not the weights"):
+        load_inception(None)
+    path.write_bytes(content[:-1])
+    with pytest.raises(UserError, match="has SHA-256"):
         load_inception(None)

@@ -9,8 +9,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from dit_jax.errors import UserError
-from dit_jax.evaluation.torch_file import MAGIC, read_tensors
+from dit_jax.evaluation.torch_file import read_tensors
+
+MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older form
 
 TENSORS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -40,12 +41,10 @@ ORDERED_DICT = name("collections", "OrderedDict") + b")R"
 
 
 def tensor(key, array, legacy, **changes):
-    """Returns the pickled call of _rebuild_tensor_v2; `changes` are offset, shape, strides, storage or count."""
+    """Returns the pickled call of _rebuild_tensor_v2; `changes` are offset, shape or strides."""
     strides = [step // array.itemsize for step in array.strides]
-    parts = (
-        dict(offset=0, shape=array.shape, strides=strides, storage=STORAGES[array.dtype], count=array.size) | changes
-    )
-    pieces = [text("storage"), name("torch", parts["storage"]), text(key), text("cpu"), integer(parts["count"])]
+    parts = dict(offset=0, shape=array.shape, strides=strides) | changes
+    pieces = [text("storage"), name("torch", STORAGES[array.dtype]), text(key), text("cpu"), integer(array.size)]
     storage = group(*pieces, b"N" if legacy else b"") + b"Q"
     sizes = (group(*map(integer, parts[part])) for part in ("shape", "strides"))
     arguments = group(storage, integer(parts["offset"]), *sizes, b"\x89", ORDERED_DICT)
@@ -58,27 +57,27 @@ def pickled(tensors, legacy, **changes):
     return b"\x80\x02" + ORDERED_DICT + b"(" + b"".join(items) + b"u" + attributes + b"b."
 
 
-def legacy_file(path, tensors, main=None, **changes):
+def legacy_file(tensors, main=None, **changes):
     header = [pickle.dumps(x, 2) for x in (MAGIC, 1001, {"protocol_version": 1001, "little_endian": True})]
     body = pickled(tensors, True, **changes) if main is None else main
     keys = pickle.dumps([str(i) for i in range(len(tensors))], 2)
     data = [struct.pack("<q", array.size) + array.tobytes() for array in tensors.values()]
-    path.write_bytes(b"".join([*header, body, keys, *data]))
-    return path
+    return b"".join([*header, body, keys, *data])
 
 
-def zip_file(path, tensors, main=None, compression=zipfile.ZIP_STORED, **changes):
-    with zipfile.ZipFile(path, "w", compression) as archive:
+def zip_file(tensors, main=None, **changes):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("weights/data.pkl", pickled(tensors, False, **changes) if main is None else main)
         archive.writestr("weights/byteorder", "little")
         for i, array in enumerate(tensors.values()):
             archive.writestr(f"weights/data/{i}", array.tobytes())
-    return path
+    return file.getvalue()
 
 
 @pytest.fixture(params=[legacy_file, zip_file])
-def write(request, tmp_path):
-    return lambda *args, **kwargs: request.param(tmp_path / "weights.pth", *args, **kwargs)
+def write(request):
+    return request.param
 
 
 def test_reads_both_forms(write):
@@ -91,8 +90,18 @@ def test_reads_both_forms(write):
 
 def test_reads_views(write):
     """Offset 1, shape (2, 2), strides (1, 2) of 0..5: rows 1 3 and 2 4."""
-    path = write({"t": np.arange(6, dtype=np.float32)}, offset=1, shape=(2, 2), strides=(1, 2))
-    np.testing.assert_array_equal(read_tensors(path)["t"], [[1, 3], [2, 4]])
+    content = write({"t": np.arange(6, dtype=np.float32)}, offset=1, shape=(2, 2), strides=(1, 2))
+    np.testing.assert_array_equal(read_tensors(content)["t"], [[1, 3], [2, 4]])
+
+
+def test_reads_two_views_of_one_storage(write):
+    """Weights that are tied: both tensors refer to storage 0."""
+    array = np.arange(6, dtype=np.float32)
+    items = [text(n) + tensor("0", array, write is legacy_file, offset=i, shape=(2,)) for i, n in enumerate("ab")]
+    content = write({"a": array}, main=b"\x80\x02" + ORDERED_DICT + b"(" + b"".join(items) + b"u.")
+    tensors = read_tensors(content)
+    np.testing.assert_array_equal(tensors["a"], [0, 1])
+    np.testing.assert_array_equal(tensors["b"], [1, 2])
 
 
 class Malicious:
@@ -107,7 +116,7 @@ class Malicious:
 def test_a_malicious_pickle_is_refused_and_not_run(write, tmp_path, protocol):
     marker = tmp_path / "marker"
     payload = pickle.dumps({"a": Malicious(marker)}, protocol)
-    with pytest.raises(UserError, match="refused"):
+    with pytest.raises(ValueError, match="which no file of tensors does"):
         read_tensors(write({}, main=payload))
     assert not marker.exists()
     pickle.loads(payload)  # it does run when unpickled
@@ -115,98 +124,23 @@ def test_a_malicious_pickle_is_refused_and_not_run(write, tmp_path, protocol):
 
 
 def test_a_malicious_pickle_in_place_of_the_header_is_refused(tmp_path):
-    path, marker = tmp_path / "weights.pth", tmp_path / "marker"
-    path.write_bytes(pickle.dumps(Malicious(marker), 2))
-    with pytest.raises(UserError, match=r"pickle calls 'posix\.system'"):
-        read_tensors(path)
+    marker = tmp_path / "marker"
+    with pytest.raises(ValueError, match="the pickle calls 'posix system'"):
+        read_tensors(pickle.dumps(Malicious(marker), 2))
     assert not marker.exists()
 
 
 CALLS = {
-    "another function": name("builtins", "eval") + group(text("1")) + b"R",
-    "a forged name": group(text("torch._utils"), text("_rebuild_tensor_v2")) + b")R",
+    "REDUCE": name("builtins", "eval") + group(text("1")) + b"R",
     "INST": b"(" + text("true") + b"ios\nsystem\n",
     "NEWOBJ": name("os", "system") + group(text("true")) + b"\x81",
     "OBJ": b"(" + name("os", "system") + text("true") + b"o",
     "EXT1": b"\x82\x01",
     "STACK_GLOBAL": text("os") + text("system") + b"\x93",
-    "a class for a dict": name("collections", "OrderedDict")
-    + group(b"]" + group(integer(1), integer(2)) + b"a")
-    + b"R",
-    "a persistent module": group(text("module"), b"N", text("a"), text("b")) + b"Q",
-    "a storage of doubles": tensor("0", np.zeros(1, np.float32), False, storage="DoubleStorage"),
-    "an int for a tensor": integer(3),
-    "nothing": b"",
-    "an unknown memo": b"h\x09",
-    "an unhashable key": b"]" + integer(1) + b"s",
 }
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_other_programs_are_refused(write, call):
-    with pytest.raises(UserError, match="refused as a file of PyTorch weights") as error:
+def test_every_opcode_that_calls_is_refused(write, call):
+    with pytest.raises(ValueError, match="which no file of tensors does"):
         read_tensors(write({}, main=b"\x80\x02}" + text("a") + CALLS[call] + b"s."))
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        dict(offset=1),
-        dict(offset=-1),
-        dict(shape=(3, 3), strides=(0, 1)),
-        dict(shape=(2, 3), strides=(4, 1)),
-        dict(shape=(-2, -3)),
-        dict(shape=(6,)),
-        dict(count=5),
-        dict(count=7),
-        dict(count=-1),
-        dict(count=2**31 - 1),
-        dict(storage="LongStorage"),
-    ],
-    ids=str,
-)
-def test_tensors_outside_their_data_are_refused(write, changes):
-    path = write({"a": np.arange(6, dtype=np.float32).reshape(2, 3)}, **changes)
-    with pytest.raises(UserError, match="refused as a file of PyTorch weights"):
-        read_tensors(path)
-
-
-def test_truncated_files_are_refused(write):
-    path = write(TENSORS)
-    whole = path.read_bytes()
-    for size in range(0, len(whole), 13):
-        path.write_bytes(whole[:size])
-        with pytest.raises(UserError, match="refused as a file of PyTorch weights"):
-            read_tensors(path)
-
-
-def test_deep_nesting_is_refused(write):
-    with pytest.raises(UserError, match="refused"):
-        read_tensors(write({}, main=b"\x80\x02})" + b"\x85" * 100_000 + integer(1) + b"s."))
-
-
-def test_other_files_are_refused(tmp_path):
-    path = tmp_path / "weights.pth"
-    path.write_bytes(b"<html>not found</html>")
-    with pytest.raises(UserError, match="neither a zip archive nor a pickle"):
-        read_tensors(path)
-    with pytest.raises(UserError, match="its archive is compressed"):
-        read_tensors(zip_file(path, TENSORS, compression=zipfile.ZIP_DEFLATED))
-    with pytest.raises(UserError, match="cannot read"):
-        read_tensors(tmp_path / "none")
-
-
-def test_big_endian_files_are_refused(tmp_path):
-    path = tmp_path / "weights.pth"
-    header = [pickle.dumps(x, 2) for x in (MAGIC, 1001, {"little_endian": False})]
-    path.write_bytes(b"".join(header))
-    with pytest.raises(UserError, match="big-endian"):
-        read_tensors(path)
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as archive:
-        archive.writestr("w/data.pkl", b"\x80\x02}.")
-        archive.writestr("w/byteorder", "big")
-    path.write_bytes(content.getvalue())
-    with pytest.raises(UserError, match="big-endian"):
-        read_tensors(path)
