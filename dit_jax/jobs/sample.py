@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from dit_jax import loading
 from dit_jax.data.images import open_images, read_mask
-from dit_jax.diffusion import editing, sampling, tasks
+from dit_jax.diffusion import sampling, tasks
 from dit_jax.experiment import Experiment, Sample, make_sample
 from dit_jax.reporting.denoising import animation, frames_of, save_gif, strip
 from dit_jax.reporting.images import count_diverged, label_grid, save_png, to_uint8
@@ -129,7 +129,7 @@ def interpolate(run: loading.Run) -> Task:
     def between(index_B: jax.Array, weight_B: jax.Array) -> jax.Array:
         ends = [sampling.image_keys(jax.random.key(c.seed), 2 * index_B + i) for i in (0, 1)]
         first, last = (sampling.start(run.experiment.schedule, plan, keys_B, shape) for keys_B in ends)
-        return editing.slerp(first, last, weight_B)
+        return tasks.slerp(first, last, weight_B)
 
     noise = np.asarray(jax.jit(between)(jnp.asarray(row), jnp.asarray(column / (columns - 1), jnp.float32)))
     return Task(labels, run.task(tasks.from_noise), (noise,), row)
@@ -138,7 +138,7 @@ def interpolate(run: loading.Run) -> Task:
 def image_to_image(run: loading.Run, images: np.ndarray, labels: np.ndarray) -> Task:
     """Returns the task of noising images to `sample.strength` of the steps and drawing them again as `labels`."""
     strength = run.experiment.config.sample.strength
-    timesteps = editing.last_steps(run.experiment.timesteps(), strength)
+    timesteps = tasks.last_steps(run.experiment.timesteps(), strength)
     return Task(labels, run.task(tasks.image_to_image(strength), timesteps), (encoded(run, images),))
 
 
@@ -161,7 +161,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 def invert(run: loading.Run, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Returns the noise, float32 [n, H, W, C] for pixels or latents, from which DDIM draws the images."""
     experiment = run.experiment
-    plan = editing.ddim_inverse(experiment.schedule, experiment.timesteps())
+    plan = tasks.ddim_inverse(experiment.schedule, experiment.timesteps())
     to_noise = make_sample(experiment, plan, tasks.from_noise, decode=False)
     return draw_all(run, Task(labels, to_noise, (encoded(run, images),)), lambda noise: noise)
 

@@ -7,10 +7,10 @@ import pytest
 from jax.experimental import io_callback
 from jax.sharding import PartitionSpec
 
-from dit_jax.diffusion.editing import ddim_inverse, image_to_image_start, inpaint, last_steps, noised, slerp
-from dit_jax.diffusion.sampling import SAMPLERS, ddim, ddpm, dpmpp_2m, heun, image_keys, image_noise, sample, start
+from dit_jax.diffusion.sampling import SAMPLERS, ddim, ddpm, dpmpp_2m, heun, image_keys, image_noise, sample
 from dit_jax.diffusion.schedule import rectified
 from dit_jax.diffusion.spacing import linspace
+from dit_jax.diffusion.tasks import ddim_inverse, generate, image_to_image, inpaint, last_steps, noised, slerp
 from tests import tiny
 
 KEYS = image_keys(jax.random.key(0), jnp.arange(8))
@@ -92,11 +92,12 @@ def test_strength_1_is_plain_sampling(make_tables, gaussian, name):
     schedule, t = make_tables(name), linspace(1000, 10)
     plan = ddim(schedule, last_steps(t, 1.0))
     assert all(np.array_equal(a, b) for a, b in zip(plan, ddim(schedule, t), strict=True))
-    x = image_to_image_start(schedule, plan, data(gaussian), KEYS, 1.0)
-    np.testing.assert_array_equal(x, start(schedule, plan, KEYS, SHAPE))
+    denoise, images = gaussian.denoiser(schedule, "v"), data(gaussian)
+    x = image_to_image(1.0)(denoise, schedule, plan, KEYS, SHAPE, images)
+    np.testing.assert_array_equal(x, generate(denoise, schedule, plan, KEYS, SHAPE))
     part = ddim(schedule, last_steps(t, 0.5))
-    x = image_to_image_start(schedule, part, data(gaussian), KEYS, 0.5)
-    np.testing.assert_array_equal(x, noised(schedule, part, data(gaussian), KEYS))
+    x = image_to_image(0.5)(denoise, schedule, part, KEYS, SHAPE, images)
+    np.testing.assert_array_equal(x, sample(denoise, part, noised(schedule, part, images, KEYS), KEYS))
 
 
 @pytest.mark.parametrize("strength", [0.1, 0.5])
@@ -109,7 +110,7 @@ def test_image_to_image_keeps_the_law_and_the_less_noise_the_more_of_the_image(
     schedule, n, rng = make_tables("cosine"), 4000, np.random.default_rng(1)
     images, keys = data(gaussian, n), image_keys(jax.random.key(1), jnp.arange(n))
     plan = ddpm(schedule, last_steps(linspace(1000, 200), strength), "small")
-    x = image_to_image_start(schedule, plan, images, keys, strength)
+    x = noised(schedule, plan, images, keys)
     out = run_by_hand(gaussian.denoiser(schedule, "v"), plan, x, lambda _: rng.normal(size=x.shape))
     np.testing.assert_allclose(out.mean(0), gaussian.mean, atol=0.1)
     np.testing.assert_allclose(out.std(0), gaussian.std, rtol=0.06)
@@ -126,7 +127,7 @@ def test_inpainting_keeps_the_known_and_draws_the_rest(gaussian, make_tables, ma
     """The pixels are independent here, so the drawn ones are those of plain sampling."""
     schedule, images = make_tables("cosine", 100), data(gaussian)
     plan, denoise = make(schedule, linspace(100, 6)), gaussian.denoiser(make_tables("cosine", 100), "v")
-    out = jax.jit(lambda x: inpaint(denoise, schedule, plan, x, LEFT, KEYS))(images)
+    out = jax.jit(lambda x: inpaint(denoise, schedule, plan, KEYS, SHAPE, x, LEFT))(images)
     noise = [np.asarray(image_noise(KEYS, draw, SHAPE)) for draw in range(len(plan.t) + 1)]
     plain = run_by_hand(denoise, plan, noise[0], lambda draw: noise[draw])
     np.testing.assert_array_equal(out[:, :, 0], images[:, :, 0])
@@ -143,7 +144,7 @@ def test_what_the_network_sees_of_the_known_pixels(sampler):
         return x, x
 
     plan = SAMPLERS[sampler](schedule, np.array([9, 5, 2]), "small", 0.0)
-    out = jax.jit(lambda: inpaint(denoise, schedule, plan, images, LEFT, KEYS))()
+    out = jax.jit(lambda: inpaint(denoise, schedule, plan, KEYS, SHAPE, images, LEFT))()
     jax.effects_barrier()
     for row, t in enumerate((9, 5, 2)):
         noise = np.asarray(image_noise(KEYS, row if sampler == "ddpm" else 0, SHAPE))
@@ -158,8 +159,8 @@ def test_nothing_crosses_the_batch(gaussian, make_tables):
     plan, denoise = ddpm(schedule, linspace(50, 5), "small"), gaussian.denoiser(make_tables("rectified", 50), "v")
 
     def edit(images, known, keys_B):
-        drawn = inpaint(denoise, schedule, plan, images, known, keys_B)
-        return slerp(drawn, image_to_image_start(schedule, plan, images, keys_B, 0.5), 0.3)
+        drawn = inpaint(denoise, schedule, plan, keys_B, SHAPE, images, known)
+        return slerp(drawn, noised(schedule, plan, images, keys_B), 0.3)
 
     split = PartitionSpec("data")
     eight = jax.shard_map(edit, mesh=tiny.mesh(8), in_specs=(split, split, split), out_specs=split, check_vma=False)
