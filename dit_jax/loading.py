@@ -1,9 +1,7 @@
 """Loads a run from its workdir: the config, and the weights with their sampler (`dit_jax.load`)."""
 
-import contextlib
 import copy
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -49,18 +47,6 @@ class Run:
         return make_sample(self.experiment, self.experiment.plan(timesteps), draw, self.classifier)
 
 
-@contextlib.contextmanager
-def told_errors_alone() -> Iterator[None]:
-    """Hides Orbax's warnings, which only say that it is read-only, as requested."""
-    absl = logging.getLogger("absl")
-    before = absl.level
-    absl.setLevel(max(before, logging.ERROR))
-    try:
-        yield
-    finally:
-        absl.setLevel(before)
-
-
 def load(workdir: str | Path, config: ConfigDict | None = None, overrides: Sequence[str] = ()) -> Run:
     """Loads the checkpoint that `sample.checkpoint` names, and its sampler; `config` replaces the workdir's own.
 
@@ -88,7 +74,7 @@ def load(workdir: str | Path, config: ConfigDict | None = None, overrides: Seque
     if not (workdir / "checkpoints").is_dir():
         raise missing
     keep = experiment.config.train.keep_checkpoints
-    with told_errors_alone(), Checkpointer(workdir, keep, read_only=True) as checkpointer:
+    with Checkpointer(workdir, keep, read_only=True) as checkpointer:
         state = checkpointer.restore(
             experiment.abstract_state(), evaluations.wanted_step(workdir, experiment.config.sample.checkpoint)
         )

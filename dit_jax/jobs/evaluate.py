@@ -64,7 +64,8 @@ def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path |
     bits, both on test images.
 
     Raises:
-      UserError: there is no checkpoint, the weights of the feature network are missing, or `images` cannot be used.
+      UserError: there is no checkpoint, the weights of the feature network are missing, there are too few training
+        images, or `images` cannot be used.
     """
     require(out is None, "--out", out, "evaluation writes to --workdir; omit --out")
     check_workdir(workdir, config, SAMPLE_FREE_KEYS)
@@ -72,6 +73,8 @@ def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path |
     experiment = Experiment(config)
     with first_before_others():
         train, test = (datasets.open_split(experiment.source, split) for split in ("train", "test"))
+    few = f"it has {train.count} training images; at least {LEAST_IMAGES} are needed to compare with"
+    require(train.count >= LEAST_IMAGES, "data.name", config.data.name, few)
     extractor = load_features(config, workdir, experiment)
     names = experiment.info.class_names
     real = Images.stored(train)

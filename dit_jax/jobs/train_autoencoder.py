@@ -167,7 +167,7 @@ def reconstructed(codec: Codec, test: Records, folder: Path) -> dict[str, Any]:
         squares += np.square(decoded.astype(np.float64) - batch).sum()
         values, images = values + batch.size, images + len(batch)
     decibels = float(10 * np.log10(255**2 * values / squares)) if squares else math.inf
-    result = {"psnr_db": decibels, "psnr_n": images, "psnr_split": "test"}
+    result = {"psnr_db": decibels if squares else None, "psnr_n": images, "psnr_split": "test"}
     if is_first():
         labels = np.repeat([0, 1], len(rows[0]))
         save_png(folder / "reconstructions.png", label_grid(np.concatenate(rows), labels, ("image", "decoded")), result)

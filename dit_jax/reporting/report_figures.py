@@ -32,6 +32,7 @@ SETTINGS = (
     "guidance_to",
     "clip_x_0",
     "weights",
+    "dtype",
     "features_sha256",
     "during",
 )
@@ -194,8 +195,8 @@ def name_of(row: Row) -> str:
 
 
 def draw_of(row: Row, name: str) -> str:
-    """Returns a name with what else tells evaluations apart: seed, eta, variance and the number of training images."""
-    more = [f"{key} {row[key]}" for key in ("seed", "eta", "variance", "reference_n") if key in row]
+    """Returns a name with what else tells evaluations apart: seed, eta, variance, precision, number of training images."""
+    more = [f"{key} {row[key]}" for key in ("seed", "eta", "variance", "dtype", "reference_n") if key in row]
     return ", ".join([name, *more])
 
 

@@ -50,6 +50,18 @@ def place_of(folder: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+@contextlib.contextmanager
+def errors_alone() -> Iterator[None]:
+    """Hides Orbax's warnings, which say of a read-only manager that it is one, as requested."""
+    absl = logging.getLogger("absl")
+    before = absl.level
+    absl.setLevel(max(before, logging.ERROR))
+    try:
+        yield
+    finally:
+        absl.setLevel(before)
+
+
 class Checkpointer:
     """Saves and restores the train states of one workdir; a context manager whose exit waits for the last save."""
 
@@ -63,20 +75,21 @@ class Checkpointer:
         """Keeps the `keep` newest checkpoints and that of `best(steps)`. `read_only` creates and cleans up nothing."""
         self.folder, self._read_only, self._newest = workdir.absolute() / "checkpoints", read_only, -1
         self._failed = False
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=NewestAndBest(keep, best),
-            cleanup_tmp_directories=not read_only,
-            create=not read_only,
-            read_only=read_only,
-            # For directories made in the background, the same clock would apply, with a limit that cannot be set.
-            async_options=ocp.AsyncOptions(
-                timeout_secs=TIMEOUT,
-                post_finalization_callback=self._sign,
-                create_directories_asynchronously=False,
-                barrier_sync_fn=self._meet,
-            ),
-        )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        with errors_alone() if read_only else contextlib.nullcontext():
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=NewestAndBest(keep, best),
+                cleanup_tmp_directories=not read_only,
+                create=not read_only,
+                read_only=read_only,
+                # For directories made in the background, the same clock would apply, with a limit that cannot be set.
+                async_options=ocp.AsyncOptions(
+                    timeout_secs=TIMEOUT,
+                    post_finalization_callback=self._sign,
+                    create_directories_asynchronously=False,
+                    barrier_sync_fn=self._meet,
+                ),
+            )
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._place = place_of(self.folder.parent)
 
     def __enter__(self) -> "Checkpointer":

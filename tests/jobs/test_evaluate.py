@@ -409,6 +409,14 @@ def test_an_inception_score_of_fewer_than_1000_images_is_warned_of(tiny_data, tm
         assert found == [few] * told
 
 
+def test_with_too_few_training_images_nothing_is_drawn(trained, tiny_data, monkeypatch):
+    few = dataclasses.replace(tiny.records(), count=9)
+    monkeypatch.setattr("dit_jax.data.datasets.open_split", lambda *_: few)
+    monkeypatch.setattr(evaluate, "from_run", lambda *_: pytest.fail("images are drawn"))
+    with pytest.raises(UserError, match=r"^data.name=tiny: it has 9 training images; at least 10 are needed"):
+        evaluate.evaluate(configs.read(trained), trained, None)
+
+
 def test_too_few_images_and_fewer_real_ones_are_recorded_and_warned_of(tiny_data, tmp_path, monkeypatch, caplog):
     """The features are the 192 pixel values; there are 40 training images and 24 test images."""
     features = lambda images: (images.reshape(len(images), -1).astype(np.float32), images[:, 0, 0].astype(np.float32))  # noqa: E731

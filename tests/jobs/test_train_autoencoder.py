@@ -39,3 +39,9 @@ def test_mean_deviation_and_psnr_are_of_all_values(monkeypatch, tmp_path):
     again = train_autoencoder.reconstructed(codec, tiny.records(), tmp_path)
     assert again["psnr_db"] == pytest.approx(10 * np.log10(255**2 / np.square(IMAGES.astype(float)).mean()))
     assert (about["images"], again["psnr_n"]) == (40, 40)
+
+
+def test_an_exact_reconstruction_has_no_psnr(monkeypatch, tmp_path):
+    """It would be infinite, which JSON cannot say."""
+    exact = Codec(lambda _, x: x, lambda _, z: z, jnp.float32(1))
+    assert train_autoencoder.reconstructed(exact, tiny.records(), tmp_path)["psnr_db"] is None

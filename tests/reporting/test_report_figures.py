@@ -94,7 +94,7 @@ def test_only_like_is_joined_by_a_curve():
     assert wide.count("<svg") == 1
 
 
-@pytest.mark.parametrize("other", [{"eta": 1.0}, {"seed": 1}, {"variance": "small"}])
+@pytest.mark.parametrize("other", [{"eta": 1.0}, {"seed": 1}, {"variance": "small"}, {"dtype": "bfloat16"}])
 def test_other_draws_are_another_curve(other):
     rows = [{"step": 1, "fid": 3.0, **DRAWN}, {"step": 1, "fid": 4.0, **DRAWN} | other]
     wide = progress_charts(rows, CLOCK).split('class="narrow"')[0]

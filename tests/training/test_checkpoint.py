@@ -51,6 +51,13 @@ def assert_equal(ours, theirs):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+def test_a_reader_is_silent(tmp_path, caplog):
+    """Orbax warns of a manager that is read-only."""
+    save(tmp_path, 2)
+    restore(tmp_path, read_only=True)
+    assert not caplog.records
+
+
 def test_a_file_server_that_does_not_answer_moves_no_workdir(tmp_path, monkeypatch):
     with Checkpointer(tmp_path, 5) as checkpointer:
         stat = type(tmp_path).stat
