@@ -9,6 +9,7 @@ import itertools
 import json
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -39,7 +40,7 @@ def logits(weights: list[jax.Array], images: jax.Array) -> jax.Array:
 
 def train(data_dir: str) -> list[jax.Array]:
     """Returns weights after `EPOCHS` epochs of Adam on the training split, with a little noise added to the images."""
-    images, labels = datasets.load("shapes", data_dir, "train")
+    images, labels = datasets.open_split(datasets.Source("shapes", data_dir)).load()
     steps = EPOCHS * len(images) // BATCH
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
 
@@ -68,9 +69,39 @@ def accuracy(weights: list[jax.Array], images: np.ndarray, labels: np.ndarray) -
     return float(np.mean(predicted == labels))
 
 
+class Measures(NamedTuple):
+    """The factors of variation of n images, measured from their pixels.
+
+    Colours are float64 [n, 3] in 0..255; area [n] is in pixels; center [n, 2] (x, y) is in pixels from the upper left
+    corner.
+    """
+
+    background: np.ndarray
+    fill: np.ndarray
+    area: np.ndarray
+    center: np.ndarray
+
+
+def measure(images: np.ndarray) -> Measures:
+    """Measures images uint8 [n, H, W, 3], of the data set or sampled from a model, to compare their variety.
+
+    The background is the median of the border; the figure is where the difference from it is at least half its maximum.
+    """
+    pixels = images.astype(np.float64)
+    border = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, 1:-1, 0], pixels[:, 1:-1, -1]], axis=1)
+    background = np.median(border, axis=1)
+    contrast = np.abs(pixels - background[:, None, None]).sum(axis=-1)
+    inside = contrast >= 0.5 * contrast.max(axis=(1, 2), keepdims=True)
+    area = inside.sum(axis=(1, 2))
+    middle = np.arange(0.5, shapes.SIZE)
+    center = np.stack([inside.sum(axis=1) @ middle, inside.sum(axis=2) @ middle], axis=-1) / area[:, None]
+    fill = np.stack([np.median(image[mask], axis=0) for image, mask in zip(pixels, inside, strict=True)])
+    return Measures(background, fill, area, center)
+
+
 def variety(images: np.ndarray) -> dict[str, list[list[float]]]:
     """Returns [mean, standard deviation] of each measured quantity, one pair per component."""
-    measures = shapes.measure(images)._asdict()
+    measures = measure(images)._asdict()
     columns = {name: np.asarray(value, np.float64).reshape(len(images), -1) for name, value in measures.items()}
     return {name: np.round([c.mean(0), c.std(0)], 2).T.tolist() for name, c in columns.items()}
 
@@ -78,7 +109,7 @@ def variety(images: np.ndarray) -> dict[str, list[list[float]]]:
 def judge(samples: Path, data_dir: str = "data") -> dict[str, object]:
     """Returns the accuracy and variety of a samples.npz, beside those of the real test split."""
     drawn = np.load(samples, allow_pickle=False)
-    test = datasets.load("shapes", data_dir, "test")
+    test = datasets.open_split(datasets.Source("shapes", data_dir), "test").load()
     weights = train(data_dir)
     return {
         "n": len(drawn["images"]),

@@ -131,11 +131,6 @@ def info(name: str, folder: image_folder.Folder | None = None) -> DatasetInfo:
     return DATASETS[name]
 
 
-def load(name: str, data_dir: str | Path, split: str = "train") -> Split:
-    """Reads all images and labels of a split of `shapes` or `cifar10`; see `open_split`."""
-    return open_split(Source(name, data_dir), split).load()
-
-
 def refresh(source: Source) -> Source:
     """Returns the source with its folder's present content (`image_folder.refresh`), or unchanged without a folder."""
     if source.folder is None:

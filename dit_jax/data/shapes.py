@@ -10,7 +10,6 @@ Axis letters: H, W image; E edges of a figure; the last axis of a colour is RGB.
 import math
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -114,36 +113,6 @@ def example(split: str, index: int) -> tuple[np.ndarray, int]:
     label = index % len(CLASS_NAMES)
     rng = np.random.Generator(np.random.PCG64([list(NUM_EXAMPLES).index(split), index]))
     return draw(rng, label), label
-
-
-class Measures(NamedTuple):
-    """The factors of variation of n images, measured from their pixels.
-
-    Colours are float64 [n, 3] in 0..255; area [n] is in pixels; center [n, 2] (x, y) is in pixels from the upper left
-    corner.
-    """
-
-    background: np.ndarray
-    fill: np.ndarray
-    area: np.ndarray
-    center: np.ndarray
-
-
-def measure(images: np.ndarray) -> Measures:
-    """Measures images uint8 [n, H, W, 3], drawn here or sampled from a model, to compare their variety.
-
-    The background is the median of the border; the figure is where the difference from it is at least half its maximum.
-    """
-    pixels = images.astype(np.float64)
-    border = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, 1:-1, 0], pixels[:, 1:-1, -1]], axis=1)
-    background = np.median(border, axis=1)
-    contrast = np.abs(pixels - background[:, None, None]).sum(axis=-1)
-    inside = contrast >= 0.5 * contrast.max(axis=(1, 2), keepdims=True)
-    area = inside.sum(axis=(1, 2))
-    middle = np.arange(0.5, SIZE)
-    center = np.stack([inside.sum(axis=1) @ middle, inside.sum(axis=2) @ middle], axis=-1) / area[:, None]
-    fill = np.stack([np.median(image[mask], axis=0) for image, mask in zip(pixels, inside, strict=True)])
-    return Measures(background, fill, area, center)
 
 
 class Shapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):

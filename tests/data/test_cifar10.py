@@ -28,6 +28,10 @@ BINARIES = [f"data_batch_{i}.bin" for i in (1, 2, 3, 4, 5)] + ["test_batch.bin"]
 RECORDS = 3
 
 
+def load(data_dir, split="train"):
+    return datasets.open_split(datasets.Source("cifar10", data_dir), split).load()
+
+
 def record(serial):
     """Returns record `serial` of 18: red grows down the rows, green along the columns, blue is the serial number."""
     red = [8 * row for row in range(32) for _ in range(32)]
@@ -110,7 +114,7 @@ def test_exact_pixels_labels_and_ids(run, archive, tmp_path):
     for split, first, count in (("train", 0, 15), ("test", 15, 3)):
         records = list(builder.as_data_source(split))
         assert {r["id"].decode() for r in records} == {f"{split}_{k:05d}" for k in range(count)}
-        loaded = datasets.load("cifar10", tmp_path / "data", split)
+        loaded = load(tmp_path / "data", split)
         for example, image, label in zip(records, *loaded, strict=True):
             serial = first + int(example["id"].decode().split("_")[1])
             assert label == example["label"] == label_of(serial)
@@ -308,7 +312,7 @@ def test_load_without_data_set_or_network_says_how_to_make_it(tmp_path, monkeypa
 
     monkeypatch.setattr(requests, "head", no_network)
     with pytest.raises(UserError) as caught:
-        datasets.load("cifar10", tmp_path)
+        load(tmp_path)
     message = str(caught.value)
     assert "\n" not in message
     assert f"`python -m dit_jax.data.cifar10 --archive cifar-10-binary.tar.gz --data_dir {tmp_path}`" in message
@@ -319,9 +323,9 @@ def test_load_takes_an_archive_placed_by_hand(tmp_path, monkeypatch):
     (tmp_path / "downloads" / "manual").mkdir(parents=True)
     placed = pack(tmp_path / "downloads" / "manual" / "cifar-10-binary.tar.gz", good_files())
     with pytest.raises(UserError, match=rf"--archive {placed} --data_dir {tmp_path} {ALLOW}"):
-        datasets.load("cifar10", tmp_path)
+        load(tmp_path)
     monkeypatch.setattr(cifar10, "checksum_mismatch", lambda archive: "")
-    assert len(datasets.load("cifar10", tmp_path).labels) == 15
+    assert len(load(tmp_path).labels) == 15
 
 
 @pytest.mark.slow
@@ -341,7 +345,7 @@ def test_a_killed_run_leaves_nothing_that_is_taken_for_whole(run, archive, tmp_p
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "data" / "cifar10" / "3.0.2").exists()
     assert run(archive, ALLOW)[0] == 0
-    assert len(datasets.load("cifar10", tmp_path / "data").labels) == 15
+    assert len(load(tmp_path / "data").labels) == 15
 
 
 def test_the_command_as_typed(tmp_path):

@@ -1,4 +1,4 @@
-"""`info` and `load`: facts, arrays, and one clear line for each thing that can be wrong with a folder."""
+"""`info` and `open_split`: facts, arrays, and one clear line for each thing that can be wrong with a folder."""
 
 import dataclasses
 import io
@@ -17,11 +17,15 @@ from tests import tiny
 SMALL = {"train": 40, "test": 20}
 
 
+def load(name, data_dir, split="train"):
+    return datasets.open_split(datasets.Source(name, data_dir), split).load()
+
+
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
     """A data_dir with a small `shapes` in it."""
     monkeypatch.setattr(shapes, "NUM_EXAMPLES", SMALL)
-    datasets.load("shapes", tmp_path)
+    load("shapes", tmp_path)
     return tmp_path
 
 
@@ -35,7 +39,7 @@ def test_info_names_shape_and_classes():
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_load_gives_every_example_once(prepared, split, monkeypatch):
     monkeypatch.setattr(datasets, "CHUNK", 7)
-    images, labels = datasets.load("shapes", prepared, split)
+    images, labels = load("shapes", prepared, split)
     assert images.dtype == np.uint8
     assert labels.dtype == np.int32
     drawn = {image.tobytes(): label for image, label in (shapes.example(split, i) for i in range(SMALL[split]))}
@@ -47,13 +51,13 @@ def test_load_gives_every_example_once(prepared, split, monkeypatch):
 
 
 def test_the_order_of_a_split_is_fixed(prepared, tmp_path):
-    again = datasets.load("shapes", tmp_path / "again")
-    np.testing.assert_array_equal(datasets.load("shapes", prepared).images, again.images)
+    again = load("shapes", tmp_path / "again")
+    np.testing.assert_array_equal(load("shapes", prepared).images, again.images)
 
 
 def test_prepares_only_once(prepared, monkeypatch):
     monkeypatch.setattr(shapes, "example", None)  # drawing anything would fail
-    assert len(datasets.load("shapes", prepared, "test").labels) == SMALL["test"]
+    assert len(load("shapes", prepared, "test").labels) == SMALL["test"]
 
 
 def test_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
@@ -68,17 +72,18 @@ def test_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(shapes, "example", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        datasets.load("shapes", tmp_path)
+        load("shapes", tmp_path)
     assert not (tmp_path / "shapes").exists()
     monkeypatch.setattr(shapes, "example", draw)
-    assert len(datasets.load("shapes", tmp_path).labels) == SMALL["train"]
+    assert len(load("shapes", tmp_path).labels) == SMALL["train"]
 
 
 @pytest.mark.slow
 def test_two_runs_may_prepare_at_once(tmp_path):
     code = (
         "import sys; from dit_jax.data import datasets, shapes; shapes.NUM_EXAMPLES = {'train': 40, 'test': 20}\n"
-        "print('ready', flush=True); sys.stdin.readline(); print(len(datasets.load('shapes', sys.argv[1]).labels))"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "print(datasets.open_split(datasets.Source('shapes', sys.argv[1])).count)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -103,23 +108,23 @@ def test_losing_the_race_takes_the_data_of_the_winner(tmp_path, monkeypatch):
         return draw(split, index)
 
     monkeypatch.setattr(shapes, "example", overtaken)
-    assert len(datasets.load("shapes", tmp_path).labels) == SMALL["train"]
+    assert len(load("shapes", tmp_path).labels) == SMALL["train"]
     assert [path.name for path in (tmp_path / "shapes").iterdir()] == [shapes.VERSION]
 
 
 def test_nothing_imports_tensorflow(tmp_path):
     code = (
         "import sys; from dit_jax.data import datasets, shapes; shapes.NUM_EXAMPLES = {'train': 40, 'test': 20}\n"
-        "datasets.load('shapes', sys.argv[1]); print('tensorflow' in sys.modules)"
+        "datasets.open_split(datasets.Source('shapes', sys.argv[1])).load(); print('tensorflow' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert run.stdout == "False\n"
 
 
 def refused(*args):
-    """Returns the only line of the UserError that `load` raises."""
+    """Returns the only line of the UserError that opening or reading a split raises."""
     with pytest.raises(UserError) as caught:
-        datasets.load(*args)
+        load(*args)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -166,7 +171,7 @@ def test_what_the_machine_lacks_is_no_damage(prepared, error, monkeypatch):
 
     monkeypatch.setattr(datasets.tfds, "builder_from_directory", refuse)
     with pytest.raises(type(error)):
-        datasets.load("shapes", prepared)
+        load("shapes", prepared)
 
 
 def test_folder_without_a_data_set(prepared):

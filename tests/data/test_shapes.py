@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dit_jax.data import shapes
+from tests.shapes_judge import measure
 
 # Largest disc around the centre that lies inside the figure, in radii, by geometry: a square's and a triangle's
 # inscribed circle cos(45 deg) and cos(60 deg); a pentagram's inner corners cos(72 deg) / cos(36 deg); a ring has none.
@@ -118,7 +119,7 @@ def test_coverage_adds_up_to_the_area():
 
 
 def test_backgrounds_shades_sizes_and_places_vary(sample):
-    measures = shapes.measure(sample[0])
+    measures = measure(sample[0])
     assert measures.background.std(axis=0).min() > 60  # light and dark ones
     reds = measures.fill[sample[1] < 5]
     assert reds.std(axis=0).min() > 10
@@ -129,7 +130,7 @@ def test_backgrounds_shades_sizes_and_places_vary(sample):
 def test_measure_reads_what_was_drawn():
     image = np.full((1, 32, 32, 3), 200, np.uint8)
     image[0, 10:20, 4:10] = (250, 20, 40)  # rows 10..19, columns 4..9
-    measures = shapes.measure(image)
+    measures = measure(image)
     np.testing.assert_array_equal(measures.background, [[200, 200, 200]])
     np.testing.assert_array_equal(measures.fill, [[250, 20, 40]])
     np.testing.assert_array_equal(measures.area, [60])
