@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from dit_jax.data import datasets
-from dit_jax.data.stream import Batches, Reader, threads_here
+from dit_jax.data.stream import Reader, batches, threads_here
 
 REPEATS = 3
 STEPS_PER_CALL = 8  # training reads so far ahead, plus a batch per thread (configs/default.py)
@@ -20,9 +20,9 @@ STEPS_PER_CALL = 8  # training reads so far ahead, plus a batch per thread (conf
 
 def measure(records: datasets.Records, batch_size: int, threads: int, seconds: float) -> float:
     """Returns the images/s of one reader, without its first batches."""
-    batches = Batches(records, jax.random.key(0), batch_size, np.arange(batch_size), 2**31 - 1)
+    read = batches(records, jax.random.key(0), batch_size, np.arange(batch_size))
     ahead = STEPS_PER_CALL + threads
-    reader, warm = Reader(batches, ahead=ahead, threads=threads), 2 * ahead
+    reader, warm = Reader(read, 2**31 - 1, ahead=ahead, threads=threads), 2 * ahead
     for step in range(warm):
         reader.batch(step)
     step, start = warm, time.perf_counter()

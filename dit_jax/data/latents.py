@@ -5,7 +5,7 @@ all, so an encoding that was killed continues with the first missing part.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,11 +84,15 @@ def keep(
 
 def write(path: Path, images: Records, part: range, encoder: Encoder) -> Iterator[int]:
     """Writes the latents of the examples in `part` in batches, and yields the size of each."""
-    threads = threads_here()
-    batches = Batches(images, part, encoder.batch_size)
-    reader, writer = Reader(batches, ahead=threads, threads=threads), ArrayRecordWriter(str(path), WRITER)
+    threads, size = threads_here(), encoder.batch_size
+    count = -(-len(part) // size)
+
+    def read(i: int) -> Split:
+        return images.read(np.asarray(part[i * size : (i + 1) * size]))
+
+    reader, writer = Reader(read, count, ahead=threads, threads=threads), ArrayRecordWriter(str(path), WRITER)
     try:
-        for i in range(len(batches)):
+        for i in range(count):
             batch = reader.batch(i)
             latents = np.ascontiguousarray(encoder.encode(batch.images), LATENT)
             for label, latent in zip(batch.labels.astype(LABEL), latents, strict=True):
@@ -97,19 +101,6 @@ def write(path: Path, images: Records, part: range, encoder: Encoder) -> Iterato
     finally:
         reader.close()
         writer.close()
-
-
-class Batches(Sequence[Split]):
-    """The examples in `part`, in order, `size` at a time."""
-
-    def __init__(self, records: Records, part: range, size: int):
-        self._records, self._part, self._size = records, part, size
-
-    def __len__(self) -> int:
-        return -(-len(self._part) // self._size)
-
-    def __getitem__(self, i: int) -> Split:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self._records.read(np.asarray(self._part[i * self._size : (i + 1) * self._size]))
 
 
 def open_kept(folder: Path, count: int, shape: tuple[int, ...]) -> Records:

@@ -5,9 +5,8 @@ anywhere, so a resumed run continues where it was on any number of devices and p
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any
 
 import grain
 import jax
@@ -37,27 +36,23 @@ def host_order(key: jax.Array, num_examples: int) -> Callable[[int], np.ndarray]
     return order
 
 
-class Batches(Sequence[Split]):
-    """`batches[step]` is this process's share of a step's global batch: the examples at `positions` in it."""
+def batches(records: Records, key: jax.Array, batch_size: int, positions: np.ndarray) -> Callable[[int], Split]:
+    """Returns read(step): this process's share of a step's global batch, the examples at `positions` in it."""
+    order, per_epoch = host_order(key, records.count), pipeline.steps_per_epoch(records.count, batch_size)
 
-    def __init__(self, records: Records, key: jax.Array, batch_size: int, positions: np.ndarray, steps: int):
-        self._records, self._batch_size, self._positions, self._steps = records, batch_size, positions, steps
-        self._order = host_order(key, records.count)
+    def read(step: int) -> Split:
+        epoch, batch = divmod(step, per_epoch)
+        return records.read(order(epoch)[batch * batch_size + positions])
 
-    def __len__(self) -> int:
-        return self._steps
-
-    def __getitem__(self, step: Any) -> Split:
-        epoch, batch = divmod(step, pipeline.steps_per_epoch(self._records.count, self._batch_size))
-        return self._records.read(self._order(epoch)[batch * self._batch_size + self._positions])
+    return read
 
 
 class Reader:
-    """Reads batches in order, up to `ahead` of them before they are asked for. Call `close` when done."""
+    """Calls `read` with 0 to count - 1 in order, up to `ahead` calls before they are asked for; `close` it when done."""
 
-    def __init__(self, batches: Sequence[Split], ahead: int, threads: int):
+    def __init__(self, read: Callable[[int], Split], count: int, ahead: int, threads: int):
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-        self._batches = iter(grain.MapDataset.source(batches).to_iter_dataset(options))
+        self._batches = iter(grain.MapDataset.range(count).map(read).to_iter_dataset(options))
         self._next = 0
 
     def batch(self, step: int) -> Split:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from dit_jax.data.datasets import Records, Split
-from dit_jax.data.stream import Batches, Reader, threads_here
+from dit_jax.data.stream import Reader, batches, threads_here
 from dit_jax.training import sharding
 
 
@@ -59,8 +59,8 @@ class Stream:
         """`key` determines the order of the data (`step.data_keys`); the run ends at step `steps`."""
         self._mesh, self._positions = mesh, sharding.local_positions(mesh, batch_size)
         threads = threads_here()
-        batches = Batches(records, key, batch_size, self._positions, steps)
-        self._reader = Reader(batches, ahead=steps_per_call + threads, threads=threads)
+        read = batches(records, key, batch_size, self._positions)
+        self._reader = Reader(read, steps, ahead=steps_per_call + threads, threads=threads)
         self._shape = (steps_per_call, batch_size)
         put = NamedSharding(mesh, sharding.SPLIT_STEPS)
         self.shapes = (

@@ -20,8 +20,8 @@ import runpy, sys, time
 from dit_jax.data import latents
 sys.path.insert(0, ".")
 latents.PART_BYTES = {part_bytes}
-read = latents.Batches.__getitem__
-latents.Batches.__getitem__ = lambda batches, i: time.sleep({seconds}) or read(batches, i)
+reader = latents.Reader
+latents.Reader = lambda read, *args, **kwargs: reader(lambda i: time.sleep({seconds}) or read(i), *args, **kwargs)
 runpy.run_path("main.py", run_name="__main__")
 """
 

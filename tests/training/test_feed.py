@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from dit_jax.data.stream import Batches, Reader
+from dit_jax.data.stream import Reader, batches
 from dit_jax.errors import UserError
 from dit_jax.jobs import train as job
 from dit_jax.training import sharding
@@ -83,14 +83,14 @@ def test_a_process_reads_what_its_own_devices_hold():
     records = tiny.records()
     noted = dataclasses.replace(records, read=lambda i: asked.append(i) or records.read(i))
     positions = np.array([2, 3, 6, 7])  # held by the second and the fourth of four devices
-    batch = Batches(noted, jax.random.key(0), 8, positions, 5)[0]
+    batch = batches(noted, jax.random.key(0), 8, positions)(0)
     order = np.asarray(jax.random.permutation(jax.random.fold_in(jax.random.key(0), 0), 40))
     np.testing.assert_array_equal(asked, [order[positions]])
     np.testing.assert_array_equal(batch.images, tiny.split().images[order[positions]])
 
 
 def test_a_reader_ends_its_threads_though_much_is_unread():
-    reader = Reader(Batches(tiny.records(), jax.random.key(0), 8, np.arange(8), 10_000), ahead=50, threads=4)
+    reader = Reader(batches(tiny.records(), jax.random.key(0), 8, np.arange(8)), 10_000, ahead=50, threads=4)
     reader.batch(3)
     reader.close()
     assert not reading_threads()
