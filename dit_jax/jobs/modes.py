@@ -8,6 +8,12 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from dit_jax.jobs.evaluate import evaluate
+from dit_jax.jobs.report import report
+from dit_jax.jobs.sample import sample
+from dit_jax.jobs.train import train
+from dit_jax.jobs.train_autoencoder import train_autoencoder
+from dit_jax.jobs.train_classifier import train_classifier
 from dit_jax.settings import configs
 from dit_jax.settings.checks import require
 from dit_jax.settings.doubts import doubts
@@ -22,27 +28,15 @@ PLACES = ("data.data_dir", "data.root", "data.content", "evaluate.inception_path
 # The settings of JAX that change what a seed draws, and the values that every run uses.
 NUMBERS = {"jax_enable_x64": False, "jax_default_prng_impl": "threefry2x32", "jax_threefry_partitionable": True,
            "jax_random_seed_offset": 0}  # fmt: skip
-MODES = ("train", "sample", "train_autoencoder", "train_classifier", "evaluate", "report")
-
-
-def job_of(mode: str) -> Callable[..., Any]:
-    """Returns the job of a mode: (config, workdir, out) -> an exit code or None; `evaluate`'s also takes `images`.
-
-    A job is imported only when requested, so that the start of training waits for neither matplotlib nor Inception.
-    """
-    if mode == "train":
-        from dit_jax.jobs.train import train as job
-    elif mode == "sample":
-        from dit_jax.jobs.sample import sample as job
-    elif mode == "train_autoencoder":
-        from dit_jax.jobs.train_autoencoder import train_autoencoder as job
-    elif mode == "train_classifier":
-        from dit_jax.jobs.train_classifier import train_classifier as job
-    elif mode == "evaluate":
-        from dit_jax.jobs.evaluate import evaluate as job
-    else:
-        from dit_jax.jobs.report import report as job
-    return job
+# Each job takes (config, workdir, out), and evaluate's also `images`; it returns an exit code or None.
+MODES: dict[str, Callable[..., Any]] = {
+    "train": train,
+    "sample": sample,
+    "train_autoencoder": train_autoencoder,
+    "train_classifier": train_classifier,
+    "evaluate": evaluate,
+    "report": report,
+}
 
 
 def trained_folder(mode: str, workdir: str | None) -> Path | None:
@@ -86,4 +80,4 @@ def run(mode: str, config: ConfigDict, workdir: Path, out: str | None, images: s
         for line in doubts(config, mode):
             logger.warning("warning: %s", line)
     places = [named("--out", out), *([named("--images", images)] if evaluates else [])]
-    return job_of(mode)(config, workdir, *places) or 0
+    return MODES[mode](config, workdir, *places) or 0

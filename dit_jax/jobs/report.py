@@ -169,8 +169,12 @@ def nearest_section(
             commands["sample"],
         )
     try:
-        train, test = (datasets.open_split(experiment.source, split) for split in ("train", "test"))
+        train = datasets.open_split(experiment.source, "train")
         extractor = features_at_hand(experiment.config, workdir, experiment)
+        try:
+            test = datasets.open_split(experiment.source, "test")
+        except UserError:  # a folder with one picture per class has no test images
+            test = None
         found = memorisation_of(experiment, samples, train, test, extractor)
     except UserError as error:
         return missing(f"The training images nearest to the samples cannot be found: {error}.")

@@ -38,11 +38,11 @@ def features_at_hand(config: ConfigDict, workdir: Path, experiment: Experiment) 
 
 
 def memorisation_of(
-    experiment: Experiment, samples: Images, train: Records, test: Records, extractor: Extractor | None
+    experiment: Experiment, samples: Images, train: Records, test: Records | None, extractor: Extractor | None
 ) -> Memorisation:
     """Measures how close the first samples, and as many test images, are to training images; finds the closest samples.
 
-    If training mirrors its images, the mirror image of a sample counts too.
+    Without `test`, only samples are measured. If training mirrors its images, the mirror image of a sample counts too.
 
     Raises UserError if features are not finite, or there is only a single training image.
     """
@@ -54,7 +54,7 @@ def memorisation_of(
     images, flip = np.concatenate(list(samples.chunks())), experiment.config.data.flip
     count = max(1, min(COMPARED, len(images), VALUES // images[0].size))
     sets = {SAMPLES: images[:count]}
-    if test.count:
+    if test is not None:
         sets[REAL] = np.concatenate([chunk.images for chunk in test.first(count).chunks()])
     searches = search(embeds, sets, train, flip)
     return Memorisation(

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from dit_jax import loading
 from dit_jax.data.images import open_images, read_mask
+from dit_jax.data.pipeline import to_float
 from dit_jax.diffusion import sampling, tasks
 from dit_jax.experiment import Experiment, Sample, make_sample
 from dit_jax.reporting.denoising import animation, frames_of, save_gif, strip
@@ -97,11 +98,6 @@ def read_given(config: ConfigDict, experiment: Experiment) -> tuple[np.ndarray, 
     labels = labels[: len(images)].astype(np.int32)
     mask = (read_mask(expanded(c.mask), *shape[:2], "sample.mask"),) if c.task == "inpaint" else ()
     return images, labels, *mask
-
-
-def to_float(images: np.ndarray) -> np.ndarray:
-    """Converts uint8 to float32 in [-1, 1]."""
-    return images.astype(np.float32) / 127.5 - 1
 
 
 def encoded(run: loading.Run, images: np.ndarray) -> np.ndarray:

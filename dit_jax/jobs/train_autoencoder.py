@@ -23,9 +23,9 @@ from dit_jax.companions.base import free_keys, restore
 from dit_jax.companions.pretrained import load_autoencoder
 from dit_jax.data import datasets
 from dit_jax.data.datasets import Records
+from dit_jax.data.pipeline import to_float
 from dit_jax.errors import UserError
 from dit_jax.evaluation.features import weights_hash
-from dit_jax.jobs.sample import to_float
 from dit_jax.jobs.train import find_data, run_training
 from dit_jax.models.autoencoder import Codec
 from dit_jax.reporting.images import COLUMNS, label_grid, save_png, to_uint8

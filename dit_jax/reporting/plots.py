@@ -9,13 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
 from dit_jax.reporting.jsonl import column, number
-from dit_jax.reporting.smoothing import is_wide, running_mean, window
+from dit_jax.reporting.smoothing import QUARTILE_LABELS, QUARTILES, is_wide, running_mean, window
 from dit_jax.system.files import replacing
 from dit_jax.system.jsonl import read_rows
 
-QUARTILES = ("loss_q1", "loss_q2", "loss_q3", "loss_q4")  # by noise level, q1 the least noise
 QUARTILE_COLORS = ("#9ecae1", "#a1d99b", "#fdc98e", "#bcbddc")  # lighter than the main curve, the loss
-QUARTILE_LABELS = ("the quarter with least noise", "second quarter", "third quarter", "the quarter with most noise")
 LOSS_COLOR, GRAD_COLOR = "#1f3b70", "#8c4b3c"
 DOTS_UP_TO = 20  # points of a curve: the line of a single point is invisible
 

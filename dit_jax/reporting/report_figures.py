@@ -9,8 +9,7 @@ import numpy as np
 from dit_jax.reporting.charts import Axes, Curve, chart, legend_of, short, small_chart
 from dit_jax.reporting.jsonl import column, number
 from dit_jax.reporting.markup import Html, element, joined, missing, table
-from dit_jax.reporting.plots import QUARTILE_LABELS, QUARTILES
-from dit_jax.reporting.smoothing import running_mean, window
+from dit_jax.reporting.smoothing import QUARTILE_LABELS, QUARTILES, running_mean, window
 
 Row = Mapping[str, Any]
 MOST_ROWS = 200  # of a table
@@ -195,7 +194,7 @@ def name_of(row: Row) -> str:
 
 
 def draw_of(row: Row, name: str) -> str:
-    """Returns a name with what else tells evaluations apart: seed, eta, variance, precision, number of training images."""
+    """Returns a name with more that tells evaluations apart: seed, eta, variance, dtype, number of training images."""
     more = [f"{key} {row[key]}" for key in ("seed", "eta", "variance", "dtype", "reference_n") if key in row]
     return ", ".join([name, *more])
 

@@ -26,7 +26,6 @@ from jax.sharding import PartitionSpec as P
 
 from dit_jax.errors import UserError
 
-logger = logging.getLogger(__name__)
 ENDED, LEAVING = "dit_jax/ended", "dit_jax/leaving"
 POLL = 0.5  # seconds between two checks whether another process has failed
 FAREWELL = 10  # seconds that a failed process waits for the others to notice

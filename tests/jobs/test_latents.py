@@ -15,13 +15,14 @@ from PIL import Image
 
 from dit_jax.companions.autoencoder import AutoencoderExperiment, autoencoder_config, with_codec
 from dit_jax.data import datasets
+from dit_jax.data.pipeline import to_float
 from dit_jax.diffusion import tasks
 from dit_jax.errors import EndedError, UserError, explain
 from dit_jax.experiment import Experiment, make_sample
 from dit_jax.jobs import latents
 from dit_jax.jobs.evaluate import held_out_figures
 from dit_jax.jobs.latents import training_records
-from dit_jax.jobs.sample import Task, draw_all, inpaint, psnr, sample, to_float
+from dit_jax.jobs.sample import Task, draw_all, inpaint, psnr, sample
 from dit_jax.jobs.train import train
 from dit_jax.jobs.train_autoencoder import train_autoencoder
 from dit_jax.loading import load

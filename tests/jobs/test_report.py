@@ -16,6 +16,7 @@ from PIL import Image
 
 from configs import default
 from dit_jax.data import datasets
+from dit_jax.errors import UserError
 from dit_jax.jobs import report as job
 from dit_jax.jobs.report_commands import commands_of, overrides
 from dit_jax.reporting import report_images
@@ -134,6 +135,20 @@ def test_samples_learnt_by_heart(workdir, capfd):
     np.testing.assert_array_equal(near[0], images[1])
     np.testing.assert_array_equal(near[1], train[5])
     np.testing.assert_array_equal(near[5], train[9])  # each sample is followed by its three nearest training images
+
+
+def test_without_test_images_samples_have_neighbours_all_the_same(workdir, capfd, monkeypatch):
+    real = datasets.open_split
+
+    def train_alone(source, split):
+        if split == "test":
+            raise UserError("no test images")
+        return real(source, split)
+
+    monkeypatch.setattr(datasets, "open_split", train_alone)
+    text = report(capfd, workdir).text["nearest-training-images"]
+    assert "samples, by pixels" in text
+    assert "real test images, by" not in text
 
 
 def test_what_is_missing_is_said(workdir, capfd):
