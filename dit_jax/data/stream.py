@@ -48,7 +48,7 @@ def batches(records: Records, key: jax.Array, batch_size: int, positions: np.nda
 
 
 class Reader:
-    """Calls `read` with 0 to count - 1 in order, up to `ahead` calls before they are asked for; `close` it when done."""
+    """Calls `read` with 0 to count - 1 in order, up to `ahead` of them before they are wanted. `close` it when done."""
 
     def __init__(self, read: Callable[[int], Split], count: int, ahead: int, threads: int):
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
