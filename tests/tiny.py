@@ -8,6 +8,7 @@ import tempfile
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import flagsaver
@@ -155,9 +156,10 @@ def trained(folder):
 
 
 def with_weights(folder, experiment, params):
-    """Writes to `folder` a run of `experiment` that looks finished, with `params` as its weights."""
+    """Writes to `folder` a finished run of `experiment`, as it seems, with averaged weights `params` and raw ones of 0."""
     step = np.int32(experiment.config.train.steps)
-    state = dataclasses.replace(experiment.init_state(), step=step, params=params, ema_params=params)
+    raw = jax.tree.map(jnp.zeros_like, params)
+    state = dataclasses.replace(experiment.init_state(), step=step, params=raw, ema_params=params)
     configs.write(experiment.config, folder)
     with Checkpointer(folder, keep=1) as checkpointer:
         checkpointer.save(state, experiment.config.to_dict(), {})

@@ -28,7 +28,7 @@ def tiny_data(monkeypatch, caplog):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A workdir of a run whose weights, averaged and raw, are as large as trained ones."""
+    """A workdir of a run whose averaged weights are as large as trained ones."""
     with pytest.MonkeyPatch.context() as patch:
         tiny.install(patch)
         experiment = tiny.experiment()
