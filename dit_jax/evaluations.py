@@ -7,9 +7,8 @@ from typing import Any
 
 from dit_jax.evaluation.evaluate import NAMES
 from dit_jax.settings.checks import require
-from dit_jax.system.files import replacing
 from dit_jax.system.jsonl import append as append_line
-from dit_jax.system.jsonl import parse, read_rows
+from dit_jax.system.jsonl import keep_lines, read_rows
 
 logger = logging.getLogger(__name__)
 NAME = "evaluations.jsonl"
@@ -39,16 +38,7 @@ def is_of_training(row: Mapping[str, Any]) -> bool:
 
 def drop_after(workdir: Path, step: int) -> None:
     """Removes, atomically, the rows that training wrote beyond `step`: a resumed run writes them again."""
-    path = workdir / NAME
-    if any(row["step"] > step for row in of_training(workdir)):
-        with replacing(path) as temporary:
-            kept = (line for line in path.read_bytes().splitlines(keepends=True) if not _is_late(line, step))
-            temporary.write_bytes(b"".join(kept))
-
-
-def _is_late(line: bytes, step: int) -> bool:
-    row = parse(line)
-    return row is not None and is_of_training(row) and row["step"] > step
+    keep_lines(workdir / NAME, lambda row: row is None or not is_of_training(row) or row["step"] <= step)
 
 
 def alike(workdir: Path) -> list[dict[str, Any]]:

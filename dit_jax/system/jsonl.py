@@ -1,7 +1,7 @@
 """Files with one JSON object per line: rows are appended, and partial lines of killed processes are ignored."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,7 +15,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     A row is `{"step": int, name: number or null, ...}`. Other lines, such as the partial line that a killed process
     leaves, are skipped.
     """
-    return [row for row in map(parse, _lines(path)) if row is not None]
+    return [row for row in read_objects(path)[0] if isinstance(row.get("step"), int)]
 
 
 def read_objects(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -23,17 +23,9 @@ def read_objects(path: Path) -> tuple[list[dict[str, Any]], int]:
 
     A partial last line, which a process may still be writing, holds no object. A missing file has no lines.
     """
-    objects, damaged = [], 0
-    for line in filter(bytes.strip, _lines(path)):
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError):
-            found = None
-        if isinstance(found, dict):
-            objects.append(found)
-        else:
-            damaged += 1
-    return objects, damaged
+    found = [_parse(line) for line in _lines(path) if line.strip()]
+    objects = [one for one in found if one is not None]
+    return objects, len(found) - len(objects)
 
 
 def opened(path: Path) -> TextIO:
@@ -58,22 +50,29 @@ def append(path: Path, row: Mapping[str, Any]) -> None:
 
 def drop_rows_after(path: Path, step: int) -> None:
     """Removes, atomically, the rows beyond `step` and any broken line, so that a resumed run writes no row twice."""
+    keep_lines(path, lambda row: bool(row) and isinstance(row.get("step"), int) and row["step"] <= step)
+
+
+def keep_lines(path: Path, wanted: Callable[[dict[str, Any] | None], bool]) -> None:
+    """Removes, atomically, the lines whose object is not `wanted` (None stands for a line without one).
+
+    The lines that stay all end in a newline. If that changes nothing, the file is not touched.
+    """
     lines = _lines(path)
-    kept = [line for line in lines if (row := parse(line)) is not None and row["step"] <= step]
-    whole = b"".join(line.rstrip(b"\n") + b"\n" for line in kept)
-    if whole != b"".join(lines):
+    kept = b"".join(line.rstrip(b"\n") + b"\n" for line in lines if wanted(_parse(line)))
+    if kept != b"".join(lines):
         with replacing(path) as temporary:
-            temporary.write_bytes(whole)
+            temporary.write_bytes(kept)
 
 
 def _lines(path: Path) -> list[bytes]:
     return path.read_bytes().splitlines(keepends=True) if path.exists() else []
 
 
-def parse(line: bytes) -> dict[str, Any] | None:
-    """Returns the row in a line, or None if the line is not a row."""
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """Returns the object in a line, or None if the line does not hold one."""
     try:
-        row = json.loads(line)
+        found = json.loads(line)
     except (ValueError, RecursionError):  # bad JSON, bad UTF-8, endless nesting
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    return found if isinstance(found, dict) else None
