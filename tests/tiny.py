@@ -156,7 +156,7 @@ def trained(folder):
 
 
 def with_weights(folder, experiment, params):
-    """Writes to `folder` a finished run of `experiment`, as it seems, with averaged weights `params` and raw ones of 0."""
+    """Writes to `folder` a seemingly finished run of `experiment`: averaged weights `params`, raw ones 0."""
     step = np.int32(experiment.config.train.steps)
     raw = jax.tree.map(jnp.zeros_like, params)
     state = dataclasses.replace(experiment.init_state(), step=step, params=raw, ema_params=params)

@@ -8,10 +8,13 @@ in the same order (stream.py) and sends the batches of each dispatch (`from_stre
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+Array = TypeVar("Array", jax.Array, np.ndarray)
 Pick = Callable[[jax.Array], tuple[jax.Array, jax.Array]]  # step -> a device's images [b, ...], labels [b]
 
 
@@ -77,8 +80,8 @@ def opaque(images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jax.lax.optimization_barrier((images, labels))
 
 
-def to_float(images: jax.Array) -> jax.Array:
-    """Maps uint8 0..255 to float32 in [-1, 1]; latents, which are float32, stay as they are."""
+def to_float(images: Array) -> Array:
+    """Maps uint8 0..255 to float32 in [-1, 1]; latents, which are float32, stay as they are. NumPy's stay NumPy's."""
     return images if images.dtype == jnp.float32 else images.astype(jnp.float32) / 127.5 - 1
 
 
