@@ -1,8 +1,8 @@
-"""The sampling tasks, each a function of one batch: draw(denoise, schedule, plan, keys_B, shape, *inputs).
+"""The sampling tasks, and what they are made of.
 
-Beyond plain sampling these are DDIM inversion, interpolation between noises, image-to-image and inpainting. Inputs are
-arrays with one entry per image, and every function works per image, so that any batch can be split over devices. Plans
-are those of sampling.py.
+A task is a function of one batch: draw(denoise, schedule, plan, keys_B, shape, *inputs). Beyond plain sampling there
+are DDIM inversion, interpolation between noises, image-to-image and inpainting. Inputs are arrays with one entry per
+image, and a task works per image, so that any batch can be split over devices. Plans are those of sampling.py.
 """
 
 from collections.abc import Callable

@@ -19,6 +19,7 @@ URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{F
 # The file's name has its first eight digits. torch-fidelity publishes the same file as `weights-inception-...`.
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 VARIABLE = "DIT_JAX_INCEPTION"  # names the file if the config does not
+LIMIT = 1 << 30  # bytes read: the file has a tenth of that, and any larger one is another file
 EPSILON = 1e-3  # added to the variances of the batch norms
 
 
@@ -49,12 +50,12 @@ def find_weights(path: str | None, environment: Mapping[str, str]) -> Path:
 def read_checked(file: Path) -> bytes:
     """Returns the file's bytes. Raises UserError unless they are the published ones: other FIDs are not comparable."""
     try:
-        content = file.read_bytes()
+        with file.open("rb") as opened:
+            content = opened.read(LIMIT)
     except OSError as error:
         raise UserError(f"cannot read the Inception weights {file} ({error.strerror}): check the file") from None
-    actual = hashlib.sha256(content).hexdigest()
-    if actual != SHA256:
-        raise UserError(f"{file} has SHA-256 {actual}, expected {SHA256}: download it again from {URL}")
+    if hashlib.sha256(content).hexdigest() != SHA256:
+        raise UserError(f"{file} is not the published file, of SHA-256 {SHA256}: download it again from {URL}")
     return content
 
 

@@ -73,7 +73,7 @@ def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path |
     experiment = Experiment(config)
     with first_before_others():
         train, test = (datasets.open_split(experiment.source, split) for split in ("train", "test"))
-    few = f"it has {train.count} training images; at least {LEAST_IMAGES} are needed to compare with"
+    few = f"{train.count} training images are too few to compare with; at least {LEAST_IMAGES} are needed, so add some"
     require(train.count >= LEAST_IMAGES, "data.name", config.data.name, few)
     extractor = load_features(config, workdir, experiment)
     names = experiment.info.class_names

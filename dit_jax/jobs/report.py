@@ -168,24 +168,25 @@ def nearest_section(
             "images is no sign of memorisation. This command draws some from noise:",
             commands["sample"],
         )
+    notes = []
     try:
         train = datasets.open_split(experiment.source, "train")
         extractor = features_at_hand(experiment.config, workdir, experiment)
         try:
             test = datasets.open_split(experiment.source, "test")
-        except UserError:  # a folder with one picture per class has no test images
+        except UserError as error:  # a folder with one picture per class has no test images
             test = None
+            notes.append(missing(f"There are no ratios of unseen real images to compare with: {error}."))
         found = memorisation_of(experiment, samples, train, test, extractor)
     except UserError as error:
         return missing(f"The training images nearest to the samples cannot be found: {error}.")
-    note = None
     if extractor is None:
-        note = missing(
+        why = (
             "Distances by features are missing: the workdir has no classifier, and Inception's weights were not found. "
-            "This command trains the classifier:",
-            commands["train_classifier"],
+            "This command trains the classifier:"
         )
-    return neighbours_section(found, note)
+        notes.append(missing(why, commands["train_classifier"]))
+    return neighbours_section(found, notes)
 
 
 def read_denoising(path: Path, how: str) -> Html:

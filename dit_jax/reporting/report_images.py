@@ -99,10 +99,10 @@ class Memorisation:
     reference_n: int
 
 
-def neighbours_section(found: Memorisation, note: Html | None) -> Html:
+def neighbours_section(found: Memorisation, notes: Sequence[Html]) -> Html:
     """Returns the scores of samples beside those of unseen real images, and the samples most like a training image.
 
-    `note` takes the place of a distance that is not available.
+    `notes` say which scores are missing.
     """
     lines = [
         [
@@ -130,7 +130,7 @@ def neighbours_section(found: Memorisation, note: Html | None) -> Html:
         "The samples with the lowest ratios by pixels, and the training images nearest to each. Below each image is "
         "its distance: by pixels, the root mean square difference of their values, 0 to 255; by features, Euclidean."
     )
-    return joined([table(head, lines, caption), note, figure(rows, told)])
+    return joined([table(head, lines, caption), *notes, figure(rows, told)])
 
 
 def suspect_row(suspect: Suspect) -> Html:

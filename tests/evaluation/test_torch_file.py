@@ -135,7 +135,10 @@ CALLS = {
     "INST": b"(" + text("true") + b"ios\nsystem\n",
     "NEWOBJ": name("os", "system") + group(text("true")) + b"\x81",
     "OBJ": b"(" + name("os", "system") + text("true") + b"o",
+    "NEWOBJ_EX": name("os", "system") + group(text("true")) + b"}\x92",
     "EXT1": b"\x82\x01",
+    "EXT2": b"\x83\x01\x00",
+    "EXT4": b"\x84\x01\x00\x00\x00",
     "STACK_GLOBAL": text("os") + text("system") + b"\x93",
 }
 

@@ -413,7 +413,7 @@ def test_with_too_few_training_images_nothing_is_drawn(trained, tiny_data, monke
     few = dataclasses.replace(tiny.records(), count=9)
     monkeypatch.setattr("dit_jax.data.datasets.open_split", lambda *_: few)
     monkeypatch.setattr(evaluate, "from_run", lambda *_: pytest.fail("images are drawn"))
-    with pytest.raises(UserError, match=r"^data.name=tiny: it has 9 training images; at least 10 are needed"):
+    with pytest.raises(UserError, match=r"^data.name=tiny: 9 training images are too few to compare with; at least 10"):
         evaluate.evaluate(configs.read(trained), trained, None)
 
 

@@ -1,5 +1,8 @@
 """What all modes have in common: what a seed draws depends on the config alone."""
 
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -10,6 +13,11 @@ from dit_jax.jobs import modes
 def drawn():
     """Returns what training and sampling draw, as a NumPy array, in whose dtype 64-bit numbers would show."""
     return np.asarray(jax.random.normal(jax.random.fold_in(jax.random.key(3), 17), (5,)))
+
+
+def test_no_start_waits_for_matplotlib():
+    code = "import sys, dit_jax.jobs.modes; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 OTHERS = {

@@ -142,13 +142,14 @@ def test_without_test_images_samples_have_neighbours_all_the_same(workdir, capfd
 
     def train_alone(source, split):
         if split == "test":
-            raise UserError("no test images")
+            raise UserError("no picture is held out")
         return real(source, split)
 
     monkeypatch.setattr(datasets, "open_split", train_alone)
     text = report(capfd, workdir).text["nearest-training-images"]
     assert "samples, by pixels" in text
     assert "real test images, by" not in text
+    assert "no ratios of unseen real images to compare with: no picture is held out." in text
 
 
 def test_what_is_missing_is_said(workdir, capfd):

@@ -17,7 +17,7 @@ B, K, T = 1600, 5, 20
 
 @pytest.fixture(scope="module")
 def seen():
-    """Returns x_t, t, loss, (sums, counts) for a batch of images that are 0.5 throughout."""
+    """x_t, t, loss and quarters, which are (sums, counts), of a batch of images that are 0.5 throughout."""
     schedule = make_schedule("rectified", T, 0.1, 0.2)
     noted = {}
 
