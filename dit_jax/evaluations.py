@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_jax.evaluation.evaluate import NAMES
+from dit_jax.reporting.report_figures import SETTINGS
 from dit_jax.settings.checks import require
 from dit_jax.system.jsonl import append as append_line
 from dit_jax.system.jsonl import keep_lines, read_rows
@@ -13,9 +14,6 @@ from dit_jax.system.jsonl import keep_lines, read_rows
 logger = logging.getLogger(__name__)
 NAME = "evaluations.jsonl"
 TRAINING = "training"  # the value of `during` in rows that training wrote
-# Only rows that agree in these can be compared.
-SETTINGS = ("n", "reference_n", "seed", "sampler", "steps", "spacing", "variance", "eta", "guidance", "guidance_from",
-            "guidance_to", "classifier_scale", "clip_x_0", "weights", "features", "features_sha256")  # fmt: skip
 
 
 def append(workdir: Path, row: Mapping[str, Any]) -> None:

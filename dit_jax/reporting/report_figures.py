@@ -15,26 +15,10 @@ Row = Mapping[str, Any]
 MOST_ROWS = 200  # of a table
 MOST_CURVES = 6  # of a chart: more cannot be told apart
 PERCENT = "accuracy"  # prefix of metrics that are shown in percent
-SETTINGS = (
-    "n",
-    "reference_n",
-    "sampler",
-    "steps",
-    "spacing",
-    "eta",
-    "variance",
-    "seed",
-    "guidance",
-    "classifier_scale",
-    "classifier_sha256",
-    "guidance_from",
-    "guidance_to",
-    "clip_x_0",
-    "weights",
-    "dtype",
-    "features_sha256",
-    "during",
-)
+# Only evaluations that agree in these can be compared.
+SETTINGS = ("n", "reference_n", "seed", "sampler", "steps", "spacing", "variance", "eta", "guidance", "guidance_from",
+            "guidance_to", "classifier_scale", "classifier_sha256", "clip_x_0", "weights", "dtype", "features_sha256",
+            "during")  # fmt: skip
 # Prefixes of the metrics' names; some are followed by the name of a feature network.
 FIGURES = ("fid", "inception_score", "fd_", "kid", "precision", "recall", "density", "coverage", PERCENT)
 HEADS = {"fid": "FID", "inception_score": "IS"}
