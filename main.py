@@ -11,15 +11,15 @@ The exit code is 0; 2 for an error you can fix, reported in one line; or, if tra
 (SIGTERM), 130 (Ctrl-C), 129 (SIGHUP) or 75 (train.max_seconds): the same command resumes it. Clusters: docs/cluster.md.
 """
 
-import logging
 import sys
 import traceback
 
 from absl import flags
 
-from dit_jax.system import huge_pages, streams
+from dit_jax.system import huge_pages, interrupts, streams
 
 if __name__ == "__main__":
+    interrupts.end_silently()
     streams.open_closed()
     huge_pages.start_with_them()
 
@@ -72,9 +72,7 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     errors.quieten_threads()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-    logging.getLogger("dit_jax").setLevel(logging.INFO)
-    for library in ("absl", "asyncio"):  # Orbax logs its options there, and errors that it also raises
-        logging.getLogger(library).setLevel(logging.CRITICAL)
+    interrupts.raise_again()
+    streams.show_log()
     compilation.use_cache()
-    sys.exit(main(sys.argv))
+    interrupts.leave(main(sys.argv))

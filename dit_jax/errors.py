@@ -10,6 +10,8 @@ import threading
 from absl import flags
 from clu.asynclib import AsyncError
 
+from dit_jax.system import interrupts
+
 # Full disks, folders without write permission, files where folders should be. Any other number keeps its traceback.
 USERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
                errno.ENOTDIR, errno.EISDIR, errno.ELOOP}  # fmt: skip
@@ -63,7 +65,7 @@ def explain(error: BaseException) -> tuple[int, str | None]:
         reason = " ".join(str(error).split())[:200]
         return LOST, f"another process of this run was lost ({reason}); the same command resumes the run"
     if isinstance(error, KeyboardInterrupt):
-        return 128 + signal.SIGINT, "interrupted"
+        return interrupts.INTERRUPTED, "interrupted"
     return 1, None
 
 
@@ -94,10 +96,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def quieten_threads() -> None:
-    """Hides background threads' tracebacks of errors that the main thread raises too: a full disk, a failed save."""
+    """Hides background threads' tracebacks of errors that the main thread raises too: a full disk, a failed save.
+
+    Also repeats a Ctrl-C that Python dropped.
+    """
 
     def tell_unraisable(told) -> None:
-        if "Event loop is closed" not in str(told.exc_value):  # raised in TensorStore when a save fails
+        if isinstance(told.exc_value, KeyboardInterrupt):
+            interrupts.repeat()
+        elif "Event loop is closed" not in str(told.exc_value):  # raised in TensorStore when a save fails
             sys.__unraisablehook__(told)
 
     def tell_thread(told) -> None:

@@ -73,6 +73,7 @@ def load(workdir: str | Path, config: ConfigDict | None = None, overrides: Seque
     )
     if not (workdir / "checkpoints").is_dir():
         raise missing
+    replicate = partial(jax.device_put, device=sharding.replicated(experiment.mesh))  # before other uses of devices
     keep = experiment.config.train.keep_checkpoints
     with Checkpointer(workdir, keep, read_only=True) as checkpointer:
         state = checkpointer.restore(
@@ -80,7 +81,6 @@ def load(workdir: str | Path, config: ConfigDict | None = None, overrides: Seque
         )
     if state is None:
         raise missing
-    replicate = partial(jax.device_put, device=sharding.replicated(experiment.mesh))
     ema_params = replicate(state.ema_params)
     weights = replicate(state.params) if experiment.config.sample.weights == "raw" else ema_params
     guided = experiment.config.sample.classifier_scale > 0

@@ -140,6 +140,21 @@ def test_a_run_that_is_asked_to_end_saves_and_goes_on(number, code, place, tmp_p
     assert not (tmp_path / ".lock").exists()
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("seconds", [0.2, 2.0])
+def test_ctrl_c_while_sampling_compiles_ends_it(seconds, place, tmp_path):
+    """With the default handler of signals, as in a terminal: a crash of the compiler would be 139 or -11."""
+    undisturbed(place, tmp_path, "train.steps=2")
+    more = {"flags": ["--mode=sample"], "environ": {"JAX_ENABLE_COMPILATION_CACHE": "false"}}
+    run = process.start(place[0], tmp_path, place[1], "train.steps=2", "sample.sampler=heun", **more)
+    told = next(line for line in run.stderr if "compiling" in line)
+    time.sleep(seconds)
+    run.send_signal(signal.SIGINT)
+    code, after = process.finish(run)
+    assert (code, after[-1]) == (130, "interrupted"), (told, after)
+    assert not (tmp_path / "samples" / "samples.npz").exists()
+
+
 def in_process(workdir, **settings):
     return train.train(tiny.config(**settings), workdir, None)
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,7 @@ def finished(workdir: Path, step: int, section: str) -> None:
 
 def draw_loss(workdir: Path) -> None:
     """Draws `loss.png` in the first process."""
+    os.environ.pop("MPLBACKEND", None)  # a notebook's may not be installed here, and the picture needs none
     from dit_jax.reporting.plots import plot_loss  # imported here, as no start should wait for matplotlib
 
     if is_first():

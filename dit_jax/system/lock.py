@@ -86,8 +86,12 @@ def _open_locked(path: Path) -> int:
         except OSError as error:
             logger.warning("%s cannot be locked (%s): do not start a second training run there", path, error.strerror)
         if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
-            os.ftruncate(file, 0)
-            os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            try:
+                os.ftruncate(file, 0)
+                os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            except OSError as error:  # a full disk
+                os.close(file)
+                raise OSError(error.errno, error.strerror, str(path)) from None
             return file
         os.close(file)  # its holder ended in the meantime and removed the file
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 from dit_jax.system import together
+from dit_jax.system.interrupts import INTERRUPTED
 
 logger = logging.getLogger(__name__)
 OUT_OF_TIME = 75  # EX_TEMPFAIL of sysexits.h: "try again", as the run is not over
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-INTERRUPTED = 128 + signal.SIGINT
 
 
 class Stop:

@@ -1,8 +1,9 @@
-"""Keeps standard output and error usable when a shell or a reader has closed them.
+"""Keeps standard output and error usable when a shell or a reader has closed them, and shows the log there.
 
 Imports only the standard library, because it runs before imports that take seconds.
 """
 
+import logging
 import os
 import sys
 
@@ -14,6 +15,14 @@ def open_closed() -> None:
     os.close(file)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def show_log() -> None:
+    """Shows our own log on standard error, but only the warnings of libraries."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("dit_jax").setLevel(logging.INFO)
+    for library in ("absl", "asyncio"):  # Orbax logs its options there, and errors that it also raises
+        logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
 def tell(text: str) -> None:

@@ -24,8 +24,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dit_jax.errors import UserError
+from dit_jax.errors import UserError, is_out_of_memory
 
+WISHES = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "CUDA_VISIBLE_DEVICES")  # environment variables that ask for devices
 ENDED, LEAVING = "dit_jax/ended", "dit_jax/leaving"
 POLL = 0.5  # seconds between two checks whether another process has failed
 FAREWELL = 10  # seconds that a failed process waits for the others to notice
@@ -92,14 +93,33 @@ def from_first(numbers: Sequence[int]) -> list[int]:
     return multihost_utils.broadcast_one_to_all(mine).tolist()
 
 
+def device_count() -> int:
+    """Returns the number of all devices.
+
+    Raises:
+      UserError: there are none, and the environment asks for devices that this machine may lack.
+    """
+    try:
+        return jax.device_count()
+    except (AssertionError, RuntimeError) as error:
+        wishes = [f"{name}={value}" for name, value in os.environ.items() if name in WISHES]
+        if several() or is_out_of_memory(error) or not wishes:
+            raise
+        reason = " ".join(str(error).split())[:200] or "it gives no reason"
+        raise UserError(
+            f"JAX found no device ({reason}); fix that, or check the environment: {' '.join(wishes)}"
+        ) from error
+
+
 def check_devices() -> None:
     """Refuses unequal numbers of devices per process, which JAX's multihost functions do not support.
 
     Raises:
-      UserError: in every process, except those that happen to have the mean number.
+      UserError: there are no devices; or in every process, except those that happen to have the mean number.
     """
-    if several() and jax.device_count() != jax.process_count() * jax.local_device_count():
-        others = f"{jax.device_count()} in {jax.process_count()} processes, {jax.local_device_count()} of them here"
+    count = device_count()
+    if several() and count != jax.process_count() * jax.local_device_count():
+        others = f"{count} in {jax.process_count()} processes, {jax.local_device_count()} of them here"
         raise UserError(
             f"all processes need the same number of devices: there are {others}; use the same number in each"
         )

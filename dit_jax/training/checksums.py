@@ -1,6 +1,7 @@
 """Writes and checks SHA256SUMS, which reveals any changed bit in a checkpoint; `sha256sum -c` reads it too."""
 
 import hashlib
+import os
 from pathlib import Path
 
 NAME = "SHA256SUMS"
@@ -21,7 +22,7 @@ def check(folder: Path) -> None:
 
     Raises:
       Damaged: the checksums are missing or not text, or a file is missing, has other bytes, or is unknown, not hidden.
-      OSError: a file cannot be read.
+      OSError: a file or a folder cannot be read.
     """
     try:
         lines = (folder / NAME).read_text().splitlines()
@@ -37,12 +38,22 @@ def check(folder: Path) -> None:
             raise Damaged(f"{name} is missing")
         if name not in known:
             raise Damaged(f"{name} is not in {NAME}")
-        if _sum(files[name]) != known[name]:
+        try:
+            changed = _sum(files[name]) != known[name]
+        except FileNotFoundError:
+            raise Damaged(f"{name} is missing") from None  # it is a link to nowhere
+        if changed:
             raise Damaged(f"{name} has changed since it was written")
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    return {p.relative_to(folder).as_posix(): p for p in folder.glob("*/**/*") if p.is_file()}
+    """Returns the files below `folder` by name; unlike `Path.glob`, it raises OSError for a folder it cannot read."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found = [Path(at, name) for at, _, names in os.walk(folder, onerror=fail, followlinks=True) for name in names]
+    return {path.relative_to(folder).as_posix(): path for path in found if path.parent != folder}
 
 
 def _sum(path: Path) -> str:

@@ -1,6 +1,5 @@
 """The mesh: one axis, `data`, over all devices. Batches are split along it; the state may be too (see layout.py)."""
 
-import os
 from typing import Any
 
 import jax
@@ -8,10 +7,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dit_jax.errors import UserError, is_out_of_memory
+from dit_jax.errors import UserError
 from dit_jax.system import together
 
-WISHES = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "CUDA_VISIBLE_DEVICES")  # environment variables that ask for devices
 AXIS = "data"
 REPLICATED = P()
 SPLIT = P(AXIS)
@@ -22,19 +20,9 @@ def make_mesh() -> Mesh:
     """Returns a mesh of all devices on one axis, `Auto`: explicit axes break the gradients of embeddings and matmuls.
 
     Raises:
-      UserError: there are none, and the environment asks for devices that this machine may lack.
+      UserError: see `together.device_count`.
     """
-    try:
-        count = jax.device_count()
-    except (AssertionError, RuntimeError) as error:
-        wishes = [f"{name}={value}" for name, value in os.environ.items() if name in WISHES]
-        if together.several() or is_out_of_memory(error) or not wishes:
-            raise
-        reason = " ".join(str(error).split())[:200] or "it gives no reason"
-        raise UserError(
-            f"JAX found no device ({reason}); fix that, or check the environment: {' '.join(wishes)}"
-        ) from error
-    return jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,))
+    return jax.make_mesh((together.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,5 +1,6 @@
 """What all modes have in common: what a seed draws depends on the config alone."""
 
+import re
 import subprocess
 import sys
 
@@ -8,11 +9,34 @@ import numpy as np
 import pytest
 
 from dit_jax.jobs import modes
+from dit_jax.system import together
+from tests import tiny
 
 
 def drawn():
     """Returns what training and sampling draw, as a NumPy array, in whose dtype 64-bit numbers would show."""
     return np.asarray(jax.random.normal(jax.random.fold_in(jax.random.key(3), 17), (5,)))
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize backend 'cuda': no driver")])
+def test_devices_that_are_not_there_are_one_line_in_every_mode(error, tmp_path, capfd, monkeypatch):
+    def none():
+        raise error
+
+    tiny.install(monkeypatch)
+    monkeypatch.setattr(jax, "device_count", none)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    for mode in modes.MODES:
+        done = tiny.run_main(capfd, *tiny.flags(), "--workdir", tmp_path, f"--mode={mode}")
+        assert done.code == 2
+        (line,) = done.err
+        assert re.fullmatch(
+            r"error: JAX found no device \(.+\); fix that, or check the environment: JAX_PLATFORMS=cuda", line
+        )
+    for name in together.WISHES:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(type(error)):
+        together.device_count()
 
 
 def test_no_start_waits_for_matplotlib():

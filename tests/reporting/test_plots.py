@@ -1,6 +1,7 @@
 """The loss curve: what it draws from which rows, and when there is nothing to draw."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -122,3 +123,12 @@ def test_what_is_no_number_leaves_a_gap(tmp_path, figures):
     images, loss = lines(figures[0])["all noise levels"]
     assert images == [8, 12, 16]
     np.testing.assert_array_equal(loss, [np.nan, 2, np.nan])
+
+
+def test_a_notebooks_backend_is_not_needed(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "images": 8, "loss": 1.0}\n')
+    code = "import pathlib, sys; from dit_jax.jobs.train import draw_loss; draw_loss(pathlib.Path(sys.argv[1]))"
+    environ = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], env=environ, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "loss.png").stat().st_size > 1000

@@ -35,6 +35,15 @@ def test_another_process_is_named_and_a_kill_frees_it(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/.lock'"), only_trainer(tmp_path):
+        pass
+
+
 def test_it_is_freed_by_an_exception(tmp_path):
     with pytest.raises(ZeroDivisionError), only_trainer(tmp_path):
         raise ZeroDivisionError

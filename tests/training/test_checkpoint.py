@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -198,6 +199,22 @@ def test_what_the_machine_lacks_is_no_damage(error, tmp_path, monkeypatch):
     monkeypatch.setattr(checksums, "check", check)
     with pytest.raises(type(error)):
         restore(tmp_path)
+    assert tiny.snapshot(tmp_path) == before
+
+
+def test_a_folder_that_may_not_be_read_is_no_damage(tmp_path, monkeypatch):
+    save(tmp_path, 2, 4)
+    before, real = tiny.snapshot(tmp_path), os.scandir
+
+    def scandir(path):
+        if str(path).endswith("4/state"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError, match="4/state"):
+        restore(tmp_path)
+    monkeypatch.undo()
     assert tiny.snapshot(tmp_path) == before
 
 
