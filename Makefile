@@ -36,7 +36,7 @@ test: .venv/requirements-dev.stamp
 	$(VENV) -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS)
 
 test-slow: .venv/requirements-dev.stamp
-	$(VENV) -m pytest -m '(slow or long) and not gpu' $(PYTEST_FLAGS)
+	$(VENV) -m pytest -m '(medium or long or slow) and not gpu' $(PYTEST_FLAGS)
 
 bench: .venv/requirements$(if $(PEERS),-peers).stamp $(if $(GPU),.venv/requirements-gpu.stamp)
 	$(VENV) -m benchmarks.train --out=runs/bench/train.json $(BENCH_FLAGS)

@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 2e-4  # peak learning rate (the report)
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
-    config.optimizer.weight_decay = 1e-4  # the report's, but on matrices only (its code decays all parameters)
+    config.optimizer.weight_decay = 1e-4  # the report's, but on matrices only, without the class table
     config.optimizer.warmup_steps = 0
     config.optimizer.schedule = "constant"  # constant | cosine (to 0 at train.steps)
     config.optimizer.clip_norm = 1.0  # limit on the global gradient norm; 0 disables clipping (DDPM's code: 1)

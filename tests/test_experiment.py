@@ -59,6 +59,7 @@ def weights(experiment):
     return jax.tree.map(draw, shapes)
 
 
+@pytest.mark.medium
 def test_one_noise_and_one_label_are_one_image_alone_or_among_64_and_on_1_2_4_or_8_devices(monkeypatch):
     """Bitwise on one device, whatever `sample.batch_size` is; to 1e-5 across numbers of devices."""
     tiny.install(monkeypatch)
@@ -80,6 +81,7 @@ def test_one_noise_and_one_label_are_one_image_alone_or_among_64_and_on_1_2_4_or
     np.testing.assert_array_equal(drawn[1, 4], drawn[1, 64])
 
 
+@pytest.mark.medium
 def test_a_sampler_can_be_traced(monkeypatch):
     """Inside another jit the labels are abstract; the images are the same."""
     tiny.install(monkeypatch)
@@ -109,6 +111,7 @@ def test_many_images_are_batches_of_one_size_and_one_compile(monkeypatch):
     assert len(traced) == sizes[1][1]
 
 
+@pytest.mark.medium
 def test_a_few_images_are_not_filled_up_to_a_batch_where_a_pass_is_a_whole_one(monkeypatch):
     """As on GPUs: `sample.batch_size` may be a thousand when only three images, or a training run's grid, are drawn."""
     tiny.install(monkeypatch)
@@ -126,6 +129,7 @@ def test_a_few_images_are_not_filled_up_to_a_batch_where_a_pass_is_a_whole_one(m
     np.testing.assert_allclose(few, many[:3], atol=1e-5)
 
 
+@pytest.mark.medium
 def test_outside_the_guidance_interval_images_are_unguided(workdir, monkeypatch):
     """With T = 20, no t / T exceeds 0.95: guidance from 0.97 on has no effect, and over the whole range it has one."""
     none, whole, outside = (

@@ -123,6 +123,7 @@ def test_a_streamed_run_that_is_killed_and_asked_to_end_is_the_resident_one(plac
     assert rows_of(workdir)[-1] == rows_of(tmp_path / "resident")[-1]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
@@ -208,6 +209,7 @@ class Timed:
         return 1e6 if self.left < 0 else 0.0
 
 
+@pytest.mark.medium
 def test_a_run_that_ends_by_its_time_limit_goes_on_to_the_bit(whole, tiny_data, tmp_path, monkeypatch):
     stop = train.Stop
     # The first dispatch, of one step, is made whatever the time is; after it, the time is up.
@@ -231,6 +233,7 @@ def test_a_clock_that_jumps_changes_nothing(whole, tiny_data, tmp_path, monkeypa
     assert all(0 < row["images_per_s"] < 1e6 for row in rows)
 
 
+@pytest.mark.medium
 def test_a_second_trainer_is_refused_and_touches_nothing(tiny_data, tmp_path, capfd):
     in_process(tmp_path, train__steps=2)
     with only_trainer(tmp_path):
@@ -319,6 +322,7 @@ def test_ctrl_c_before_the_first_step_is_one_line(tiny_data, tmp_path, capfd, mo
         pass
 
 
+@pytest.mark.medium
 def test_none_whole_is_told_by_the_command(tiny_data, tmp_path, capfd):
     in_process(tmp_path, train__steps=4)
     for sums in tmp_path.glob("checkpoints/*/SHA256SUMS"):

@@ -41,6 +41,7 @@ def test_a_config_json_of_another_program_stays_as_it_is(text, begun, run, tmp_p
     assert path.read_text() == text
 
 
+@pytest.mark.medium
 def test_metrics_alone_are_a_run(run, tmp_path):
     assert run("--config.train.checkpoint_every=6").code == 0
     shutil.rmtree(tmp_path / "run" / "checkpoints")
@@ -48,6 +49,7 @@ def test_metrics_alone_are_a_run(run, tmp_path):
     assert run("--config.train.checkpoint_every=1").code == 0  # as after a kill before the first checkpoint
 
 
+@pytest.mark.medium
 def test_without_its_checkpoints_a_run_does_not_begin_again(run, tmp_path):
     assert run("--config.train.checkpoint_every=1").code == 0
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -70,6 +72,7 @@ def test_a_step_beyond_any_number_is_told_as_it_stands(run, tmp_path):
     assert "metrics.jsonl reaches step 1000" in run().err[-1]
 
 
+@pytest.mark.medium
 def test_a_config_of_before_that_lacks_a_key_which_may_change_is_one_line(run, tmp_path):
     assert run().code == 0
     path = tmp_path / "run/config.json"
@@ -81,6 +84,7 @@ def test_a_config_of_before_that_lacks_a_key_which_may_change_is_one_line(run, t
     assert f"{path}: the key train.steps is missing; add it, such as train.steps=6" in done.err[-1]
 
 
+@pytest.mark.medium
 def test_a_checkpoint_that_is_a_link_to_nowhere_is_told_before_training(run, tmp_path):
     assert run().code == 0
     newest = tmp_path / "run/checkpoints/6"

@@ -27,7 +27,7 @@ def raise_again() -> None:
 
 def repeat() -> None:
     """Repeats a Ctrl-C soon, because it was raised in a destructor or a callback, where Python drops exceptions."""
-    timer = threading.Timer(AGAIN, signal.raise_signal, [signal.SIGINT])
+    timer = threading.Timer(AGAIN, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
     timer.daemon = True
     timer.start()
 

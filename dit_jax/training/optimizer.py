@@ -1,4 +1,4 @@
-"""AdamW with warm-up, decay, clipping, and weight decay on matrices only."""
+"""AdamW with warm-up, decay, clipping, and weight decay on matrices other than the class table."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,7 @@
 """The train step: one per-device function under `shard_map`, with many steps in one dispatch.
 
-Every draw is keyed by (seed, step, position in the global batch), so on any mesh the losses and weights are those of a
-single device, up to rounding.
+Every draw is keyed by (seed, step, position in the global batch), so on any mesh the losses and gradients are those of
+a single device, up to rounding, and the weights up to what AdamW makes of that.
 """
 
 from collections.abc import Callable

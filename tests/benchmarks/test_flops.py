@@ -13,6 +13,8 @@ from dit_jax.experiment import Experiment
 from dit_jax.settings import configs
 from dit_jax.settings.resolving import resolve
 
+pytestmark = pytest.mark.medium
+
 CIFAR10 = (32, 32, 3)
 
 

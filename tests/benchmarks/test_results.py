@@ -78,6 +78,7 @@ def test_training_time_is_that_of_the_logged_speeds(tmp_path):
         results.last_step(tmp_path / "none")
 
 
+@pytest.mark.medium
 def test_a_runs_files(tmp_path, monkeypatch, capfd):
     run = tiny.trained(tmp_path / "run")
     tiny.install(monkeypatch)

@@ -16,6 +16,8 @@ from dit_jax.loading import load
 from tests import tiny
 from tests.jobs.test_latents import LATENTS
 
+pytestmark = pytest.mark.medium
+
 
 @pytest.fixture(autouse=True)
 def tiny_data(monkeypatch):

@@ -360,6 +360,7 @@ def preparing(root, data_dir, pace, **options):
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
 
 
+@pytest.mark.medium
 def test_a_kill_leaves_nothing_half_made(root, tmp_path):
     """SIGKILL while pictures are being read; another process waits for the copy meanwhile, and then makes it."""
     data_dir = tmp_path / "data"

@@ -45,6 +45,7 @@ def test_seeds_give_other_orders():
     assert (read(0, 4) != read(0, 4, seed=1)).mean() > 0.5
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("n", "batch"), [(20, 5), (23, 5), (5, 5)])
 def test_the_batch_of_a_step_does_not_depend_on_the_dispatch(n, batch):
     """13 steps at once; one at a time; and in calls of 6, 1 and 6 that cross the epochs' ends."""
@@ -104,6 +105,7 @@ def test_latents_are_float_already():
     np.testing.assert_array_equal(to_float(jnp.asarray(x)), x)
 
 
+@pytest.mark.medium
 def test_crop_moves_each_image_evenly_by_its_own_key_and_fills_with_grey():
     """Pixel (2, 3) of a 5 x 6 image is the only one that is not 0: its position shows the shift."""
     n, padding = 900, 1

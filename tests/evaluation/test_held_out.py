@@ -205,6 +205,7 @@ def even_in_log_snr(T, sigma=0.05):
     return Schedule(alpha=np.sqrt(snr / (1 + snr)), sigma=np.sqrt(1 / (1 + snr)))
 
 
+@pytest.mark.medium
 def test_with_more_steps_the_bound_nears_the_entropy():
     """Only the steps at t = 1 and 0 lose anything in the limit, by the posterior's variance, which is in closed form.
 
@@ -224,6 +225,7 @@ def test_with_more_steps_the_bound_nears_the_entropy():
     assert abs(above[2]) < 0.02
 
 
+@pytest.mark.medium
 def test_a_worse_network_has_a_worse_bound_and_clipping_helps_it():
     schedule = make_schedule("linear", 100, 0.001, 0.2)
     silent = lambda params, x_t, t_B, labels_B: 0 * x_t  # noqa: E731

@@ -9,6 +9,8 @@ from dit_jax.errors import UserError
 from dit_jax.evaluation import inception_weights
 from dit_jax.evaluation.inception_weights import SHA256, convert, find_weights, load_inception
 
+pytestmark = pytest.mark.medium
+
 FILE = Path("weights.pth")
 
 

@@ -23,6 +23,8 @@ from dit_jax.settings import configs
 from dit_jax.training.checkpoint import Checkpointer
 from tests import tiny
 
+pytestmark = pytest.mark.medium
+
 
 @pytest.fixture
 def tiny_data(monkeypatch):

@@ -39,6 +39,7 @@ def test_devices_that_are_not_there_are_one_line_in_every_mode(error, tmp_path, 
         together.device_count()
 
 
+@pytest.mark.medium
 def test_no_start_waits_for_matplotlib():
     code = "import sys, dit_jax.jobs.modes; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -25,6 +25,8 @@ from dit_jax.settings import configs
 from dit_jax.settings.resolving import resolve
 from tests import tiny
 
+pytestmark = pytest.mark.medium
+
 SECTIONS = ["training-loss", "progress", "newest-evaluation", "loss-by-noise-level", "samples-by-class", "denoising",
             "nearest-training-images", "configuration", "how-it-was-made"]  # fmt: skip
 

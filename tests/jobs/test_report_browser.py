@@ -14,7 +14,7 @@ from dit_jax.reporting.images import save_png
 from dit_jax.settings import configs
 from tests import browser, tiny
 
-pytestmark = browser.needed
+pytestmark = [browser.needed, pytest.mark.medium]
 
 
 NAMES = (

@@ -17,6 +17,8 @@ from dit_jax.reporting.images import to_uint8
 from tests import tiny
 from tests.test_experiment import weights
 
+pytestmark = pytest.mark.medium
+
 DDIM = {"sample__sampler": "ddim", "sample__steps": 20, "sample__clip_x_0": False}
 
 

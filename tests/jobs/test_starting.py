@@ -19,6 +19,8 @@ from dit_jax.training.step import zero_sums
 from tests import tiny
 from tests.test_experiment import weights
 
+pytestmark = pytest.mark.medium
+
 
 @pytest.fixture(autouse=True)
 def tiny_data(monkeypatch, caplog):

@@ -279,6 +279,7 @@ def test_rows_beyond_a_step_are_dropped_and_nothing_else(tmp_path):
     assert path.stat().st_mtime_ns == before
 
 
+@pytest.mark.medium
 def test_checkpoints_that_are_kept(tmp_path, monkeypatch):
     tiny.install(monkeypatch)
     state, best = tiny.experiment().init_state(), [2]

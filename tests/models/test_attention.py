@@ -47,6 +47,7 @@ def test_one_key_head_is_shared_by_all_query_heads():
     np.testing.assert_allclose(grouped_query_attention(q, k, v)[:, :, 0], repeated, atol=2e-6)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.02)])
 @pytest.mark.parametrize("gpu", [False, True])
 def test_gradients_are_those_that_jax_derives_of_its_own_attention(dtype, error, gpu, monkeypatch):

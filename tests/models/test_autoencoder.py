@@ -9,6 +9,8 @@ import pytest
 
 from dit_jax.models.autoencoder import Attention, Autoencoder, Block, stage_widths
 
+pytestmark = pytest.mark.medium
+
 
 def build(downsample=4, channels=3, width=8, depth=1):
     """Returns (apply, params, x, eps) with all weights random; `apply` is jitted, with a static `method`."""

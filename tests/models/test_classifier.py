@@ -7,6 +7,8 @@ import pytest
 
 from dit_jax.models.classifier import Classifier, ResidualBlock
 
+pytestmark = pytest.mark.medium
+
 
 @pytest.fixture(scope="module")
 def network():

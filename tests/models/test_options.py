@@ -9,6 +9,8 @@ from dit_jax.models.attention import Attention
 from dit_jax.models.dit import Block, dropout
 from tests.models.test_attention import textbook
 
+pytestmark = pytest.mark.medium
+
 RATE = 0.3
 
 

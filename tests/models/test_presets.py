@@ -77,6 +77,7 @@ def test_sizes_are_the_papers(size):
     assert count(f"DiT-{size}/2", (32, 32, 4), 1000) == ours
 
 
+@pytest.mark.medium
 def test_xl_2_against_the_official_codes_count():
     """The official DiT-XL/2 reports 675,129,632; ours lacks its position table (256 x 1152) and 16 variance outputs."""
     assert by_paper(1152, 28, 2) + 256 * 1152 == 675_129_632

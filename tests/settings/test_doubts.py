@@ -79,6 +79,7 @@ def test_a_warm_up_beyond_the_end():
     assert told("train", "optimizer.warmup_steps=40", "train.steps=40") == ""
 
 
+@pytest.mark.medium
 def test_a_user_reads_them(tmp_path, monkeypatch, caplog):
     tiny.install(monkeypatch)
     with caplog.at_level(logging.WARNING, logger="dit_jax"):

@@ -38,6 +38,7 @@ def run(home, **environ):
 DAMAGES = [lambda data: data[:100], lambda data: b"", lambda data: data[:-9] + b"\0" * 9]
 
 
+@pytest.mark.medium
 def test_a_warm_cache_gives_the_same_bits_and_a_damaged_one_too(tmp_path):
     folder, cold, hit, _ = run(tmp_path)
     assert not hit

@@ -49,6 +49,7 @@ def test_one_that_a_destructor_swallows_comes_again(monkeypatch, capsys):
 
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    start = time.monotonic()
     try:
         errors.quieten_threads()
         with pytest.raises(KeyboardInterrupt):  # noqa: PT012
@@ -57,6 +58,7 @@ def test_one_that_a_destructor_swallows_comes_again(monkeypatch, capsys):
     finally:
         signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == ""
+    assert time.monotonic() - start < 10  # it reaches the thread that sleeps
 
 
 def test_no_import_of_main_leaves_a_traceback():

@@ -95,6 +95,7 @@ def test_a_workdir_that_is_moved_away_is_told_and_not_made_anew(away, tmp_path):
             assert not any(folder.iterdir())
 
 
+@pytest.mark.medium
 def test_a_save_is_the_state_of_its_moment_while_training_goes_on(tmp_path):
     trainer, saved = Trainer(ADAMW, 8, params=ballast), {}
     with Checkpointer(tmp_path, 5) as checkpointer:

@@ -12,6 +12,8 @@ from dit_jax.models.classifier import ClassifierOutput
 from dit_jax.training.classifier import batch_loss
 from dit_jax.training.step import Batch
 
+pytestmark = pytest.mark.medium
+
 B, K, T = 1600, 5, 20
 
 

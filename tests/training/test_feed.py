@@ -96,6 +96,7 @@ def test_a_reader_ends_its_threads_though_much_is_unread():
     assert not reading_threads()
 
 
+@pytest.mark.medium
 def test_a_batch_that_cannot_be_read_ends_the_run_in_one_line_with_its_checkpoints(tmp_path, monkeypatch, capfd):
     tiny.install(monkeypatch)
     records = tiny.records()

@@ -82,6 +82,7 @@ def test_healthy_steps_are_not_counted():
     guard.check(sums, 1)
 
 
+@pytest.mark.medium
 def test_a_gradient_that_is_not_finite_where_the_loss_is():
     def root(params, x_t, t_B, labels_B, keys_B):
         rooted = jnp.sqrt(jnp.square(params["bias"])).sum()  # d|b|/db at 0 is NaN

@@ -70,6 +70,7 @@ def test_gradient_and_norm_of_shares(devices):
     np.testing.assert_allclose(norms, np.full(devices, length), rtol=1e-5)  # the same on each
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("row_3", "taken"), [(0.0, 0), (0.1, 2)])
 def test_a_bad_number_in_one_devices_share_leaves_the_step_out_on_all(row_3, taken):
     """d|row 3|/d row 3 is NaN at 0: only in the gradient of the last device's share, while the loss is finite."""

@@ -23,11 +23,12 @@ def single():
     return Trainer(optax.sgd(0.05)).run(4, 3)
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize("devices", [*(pytest.param(n, marks=pytest.mark.medium) for n in (2, 4)), 8])
 def test_any_number_of_devices_takes_the_same_steps(devices, single):
     assert close(Trainer(optax.sgd(0.05), devices).run(4, 3), single)
 
 
+@pytest.mark.medium
 def test_fifty_steps_of_adamw_on_eight_devices():
     """AdamW divides by the gradient's size, which magnifies small differences."""
     one, eight = (Trainer(optax.adamw(0.01), devices, steps_per_call=50).run(49) for devices in (1, 8))
@@ -47,12 +48,14 @@ def test_steps_per_call_changes_nothing(steps_per_call, single):
     assert close(Trainer(optax.sgd(0.05), steps_per_call=steps_per_call).run(*counts), single)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("devices", "microbatches", "shard"), [(1, 8, False), (2, 2, False), (4, 2, True)])
 def test_microbatches_and_shares_change_nothing(devices, microbatches, shard, single):
     trainer = Trainer(optax.sgd(0.05), devices, shard=shard, microbatches=microbatches)
     assert close(trainer.run(4, 3), single)
 
 
+@pytest.mark.medium
 def test_microbatches_show_the_network_what_the_batch_does():
     parts = shown(2, 3, microbatches=2, stratified_timesteps=True)
     for ours, theirs in zip(parts, shown(1, 3, stratified_timesteps=True), strict=True):
@@ -68,6 +71,7 @@ def test_the_sums_count_every_step_and_image_and_the_quarters_add_up_to_the_loss
     assert int(single.state.step) == 7
 
 
+@pytest.mark.medium
 def test_weights_scale_the_gradient_and_the_loss_but_not_the_loss_by_noise():
     """Weight 3 at every timestep: plain SGD moves three times as far; the quarters stay as they are."""
     fresh = jax.device_get(Trainer(optax.sgd(0.01)).state.params)
@@ -78,6 +82,7 @@ def test_weights_scale_the_gradient_and_the_loss_but_not_the_loss_by_noise():
     np.testing.assert_allclose(one.sums["quarter_loss"], three.sums["quarter_loss"], rtol=1e-5)
 
 
+@pytest.mark.medium
 def test_an_images_weight_is_that_of_its_timestep():
     """Weight 1 for the noisier half only: the loss is the sum of the last two quarters over the batch of 8."""
     sums = Trainer(optax.sgd(0.01), loss_weights=np.arange(20) >= 10).run(1).sums
@@ -85,6 +90,7 @@ def test_an_images_weight_is_that_of_its_timestep():
     assert sums["quarter_loss"][:2].sum() > 0
 
 
+@pytest.mark.medium
 def test_stratified_timesteps_are_spread_over_every_batch_on_any_mesh():
     """T = 20, batch 8: image i is in [2.5 i, 2.5 (i + 1)), on any device; each step draws anew."""
     trainers = [shown(devices, 1, stratified_timesteps=True)[1] for devices in (1, 8)]
@@ -139,6 +145,7 @@ def shown(devices, steps, **changed):
     return x[order], t[order], labels[order], keys[order]
 
 
+@pytest.mark.medium
 def test_every_image_of_every_device_and_step_has_its_own_noise():
     x, t, labels, keys = shown(8, 3)
     assert x.shape == (24, 8, 8, 3)
@@ -152,6 +159,7 @@ def test_every_image_of_every_device_and_step_has_its_own_noise():
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.medium
 def test_the_keys_for_dropout_are_those_of_no_other_draw():
     """No image contains the noise that `batch_loss` would draw from one of these keys."""
     x, t, _, keys = shown(1, 3, flip=False)
@@ -167,6 +175,7 @@ def test_the_order_of_the_data_and_the_draws_of_steps_have_different_keys():
     assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 3
 
 
+@pytest.mark.medium
 def test_the_share_of_labels_that_are_dropped():
     # 100 steps of 8 images: 800 draws of probability 1/4, standard deviation 0.0153.
     _, t, labels, _ = shown(1, 100, steps_per_call=100)
