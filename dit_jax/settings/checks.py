@@ -184,9 +184,9 @@ def check_diffusion(c: ConfigDict) -> None:
     end = f"diffusion.schedule={c.schedule} with diffusion.zero_terminal_snr={c.zero_terminal_snr}"
     more = ", or lower diffusion.beta_end" if c.schedule == "linear" and not c.zero_terminal_snr else ""
     fix = f"it cannot recover the image from pure noise, which {end} reaches; use velocity or v{more}"
-    if c.prediction == "x0":
-        more = ", or raise diffusion.beta_start" if c.schedule == "linear" else ""
-        fix = f"t = 0 has too little noise to recover it (sigma = {schedule.sigma[0]:.2g}); use velocity or v{more}"
+    if c.prediction == "x0":  # with betas from a very small one
+        noise = f"t = 0 has too little noise to recover it (sigma = {schedule.sigma[0]:.2g})"
+        fix = f"{noise}; use velocity or v, or raise diffusion.beta_start"
     require(solvable(schedule, c.prediction), "diffusion.prediction", c.prediction, fix)
 
 
