@@ -7,14 +7,13 @@
     python main.py --workdir runs/shapes --mode=report
 
 `--config FILE[:ARG]` names the experiment (default: the workdir's own config); `--config.KEY=VALUE` overrides a key.
-The exit code is 0; 2 for an error you can fix, reported in one line; or, if training ended early and was saved, 143
-(SIGTERM), 130 (Ctrl-C), 129 (SIGHUP) or 75 (train.max_seconds): the same command resumes it. Clusters: docs/cluster.md.
+The exit code is 0; 2 for an error you can fix, reported in one line; 130 after Ctrl-C; or, if training ended early and
+was saved, also 143 (SIGTERM), 129 (SIGHUP) or 75 (train.max_seconds): the same command resumes it. Clusters:
+docs/cluster.md.
 """
 
 import sys
 import traceback
-
-from absl import flags
 
 from dit_jax.system import huge_pages, interrupts, streams
 
@@ -22,6 +21,8 @@ if __name__ == "__main__":
     interrupts.end_silently()
     streams.open_closed()
     huge_pages.start_with_them()
+
+from absl import flags
 
 from configs import default
 from dit_jax import errors
@@ -67,12 +68,12 @@ def main(argv: list[str]) -> int:
         code, line = errors.explain(error)
         if line is None and not together.several():
             raise
-        return together.fail(code, lambda: print(line or traceback.format_exc(), file=sys.stderr))
+        return together.fail(code, lambda: streams.tell(line or traceback.format_exc(), error=True))
 
 
 if __name__ == "__main__":
     errors.quieten_threads()
-    interrupts.raise_again()
     streams.show_log()
     compilation.use_cache()
+    interrupts.raise_again()
     interrupts.leave(main(sys.argv))

@@ -37,6 +37,11 @@ def start(data_dir, workdir, cache, *settings, flags=(), environ=None, program="
     return subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True, **options)
 
 
+def as_in_a_terminal():
+    """Undoes what a shell does to its background jobs, which ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def start_pair(*arguments, slurm=False, flags=(), first=None, second=()):
     """Starts two processes of two devices each that form one run, joined by flags or as two Slurm tasks.
 

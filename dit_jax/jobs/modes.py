@@ -66,8 +66,8 @@ def run(mode: str, config: ConfigDict, workdir: Path, out: str | None, images: s
     """Runs a mode and returns its exit code. Only `evaluate` takes `images`.
 
     Raises:
-      UserError: another mode is given `images`, several processes run `report`, the processes differ in their configs
-        or numbers of devices, or the mode itself raises it.
+      UserError: there are no devices, another mode is given `images`, several processes run `report`, the processes
+        differ in their configs or numbers of devices, or the mode itself raises it.
     """
     fix_numbers()
     evaluates = mode == "evaluate"

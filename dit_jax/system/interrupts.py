@@ -3,6 +3,7 @@
 Imports only the standard library, because it runs before imports that take seconds.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -33,9 +34,17 @@ def repeat() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the process; after Ctrl-C without Python's own end, which crashes if XLA was compiling."""
+    """Ends the process; after Ctrl-C at once, as Python's own end crashes if XLA was compiling."""
     if code == INTERRUPTED:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(code)
+        leave_at_once(code)
     sys.exit(code)
+
+
+def leave_at_once(code: int) -> NoReturn:
+    """Ends the process without exit handlers, even if nobody reads what it has printed or Ctrl-C comes again."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

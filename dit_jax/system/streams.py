@@ -25,9 +25,9 @@ def show_log() -> None:
         logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
-def tell(text: str) -> None:
-    """Prints text that is already saved to disk, so a closed pipe (`| head`) or a full disk is ignored."""
+def tell(text: str, error: bool = False) -> None:
+    """Prints a result that is saved to disk, or an `error`; ignores a closed pipe (`| head`) and a full disk."""
     try:
-        print(text, flush=True)
+        print(text, file=sys.stderr if error else sys.stdout, flush=True)
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # as Python flushes once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2 if error else 1)  # as Python flushes once more at exit

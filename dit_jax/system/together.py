@@ -25,6 +25,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dit_jax.errors import UserError, is_out_of_memory
+from dit_jax.system import interrupts
 
 WISHES = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "CUDA_VISIBLE_DEVICES")  # environment variables that ask for devices
 ENDED, LEAVING = "dit_jax/ended", "dit_jax/leaving"
@@ -209,13 +210,11 @@ def _watch() -> None:
 
 def _leave(code: int) -> NoReturn:
     """Ends this process without exit handlers, which wait for others; the first, which hosts the service, ends last."""
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
+    with contextlib.suppress(jax.errors.JaxRuntimeError, KeyboardInterrupt):
         _client().wait_at_barrier(LEAVING, FAREWELL * 1000)
         if is_first():
             time.sleep(3)  # the others, which may be slow to end, must not find the service gone
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    interrupts.leave_at_once(code)
 
 
 def _client() -> Any:

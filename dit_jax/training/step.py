@@ -1,7 +1,7 @@
 """The train step: one per-device function under `shard_map`, with many steps in one dispatch.
 
-Every draw is keyed by (seed, step, position in the global batch), so on any mesh the losses and gradients are those of
-a single device, up to rounding, and the weights up to what AdamW makes of that.
+Every draw is keyed by (seed, step, position in the global batch), so from the same weights the loss and the gradient of
+a step are those of a single device on any mesh, up to rounding.
 """
 
 from collections.abc import Callable

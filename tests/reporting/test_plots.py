@@ -125,10 +125,11 @@ def test_what_is_no_number_leaves_a_gap(tmp_path, figures):
     np.testing.assert_array_equal(loss, [np.nan, 2, np.nan])
 
 
-def test_a_notebooks_backend_is_not_needed(tmp_path):
+@pytest.mark.medium
+def test_a_backend_that_is_not_installed_is_not_needed(tmp_path):
+    """A notebook sets one for the commands in its cells."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "images": 8, "loss": 1.0}\n')
     code = "import pathlib, sys; from dit_jax.jobs.train import draw_loss; draw_loss(pathlib.Path(sys.argv[1]))"
-    environ = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], env=environ, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    environ = os.environ | {"MPLBACKEND": "no_such_backend"}
+    assert subprocess.run([sys.executable, "-c", code, tmp_path], env=environ).returncode == 0
     assert (tmp_path / "loss.png").stat().st_size > 1000

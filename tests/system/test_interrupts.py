@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dit_jax import errors
+from tests import process
 
 CODE = f"""
 import atexit, runpy, signal, sys
@@ -61,9 +62,12 @@ def test_one_that_a_destructor_swallows_comes_again(monkeypatch, capsys):
     assert time.monotonic() - start < 10  # it reaches the thread that sleeps
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_import_of_main_leaves_a_traceback():
-    with subprocess.Popen([sys.executable, "main.py", "--help"], stderr=subprocess.PIPE, stdout=subprocess.PIPE) as run:
+    options = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "preexec_fn": process.as_in_a_terminal}
+    with subprocess.Popen([sys.executable, "main.py", "--help"], **options) as run:
         while "jaxlib" not in Path(f"/proc/{run.pid}/maps").read_text():  # early in its imports
+            assert run.poll() is None
             time.sleep(0.01)
         run.send_signal(signal.SIGINT)
         out, err = run.communicate(timeout=60)
