@@ -1,5 +1,6 @@
 """Runs main.py in its own process, on a model that compiles in seconds, and reads what it leaves behind."""
 
+import contextlib
 import json
 import os
 import signal
@@ -37,9 +38,14 @@ def start(data_dir, workdir, cache, *settings, flags=(), environ=None, program="
     return subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True, **options)
 
 
+@contextlib.contextmanager
 def as_in_a_terminal():
-    """Undoes what a shell does to its background jobs, which ignore Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Processes started within do not ignore Ctrl-C, as a shell's background jobs and what they start do."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def start_pair(*arguments, slurm=False, flags=(), first=None, second=()):

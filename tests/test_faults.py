@@ -149,7 +149,8 @@ def test_ctrl_c_while_sampling_compiles_ends_it(seconds, read, place, tmp_path):
     undisturbed(place, tmp_path, "train.steps=2")
     more = {"flags": ["--mode=sample"], "environ": {"JAX_ENABLE_COMPILATION_CACHE": "false", "PYTHONUNBUFFERED": ""}}
     settings = ["train.steps=2", "sample.n=200", "sample.steps=1000"]
-    run = process.start(place[0], tmp_path, place[1], *settings, **more, preexec_fn=process.as_in_a_terminal)
+    with process.as_in_a_terminal():
+        run = process.start(place[0], tmp_path, place[1], *settings, **more)
     assert any("compiling" in line for line in run.stderr)
     if not read:
         run.stderr.close()

@@ -64,8 +64,9 @@ def test_one_that_a_destructor_swallows_comes_again(monkeypatch, capsys):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_import_of_main_leaves_a_traceback():
-    options = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "preexec_fn": process.as_in_a_terminal}
-    with subprocess.Popen([sys.executable, "main.py", "--help"], **options) as run:
+    with process.as_in_a_terminal():
+        run = subprocess.Popen([sys.executable, "main.py", "--help"], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    with run:
         while "jaxlib" not in Path(f"/proc/{run.pid}/maps").read_text():  # early in its imports
             assert run.poll() is None
             time.sleep(0.01)
