@@ -85,7 +85,9 @@ def read_log(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     found = read_noting(workdir / "metrics.jsonl", notes)
     rows = [row for row in found if type(row.get("step")) is int and 0 <= row["step"] < 2**53]
     if not rows and notes:
-        raise UserError(f"--workdir={workdir}: nothing to report ({notes[0]}); restore metrics.jsonl, or train")
+        raise UserError(
+            f"--workdir={workdir}: nothing to report ({notes[0].rstrip('.')}); restore metrics.jsonl, or train"
+        )
     if not rows:
         raise UserError(
             f"--workdir={workdir}: metrics.jsonl has no rows yet, so there is nothing to report; train first with "

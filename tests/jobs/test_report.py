@@ -396,7 +396,7 @@ def test_mistakes_are_one_line(workdir, tmp_path, capfd):
         ("it is a file", [tmp_path / "file"]),
         ("no config.json in it", [without["config.json"]]),
         ("metrics.jsonl has no rows yet", [without["metrics.jsonl"]]),
-        ("nothing to report (metrics.jsonl: 1 line cannot be read and is skipped.); restore", [silent]),
+        ("nothing to report (metrics.jsonl: 1 line cannot be read and is skipped); restore", [silent]),
         ("it is a file; use a folder", [workdir, "--out", tmp_path / "file"]),
         ("another config (model.width: 16 -> 32)", [workdir, "--config.model.width=32"]),
         ("--mode=report does not use it", [workdir, "--images", tmp_path]),
