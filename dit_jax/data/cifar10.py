@@ -231,7 +231,8 @@ def prepare(data_dir: Path, archive: Path | None = None, allow_checksum_mismatch
         check_checksum(archive, data_dir, allow_checksum_mismatch)
     print(f"preparing the data set cifar10 in {directory} from {archive or 'the network'}", file=sys.stderr)
     tfds.enable_progress_bar()
-    preparation.prepare(Cifar10(archive=archive, data_dir=data_dir, file_format="array_record"))
+    with preparation.only_one(directory.parent, preparation.HALF_MADE):
+        preparation.prepare(Cifar10(archive=archive, data_dir=data_dir, file_format="array_record"))
     return directory
 
 

@@ -98,7 +98,7 @@ def prepare(folder: Folder, data_dir: Path) -> Path:
     if folder.content not in ("", now.content):
         logger.warning("data.root=%s has changed since this run read it; it is used as it is now", folder.root)
     if not preparation.is_prepared(directory):
-        with preparation.only_one(data_dir / NAME, "*/*incomplete*"):
+        with preparation.only_one(data_dir / NAME, f"*/{preparation.HALF_MADE}"):
             if not preparation.is_prepared(directory):  # another process may have made it meanwhile
                 make(now, listing, data_dir)
     return directory

@@ -1,8 +1,7 @@
 """Writes data sets to disk: the whole folder appears, or none.
 
 TFDS writes into a folder with a temporary name and renames it when it is complete. So a killed run leaves nothing that
-could be taken for a data set, and of two runs that prepare the same one at once, the slower uses the folder of the
-faster.
+could be taken for a data set, and the next one removes what it left. Of two runs at once, one prepares and one waits.
 """
 
 import fcntl
@@ -20,6 +19,8 @@ from PIL import Image
 
 from dit_jax.errors import UserError
 from dit_jax.system.files import expanded
+
+HALF_MADE = "*incomplete*"  # TFDS's folder for a data set that is not complete
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
     """Writes the data set of `builder` (its `file_format` must be array_record) unless it exists.
 
     Raises UserError if the folder exists without a data set in it or cannot be written. What the builder raises passes
-    through, and then nothing is left behind.
+    through, and then nothing of the data set is left behind.
     """
     directory = Path(builder.data_dir)
     if directory.exists() and not is_prepared(directory):
@@ -50,7 +51,7 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
             f"{directory} does not hold a complete data set (no dataset_info.json): delete that folder and try again"
         )
     try:
-        with no_empty_parent(directory), redirect_stdout(io.StringIO()):  # TFDS prints there, about unknown sizes
+        with redirect_stdout(io.StringIO()):  # TFDS prints there, about unknown sizes
             builder.download_and_prepare()
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "writ" not in str(error):  # array_record's message for a full disk
@@ -92,17 +93,6 @@ def only_one(parent: Path, half_made: str) -> Iterator[None]:
         yield
     finally:
         os.close(file)  # this also releases the lock
-
-
-@contextmanager
-def no_empty_parent(directory: Path) -> Iterator[None]:
-    """Removes the parent of `directory` afterwards if it is empty."""
-    try:
-        yield
-    finally:
-        parent = directory.parent
-        if parent.is_dir() and not any(parent.iterdir()):
-            parent.rmdir()
 
 
 def png(image_HWC: np.ndarray) -> bytes:

@@ -149,5 +149,6 @@ def prepare(data_dir: Path) -> Path:
     if not preparation.is_prepared(directory):
         print(f"drawing the data set shapes into {directory} (only once, takes a few seconds)", file=sys.stderr)
         tfds.disable_progress_bar()
-        preparation.prepare(Shapes(data_dir=data_dir, file_format="array_record"))
+        with preparation.only_one(directory.parent, preparation.HALF_MADE):
+            preparation.prepare(Shapes(data_dir=data_dir, file_format="array_record"))
     return directory

@@ -102,7 +102,7 @@ def refused(run, archive):
     assert status == 2
     assert len(lines) == 1
     assert said.err.splitlines()[-1].startswith("error: ")
-    assert not list(archive.parent.glob("data/cifar10*"))
+    assert not list(archive.parent.glob("data/cifar10/[!.]*"))
     return lines[0]
 
 
@@ -316,7 +316,7 @@ def test_load_without_data_set_or_network_says_how_to_make_it(tmp_path, monkeypa
     message = str(caught.value)
     assert "\n" not in message
     assert f"`python -m dit_jax.data.cifar10 --archive cifar-10-binary.tar.gz --data_dir {tmp_path}`" in message
-    assert not (tmp_path / "cifar10").exists()
+    assert not list((tmp_path / "cifar10").glob("[!.]*"))
 
 
 def test_load_takes_an_archive_placed_by_hand(tmp_path, monkeypatch):

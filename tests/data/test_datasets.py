@@ -1,7 +1,10 @@
 """`info` and `open_split`: facts, arrays, and one clear line for each thing that can be wrong with a folder."""
 
 import dataclasses
+import errno
+import fcntl
 import io
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +22,10 @@ SMALL = {"train": 40, "test": 20}
 
 def load(name, data_dir, split="train"):
     return datasets.open_split(datasets.Source(name, data_dir), split).load()
+
+
+def contents(folder):
+    return {path.name for path in folder.iterdir()}
 
 
 @pytest.fixture
@@ -73,7 +80,7 @@ def test_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "example", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load("shapes", tmp_path)
-    assert not (tmp_path / "shapes").exists()
+    assert contents(tmp_path / "shapes") == {".lock"}
     monkeypatch.setattr(shapes, "example", draw)
     assert len(load("shapes", tmp_path).labels) == SMALL["train"]
 
@@ -94,11 +101,16 @@ def test_two_runs_may_prepare_at_once(tmp_path):
         run.stdin.write("go\n")
         run.stdin.flush()
     assert [run.communicate(timeout=60)[0] for run in runs] == ["40\n", "40\n"]
-    assert [path.name for path in (tmp_path / "shapes").iterdir()] == [shapes.VERSION]
+    assert contents(tmp_path / "shapes") == {".lock", shapes.VERSION}
 
 
 def test_losing_the_race_takes_the_data_of_the_winner(tmp_path, monkeypatch):
-    """A second run starts and ends while the first draws, so the first cannot rename its folder."""
+    """On a disk without locks, a second run starts and ends while the first draws, so its folder is not renamed."""
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
     monkeypatch.setattr(shapes, "NUM_EXAMPLES", SMALL)
     draw = shapes.example
 
@@ -109,7 +121,21 @@ def test_losing_the_race_takes_the_data_of_the_winner(tmp_path, monkeypatch):
 
     monkeypatch.setattr(shapes, "example", overtaken)
     assert len(load("shapes", tmp_path).labels) == SMALL["train"]
-    assert [path.name for path in (tmp_path / "shapes").iterdir()] == [shapes.VERSION]
+    assert contents(tmp_path / "shapes") == {".lock", shapes.VERSION}
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path, monkeypatch):
+    """SIGKILL leaves TFDS's folder with a temporary name."""
+    monkeypatch.setattr(shapes, "NUM_EXAMPLES", SMALL)
+    command = (
+        "import os, sys; from dit_jax.data import shapes; shapes.example = lambda *_: os.kill(os.getpid(), 9)\n"
+        "from pathlib import Path; shapes.prepare(Path(sys.argv[1]))"
+    )
+    killed = subprocess.run([sys.executable, "-c", command, str(tmp_path)], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(contents(tmp_path / "shapes")) == 2  # the lock and the half-made folder
+    assert len(load("shapes", tmp_path).labels) == SMALL["train"]
+    assert contents(tmp_path / "shapes") == {".lock", shapes.VERSION}
 
 
 def test_nothing_imports_tensorflow(tmp_path):
