@@ -43,7 +43,7 @@ class EndedError(Exception):
 
 def explain(error: BaseException) -> tuple[int, str | None]:
     """Returns (exit code, line for stderr) for the exception that ended a process; the line is None for a bug."""
-    if isinstance(error, AsyncError) and error.__cause__:  # clu wraps what one of its threads raised
+    while isinstance(error, AsyncError) and error.__cause__:  # clu wraps what its threads raised, once for each
         error = error.__cause__
     if isinstance(error, EndedError):
         return error.code, str(error)

@@ -207,6 +207,7 @@ def test_a_mistake_in_training_is_one_line_before_anything_happens(mistake, tiny
     assert done.code == 2
     if mistake == "missing data":
         assert done.err.pop(0).startswith("preparing the data set cifar10")  # it tried
+        (tmp_path / "none/cifar10/.lock").unlink()
     assert len(done.err) == 1
     assert done.err[0].startswith("error: ")
     assert told in done.err[0]
@@ -219,10 +220,11 @@ def refuse(*_):
 
 
 def by_a_thread(error):
-    """Returns the error as clu raises it after one of its threads failed."""
-    wrapped = asynclib.AsyncError("occurred ASYNCHRONOUSLY")
-    wrapped.__cause__ = error
-    return wrapped
+    """Returns the error as clu raises it after a thread that one of its threads had started failed."""
+    for _ in range(2):
+        wrapped = asynclib.AsyncError("occurred ASYNCHRONOUSLY")
+        wrapped.__cause__, error = error, wrapped
+    return error
 
 
 def must_not_come_so_far(_):

@@ -72,7 +72,9 @@ def to_zero_terminal_snr(schedule: Schedule) -> Schedule:
     """
     first, last = schedule.alpha[0], schedule.alpha[-1]
     alpha = (schedule.alpha - last) * (first / (first - last))
-    return Schedule(alpha=alpha, sigma=np.sqrt((1 - alpha) * (1 + alpha)))
+    sigma = np.sqrt((1 - alpha) * (1 + alpha))
+    sigma[0] = schedule.sigma[0]  # which 1 - alpha would round to 0 where betas begin below 1e-15
+    return Schedule(alpha=alpha, sigma=sigma)
 
 
 def rectified(num_steps: int) -> Schedule:

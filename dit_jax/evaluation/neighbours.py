@@ -17,7 +17,7 @@ UNSEEN = float(np.finfo(np.float32).eps) ** 2
 
 
 class NeighbourScores(NamedTuple):
-    """precision, recall, coverage in 0..1; density >= 0, about 1 for samples like the reference; images compared.
+    """precision, recall, coverage in 0..1; density >= 0, about 1 for samples like the reference.
 
     precision: share of samples within the reference's manifold; recall: share of the reference within the samples';
     density: mean number of reference balls that a sample lies in, over k; coverage: share of reference balls that
@@ -29,28 +29,19 @@ class NeighbourScores(NamedTuple):
     recall: float
     density: float
     coverage: float
-    reference_count: int
-    sample_count: int
 
 
 def neighbour_scores(
-    reference_ND: np.ndarray,
-    samples_ND: np.ndarray,
-    precision_k: int = 3,
-    density_k: int = 5,
-    limit: int = 10_000,
-    seed: int = 0,
+    reference_ND: np.ndarray, samples_ND: np.ndarray, precision_k: int = 3, density_k: int = 5
 ) -> NeighbourScores:
     """Returns improved precision and recall with k = `precision_k`, density and coverage with k = `density_k`.
 
-    The time grows with the product of the counts, so `limit` images are drawn from a larger set by `seed`. All four
-    scores depend on the counts, so compare only figures of the same counts. A set needs more than k images to have a
-    k-th neighbour.
+    The time grows with the product of the counts. All four scores depend on the counts, so compare only figures of the
+    same counts. A set needs more than k images to have a k-th neighbour.
 
     Raises UserError for fewer images than that.
     Source: Kynkaanniemi et al. 2019, eq. 1-2 (k = 3); Naeem et al. 2020, eq. 3 and 4 (k = 5).
     """
-    reference_ND, samples_ND = (_drawn(set_ND, limit, seed) for set_ND in (reference_ND, samples_ND))
     _check_counts(len(reference_ND), len(samples_ND), max(precision_k, density_k))
     reference_radii = _squared_radii(reference_ND, (precision_k, density_k))
     (sample_radii,) = _squared_radii(samples_ND, (precision_k,))
@@ -71,15 +62,7 @@ def neighbour_scores(
         recall=float(recalled.mean()),
         density=float(hits.mean() / density_k),
         coverage=float(covered.mean()),
-        reference_count=len(reference_ND),
-        sample_count=len(samples_ND),
     )
-
-
-def _drawn(features_ND: np.ndarray, limit: int, seed: int) -> np.ndarray:
-    """Returns at most `limit` rows, drawn by `seed`."""
-    count = len(features_ND)
-    return features_ND if count <= limit else features_ND[np.random.default_rng(seed).permutation(count)[:limit]]
 
 
 def _check_counts(reference_count: int, sample_count: int, k: int) -> None:

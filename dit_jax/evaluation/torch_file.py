@@ -5,13 +5,12 @@ Here it is read as data: `pickletools` lists its instructions, and a small machi
 is made of. A function that the file names is only a text to it. The caller checks the file's hash first, so the machine
 need not guard against numbers that are out of range.
 
-Both formats are read: the zip archive (PyTorch 1.6 and newer), and the older stream of pickles and raw storages.
-Source: torch/serialization.py of PyTorch (legacy: `_legacy_save`, zip: `_save`).
+The format is the one before PyTorch 1.6, a stream of pickles and raw storages. Source: `_legacy_save` in
+torch/serialization.py of PyTorch.
 """
 
 import io
 import pickletools
-import zipfile
 from collections.abc import Callable
 from typing import Any, BinaryIO, cast
 
@@ -28,33 +27,14 @@ def read_tensors(content: bytes) -> dict[str, np.ndarray]:
     Raises ValueError if its pickle calls anything else than a state dict needs.
     """
     file = io.BytesIO(content)
-    return _read_zip(file) if zipfile.is_zipfile(file) else _read_legacy(file)
-
-
-def _read_zip(file: BinaryIO) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(file) as archive:
-        (pickled,) = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
-        storages: Storages = {}
-        tensors = _build(io.BytesIO(archive.read(pickled)), storages)
-        for key, storage in storages.items():
-            _fill(storage, archive.read(f"{pickled.removesuffix('data.pkl')}data/{key}"))
-    return tensors
-
-
-def _read_legacy(file: BinaryIO) -> dict[str, np.ndarray]:
-    file.seek(0)
     for _ in ("magic number", "version", "sizes of the machine's types"):
         _build(file, {})
     storages: Storages = {}
     tensors = _build(file, storages)
     for key in _build(file, {}):
         file.read(8)  # the number of elements
-        _fill(storages[key], file.read(storages[key].nbytes))
+        storages[key][:] = np.frombuffer(file.read(storages[key].nbytes), storages[key].dtype)
     return tensors
-
-
-def _fill(storage: np.ndarray, content: bytes) -> None:
-    storage[:] = np.frombuffer(content, storage.dtype)
 
 
 def _build(file: BinaryIO, storages: Storages) -> Any:

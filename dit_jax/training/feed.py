@@ -48,32 +48,32 @@ class Resident:
 
 
 class Stream:
-    """Only the batches of a call: images [steps_per_call, B, H, W, C], labels [steps_per_call, B], split along B.
+    """Only the batches of a call: images [most_steps, B, H, W, C], labels [most_steps, B], split along B.
 
     A process reads only what its own devices need. While a call runs, the next call's batches are decoded and sent.
     """
 
     streamed = True
 
-    def __init__(self, records: Records, key: jax.Array, batch_size: int, steps_per_call: int, steps: int, mesh: Mesh):
+    def __init__(self, records: Records, key: jax.Array, batch_size: int, most_steps: int, steps: int, mesh: Mesh):
         """`key` determines the order of the data (`step.data_keys`); the run ends at step `steps`."""
-        self._mesh, self._positions = mesh, sharding.local_positions(mesh, batch_size)
-        threads = threads_here()
-        read = batches(records, key, batch_size, self._positions)
-        self._reader = Reader(read, steps, ahead=steps_per_call + threads, threads=threads)
-        self._shape = (steps_per_call, batch_size)
-        put = NamedSharding(mesh, sharding.SPLIT_STEPS)
+        threads, positions = threads_here(), sharding.local_positions(mesh, batch_size)
+        read = batches(records, key, batch_size, positions)
+        self._reader = Reader(read, steps, ahead=most_steps + threads, threads=threads)
+        put, shape, here = NamedSharding(mesh, sharding.SPLIT_STEPS), (most_steps, batch_size), len(positions)
         self.shapes = (
-            jax.ShapeDtypeStruct((*self._shape, *records.image_shape), records.dtype, sharding=put),
-            jax.ShapeDtypeStruct(self._shape, np.int32, sharding=put),
+            jax.ShapeDtypeStruct((*shape, *records.image_shape), records.dtype, sharding=put),
+            jax.ShapeDtypeStruct(shape, np.int32, sharding=put),
         )
+        self._local = [((most_steps, here, *whole.shape[2:]), whole.dtype) for whole in self.shapes]
 
     def __call__(self, step: int, stop: int) -> tuple[Any, ...]:
-        read = [self._reader.batch(i) for i in range(step, stop)]
-        read += read[-1:] * (self._shape[0] - len(read))  # compiled for steps_per_call, of which it runs stop - step
+        images, labels = (np.empty(*each) for each in self._local)
+        for i in range(step, stop):  # the call is compiled for `most_steps`, but runs only these
+            images[i - step], labels[i - step] = self._reader.batch(i)
         return tuple(
-            sharding.put_split_steps(np.stack(column), self._positions, self._shape[1], self._mesh)
-            for column in zip(*read, strict=True)
+            jax.make_array_from_process_local_data(whole.sharding, local, whole.shape)
+            for whole, local in zip(self.shapes, (images, labels), strict=True)
         )
 
     def ready(self) -> None:

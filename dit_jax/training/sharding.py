@@ -65,15 +65,3 @@ def local_positions(mesh: Mesh, batch_size: int) -> np.ndarray:
     local = batch_size // mesh.size
     mine = [i for i, device in enumerate(mesh.devices.flat) if device.process_index == jax.process_index()]
     return (np.asarray(mine)[:, None] * local + np.arange(local)).ravel()
-
-
-def put_split_steps(array: np.ndarray, positions: np.ndarray, batch_size: int, mesh: Mesh) -> jax.Array:
-    """Returns the global array [steps, batch_size, ...], split along axis 1; `array` has only the `positions` here."""
-    shape = (array.shape[0], batch_size, *array.shape[2:])
-
-    def part(index: Any) -> np.ndarray:
-        start, stop, _ = index[1].indices(batch_size)
-        first = int(np.searchsorted(positions, start))
-        return array[:, first : first + stop - start]
-
-    return jax.make_array_from_callback(shape, NamedSharding(mesh, SPLIT_STEPS), part)

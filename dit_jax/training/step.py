@@ -145,7 +145,7 @@ def make_train_call(
     """Returns call(state, sums, images [n, ...], labels int32 [n], count), which runs `count` <= steps_per_call steps.
 
     Images (or latents, see `datasets.Split`) and labels are all the data or, if `streamed`, only the batches of these
-    steps: [steps_per_call, B, ...], split over the mesh along B (see feed.py). `where` gives the axes along which the
+    steps: [n, B, ...] for n >= count, split over the mesh along B (see feed.py). `where` gives the axes along which the
     state is split (see layout.py); if it is, `loss` takes a device's shares of the parameters.
 
     The call returns (state, sums, steps done), and one compilation serves every count. State and sums are donated; the

@@ -82,6 +82,11 @@ def test_zero_terminal_snr_by_hand():
     assert stretched.sigma[-1] == 1
 
 
+def test_zero_terminal_snr_keeps_very_little_noise_at_the_start():
+    """DDPM, equation 4: at t = 0, sigma^2 is the first beta."""
+    assert make_schedule("linear", 1000, 1e-20, 0.02, True).sigma[0] == pytest.approx(1e-10, rel=1e-12)
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_zero_terminal_snr_of_every_schedule(name):
     plain, zero = (make_schedule(name, 1000, 1e-4, 0.02, flag) for flag in (False, True))

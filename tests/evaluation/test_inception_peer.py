@@ -51,12 +51,11 @@ def random_state(torch):
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """The same weights as PyTorch saves them, in its zip form and its older one."""
+def file(tmp_path_factory):
+    """Returns a file of random weights as PyTorch saved them before 1.6, like the published one."""
     folder, state = tmp_path_factory.mktemp("weights"), random_state(torch)
-    torch.save(state, folder / "zip.pth")
     torch.save(state, folder / "legacy.pth", _use_new_zipfile_serialization=False)
-    return folder / "zip.pth", folder / "legacy.pth"
+    return folder / "legacy.pth"
 
 
 @pytest.fixture(scope="module")
@@ -68,18 +67,18 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def ours(files, images):
-    variables = convert(read_tensors(files[0].read_bytes()), files[0])
+def ours(file, images):
+    variables = convert(read_tensors(file.read_bytes()), file)
     return jax.device_get(jax.jit(Inception().apply)(variables, jnp.asarray(images)))
 
 
 @pytest.fixture(scope="module")
-def theirs(files, images):
+def theirs(file, images):
     """The peer's outputs; it loads the state dict strictly, by its own names and shapes."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     names = ["2048", "logits_unbiased", "logits"]
-    network = FeatureExtractorInceptionV3("peer", names, feature_extractor_weights_path=str(files[0]))
+    network = FeatureExtractorInceptionV3("peer", names, feature_extractor_weights_path=str(file))
     with torch.no_grad():
         outputs = network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
     return dict(zip(names, (np.asarray(output) for output in outputs), strict=True))
@@ -92,13 +91,11 @@ def relative_error(actual, expected):
     return error
 
 
-def test_both_forms_of_a_file_read_as_pytorch_reads_them(files):
-    expected = torch.load(files[0])
-    for file in files:
-        tensors = read_tensors(file.read_bytes())
-        assert list(tensors) == list(expected)
-        for name, tensor in tensors.items():
-            np.testing.assert_array_equal(tensor, expected[name].numpy())
+def test_a_file_reads_as_pytorch_reads_it(file):
+    expected, tensors = torch.load(file), read_tensors(file.read_bytes())
+    assert list(tensors) == list(expected)
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(tensor, expected[name].numpy())
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (64, 48), (299, 299), (400, 333)])

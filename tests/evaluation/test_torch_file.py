@@ -1,17 +1,15 @@
-"""Files are written here byte by byte, without PyTorch; test_inception_peer.py reads some that PyTorch wrote."""
+"""Files are written here byte by byte, without PyTorch; test_inception_peer.py reads one that PyTorch wrote."""
 
-import io
 import os
 import pickle
 import struct
-import zipfile
 
 import numpy as np
 import pytest
 
 from dit_jax.evaluation.torch_file import read_tensors
 
-MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older form
+MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle
 
 TENSORS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -40,47 +38,33 @@ def name(module, attribute):
 ORDERED_DICT = name("collections", "OrderedDict") + b")R"
 
 
-def tensor(key, array, legacy, **changes):
+def tensor(key, array, **changes):
     """Returns the pickled call of _rebuild_tensor_v2; `changes` are offset, shape or strides."""
     strides = [step // array.itemsize for step in array.strides]
     parts = dict(offset=0, shape=array.shape, strides=strides) | changes
     pieces = [text("storage"), name("torch", STORAGES[array.dtype]), text(key), text("cpu"), integer(array.size)]
-    storage = group(*pieces, b"N" if legacy else b"") + b"Q"
+    storage = group(*pieces, b"N") + b"Q"
     sizes = (group(*map(integer, parts[part])) for part in ("shape", "strides"))
     arguments = group(storage, integer(parts["offset"]), *sizes, b"\x89", ORDERED_DICT)
     return name("torch._utils", "_rebuild_tensor_v2") + arguments + b"R"
 
 
-def pickled(tensors, legacy, **changes):
-    items = [text(n) + tensor(str(i), array, legacy, **changes) for i, (n, array) in enumerate(tensors.items())]
+def pickled(tensors, **changes):
+    items = [text(n) + tensor(str(i), array, **changes) for i, (n, array) in enumerate(tensors.items())]
     attributes = b"}" + text("_metadata") + ORDERED_DICT + b"s"
     return b"\x80\x02" + ORDERED_DICT + b"(" + b"".join(items) + b"u" + attributes + b"b."
 
 
-def legacy_file(tensors, main=None, **changes):
+def write(tensors, main=None, **changes):
+    """Returns the bytes of a file with the tensors, or with the pickle `main` in place of their description."""
     header = [pickle.dumps(x, 2) for x in (MAGIC, 1001, {"protocol_version": 1001, "little_endian": True})]
-    body = pickled(tensors, True, **changes) if main is None else main
+    body = pickled(tensors, **changes) if main is None else main
     keys = pickle.dumps([str(i) for i in range(len(tensors))], 2)
     data = [struct.pack("<q", array.size) + array.tobytes() for array in tensors.values()]
     return b"".join([*header, body, keys, *data])
 
 
-def zip_file(tensors, main=None, **changes):
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("weights/data.pkl", pickled(tensors, False, **changes) if main is None else main)
-        archive.writestr("weights/byteorder", "little")
-        for i, array in enumerate(tensors.values()):
-            archive.writestr(f"weights/data/{i}", array.tobytes())
-    return file.getvalue()
-
-
-@pytest.fixture(params=[legacy_file, zip_file])
-def write(request):
-    return request.param
-
-
-def test_reads_both_forms(write):
+def test_reads_names_shapes_types_and_values():
     tensors = read_tensors(write(TENSORS))
     assert list(tensors) == list(TENSORS)
     for key, array in TENSORS.items():
@@ -88,16 +72,16 @@ def test_reads_both_forms(write):
         assert tensors[key].dtype == array.dtype
 
 
-def test_reads_views(write):
+def test_reads_views():
     """Offset 1, shape (2, 2), strides (1, 2) of 0..5: rows 1 3 and 2 4."""
     content = write({"t": np.arange(6, dtype=np.float32)}, offset=1, shape=(2, 2), strides=(1, 2))
     np.testing.assert_array_equal(read_tensors(content)["t"], [[1, 3], [2, 4]])
 
 
-def test_reads_two_views_of_one_storage(write):
+def test_reads_two_views_of_one_storage():
     """Weights that are tied: both tensors refer to storage 0."""
     array = np.arange(6, dtype=np.float32)
-    items = [text(n) + tensor("0", array, write is legacy_file, offset=i, shape=(2,)) for i, n in enumerate("ab")]
+    items = [text(n) + tensor("0", array, offset=i, shape=(2,)) for i, n in enumerate("ab")]
     content = write({"a": array}, main=b"\x80\x02" + ORDERED_DICT + b"(" + b"".join(items) + b"u.")
     tensors = read_tensors(content)
     np.testing.assert_array_equal(tensors["a"], [0, 1])
@@ -113,7 +97,7 @@ class Malicious:
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_a_malicious_pickle_is_refused_and_not_run(write, tmp_path, protocol):
+def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, protocol):
     marker = tmp_path / "marker"
     payload = pickle.dumps({"a": Malicious(marker)}, protocol)
     with pytest.raises(ValueError, match="which no file of tensors does"):
@@ -144,6 +128,6 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_every_opcode_that_calls_is_refused(write, call):
+def test_every_opcode_that_calls_is_refused(call):
     with pytest.raises(ValueError, match="which no file of tensors does"):
         read_tensors(write({}, main=b"\x80\x02}" + text("a") + CALLS[call] + b"s."))
