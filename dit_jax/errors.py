@@ -61,7 +61,7 @@ def explain(error: BaseException) -> tuple[int, str | None]:
         if isinstance(error, MemoryError):  # the host's memory, not a device's
             fix = "lower the n or batch_size of what was running, or set data.resident=false"
         return 2, f"error: out of memory ({reason}); {fix}"
-    if isinstance(error, RuntimeError) and "Gloo" in str(error):  # connects processes on CPUs
+    if isinstance(error, (RuntimeError, ValueError)) and "Gloo" in str(error):  # connects processes on CPUs
         reason = " ".join(str(error).split())[:200]
         return LOST, f"another process of this run was lost ({reason}); the same command resumes the run"
     if isinstance(error, KeyboardInterrupt):

@@ -88,7 +88,10 @@ class Experiment:
     def apply(
         self, params: Params, x_t: jax.Array, t_B: jax.Array, labels_B: jax.Array, keys_B: jax.Array | None = None
     ) -> jax.Array:
-        """Returns the network's prediction, float32 [B, H, W, C]; with training's keys, dropout applies."""
+        """Returns the network's prediction, float32 [B, H, W, C]; with training's keys, dropout applies.
+
+        Timesteps must be in 0..T-1 and labels in 0..classes ("no class"); here nothing checks them.
+        """
         return cast(jax.Array, self.model.apply(params, x_t, t_B, labels_B, keys_B))
 
     @cached_property

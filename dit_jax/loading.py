@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -34,12 +34,12 @@ class Run:
     `sample.classifier_scale` is above 0, and is None otherwise; `classifier_sha256` is the hash of its weights.
     """
 
-    experiment: Experiment
+    experiment: Experiment = field(repr=False)
     step: int
-    ema_params: Params
-    sample: Sample
-    weights: Params
-    classifier: Logits | None = None
+    ema_params: Params = field(repr=False)
+    sample: Sample = field(repr=False)
+    weights: Params = field(repr=False)
+    classifier: Logits | None = field(default=None, repr=False)
     classifier_sha256: str | None = None
 
     def task(self, draw: tasks.Draw, timesteps: np.ndarray | None = None) -> Sample:

@@ -281,6 +281,7 @@ def test_the_importable_twin(workdir, reference, monkeypatch, caplog):
     tiny.on_devices(monkeypatch, 1)
     level = logging.getLogger("absl").level
     run = dit_jax.load(str(workdir))
+    assert repr(run) == f"Run(step={run.step}, classifier_sha256=None)"  # a notebook shows it
     assert not caplog.records  # Orbax's warning that it is read-only is hidden
     assert logging.getLogger("absl").level == level
     assert run.step == 4
@@ -345,6 +346,16 @@ def test_the_guides_lines_read_a_checkpoint(workdir, monkeypatch):
     tiny.install(monkeypatch)
     assert int(read["state"]["step"]) == 4
     jax.tree.map(np.testing.assert_array_equal, read["state"]["ema_params"], load(workdir).ema_params)
+
+
+def test_the_guides_own_sampler_draws_what_ddim_draws(workdir, monkeypatch):
+    code = Path("docs/math.md").read_text().split("```python\n")[1].split("```")[0]
+    tiny.install(monkeypatch)
+    done = {}
+    exec(code.replace("runs/cifar10", str(workdir)).replace("[3, 3, 5]", "[2, 2, 1]"), done)
+    expected = done["run"].sample(done["run"].weights, jax.random.key(3), [2, 2, 1])
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(done["images"], expected, atol=1e-5)
 
 
 @pytest.mark.long

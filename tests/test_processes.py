@@ -14,6 +14,7 @@ from dit_jax.experiment import Experiment
 from dit_jax.jobs.sample import sample
 from dit_jax.jobs.train import train
 from dit_jax.jobs.train_autoencoder import train_autoencoder
+from dit_jax.jobs.train_classifier import train_classifier
 from dit_jax.settings import configs
 from dit_jax.settings.resolving import resolve
 from tests import process, tiny
@@ -130,6 +131,31 @@ def test_a_process_with_another_config_or_other_data_is_told_once(place, tmp_pat
         (line,) = [line for line in told + told_1 if "error" in line]
         assert line.startswith(f"error: the 2 processes do not have the same {what}; ")
         assert not workdir.exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["sample", "evaluate"])
+def test_processes_with_other_given_images_are_told(mode, place, undisturbed, tmp_path):
+    """As many images in a file of the same name on another machine."""
+    workdir, images = shutil.copytree(undisturbed, tmp_path / "w"), np.zeros((12, 32, 32, 3), np.uint8)
+    files = [tmp_path / "0.npz", tmp_path / "1.npz"]
+    for i, file in enumerate(files):
+        np.savez(file, images=images + 9 * i)
+    settings, flags = [*SETTINGS, "sample.steps=2", "sample.n=12"], [f"--mode={mode}"]
+    if mode == "sample":
+        settings += ["sample.task=image_to_image", f"sample.images={files[0]}"]
+        second = [f"--config.sample.images={files[1]}"]
+    else:
+        settings += ["evaluate.features=classifier", "classifier.steps=2", "classifier.width=8"]
+        train_classifier(config_of(place[0], *settings), workdir, None)
+        flags, second = [*flags, f"--images={files[0]}"], [f"--images={files[1]}"]
+    pair = process.start_pair(place[0], workdir, place[1], *settings, flags=flags, second=second)
+    (code, told), (code_1, told_1) = map(process.finish, pair)
+    assert (code, code_1) == (2, 2), (told, told_1)
+    (line,) = [line for line in told + told_1 if line.startswith("error")]
+    assert line == "error: the 2 processes do not have the same images; each must read the same pictures"
+    assert not (workdir / "samples").exists()
+    assert not (workdir / "evaluation_images.json").exists()
 
 
 @pytest.mark.slow

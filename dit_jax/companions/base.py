@@ -49,7 +49,7 @@ def restore(kind: type[Kind], workdir: Path, config: ConfigDict) -> tuple[Kind, 
         f"--workdir={workdir} has no trained {section}; first run python main.py {mode} --workdir {workdir} "
         "(and --config FILE, if nothing else was trained there)"
     )
-    if not configs.path_of(folder).is_file() or not (folder / "checkpoints").is_dir():
+    if not any((folder / "checkpoints").glob("[0-9]*")):
         raise missing
     experiment = kind(read_resolved(folder))
     known, asked = experiment.info, Experiment(config).info

@@ -55,7 +55,7 @@ def load_autoencoder(path: Path, shapes: Any) -> Any:
             name = re.sub("|".join(map(re.escape, OLD_NAMES)), lambda found: OLD_NAMES[found[0]], name)
         array = tensors.get(name)
         if array is None or (ours := to_ours(array)).shape != leaf.shape:
-            found = "is missing" if array is None else f"has shape {list(array.shape)}, expected {list(leaf.shape)}"
+            found = "is missing" if array is None else f"does not fit with its shape {list(array.shape)}"
             fix = "set autoencoder.downsample, channels, width and depth to match (Stable Diffusion: 8, 4, 128, 2)"
             raise UserError(f"{what}: {name} {found}; {fix}")
         if not jnp.issubdtype(array.dtype, jnp.floating):

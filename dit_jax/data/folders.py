@@ -4,7 +4,6 @@ Nothing is decoded here. Names that begin with a dot are ignored; links are foll
 """
 
 import hashlib
-import logging
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,6 @@ from dit_jax.data.pictures import FORMATS
 from dit_jax.errors import UserError
 from dit_jax.system.files import expanded
 
-logger = logging.getLogger(__name__)
 TEST_FOLDERS = ("test", "val", "validation")
 HELD_OUT = 20  # without a test folder, one in 20 pictures of a class is held out: at least one, if it has two or more
 WANTED = f"pictures are {', '.join(FORMATS)}"
@@ -34,6 +32,7 @@ class Listing(NamedTuple):
     class_names: tuple[str, ...]
     splits: dict[str, list[Picture]]
     held_out: bool  # whether the test pictures were taken from the training ones
+    unused: tuple[str, ...] = ()  # lines on files and folders that are not used
 
     def content(self) -> str:
         """Returns a hash of every picture's split, path, label, size and modification time."""
@@ -125,14 +124,13 @@ def scan(root: str) -> Listing:
             fix = f"make {parts['train'] / strange[0]}, or remove it"
             raise UserError(f"data.root: {folder / strange[0]} is a class without training pictures; {fix}")
         splits[split] = [p for name in mine for p in list_class(path, folder / name, names.index(name), left_out)]
-    if left_out:
-        logger.warning("data.root: files ignored: %d, such as %s; %s", len(left_out), min(left_out), WANTED)
-    if "test" in splits:
-        for unused in (path / name for name in TEST_FOLDERS):
-            if unused.is_dir() and not unused.samefile(parts["test"]):
-                logger.warning("data.root: %s is not used: the test pictures are those of %s", unused, parts["test"])
-        return Listing(tuple(names), splits, held_out=False)
-    return Listing(tuple(names), hold_out(splits["train"]), held_out=True)
+    unused = [f"files ignored: {len(left_out)}, such as {min(left_out)}; {WANTED}"] if left_out else []
+    if "test" not in splits:
+        return Listing(tuple(names), hold_out(splits["train"]), True, tuple(unused))
+    for other in (path / name for name in TEST_FOLDERS):
+        if other.is_dir() and not other.samefile(parts["test"]):
+            unused.append(f"{other} is not used: the test pictures are those of {parts['test']}")
+    return Listing(tuple(names), splits, False, tuple(unused))
 
 
 def is_picture(name: str) -> bool:

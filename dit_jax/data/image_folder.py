@@ -106,6 +106,8 @@ def prepare(folder: Folder, data_dir: Path) -> Path:
 
 def make(folder: Folder, listing: folders.Listing, data_dir: Path) -> None:
     """Reads every picture, showing progress, and writes the whole copy or nothing."""
+    for line in listing.unused:
+        logger.warning("data.root: %s", line)
     listed = sum(map(len, listing.splits.values()))
     tfds.disable_progress_bar()
     with Progress(listed, "picture", start="reading") as progress, warnings.catch_warnings():

@@ -1,9 +1,10 @@
 """Opens and checks images made elsewhere: a folder of pictures, a single picture, or an NPZ file."""
 
+import hashlib
 import logging
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,17 @@ class Images:
         """Wraps a data set's split: the labels are read now, the images when needed."""
         return cls(records.count, records.labels(), lambda: (part.images for part in records.chunks()))
 
+    def hashed(self) -> tuple["Images", Callable[[], str]]:
+        """Returns the same images, and a function that returns the SHA-256 of all that was read of them."""
+        digest = hashlib.sha256()
+
+        def chunks() -> Iterator[np.ndarray]:
+            for chunk in self.chunks():
+                digest.update(chunk.tobytes())
+                yield chunk
+
+        return replace(self, chunks=chunks), digest.hexdigest
+
 
 def open_images(
     path: Path,
@@ -52,10 +64,11 @@ def open_images(
 ) -> Images:
     """Opens the images at `path`, which must have the shape (H, W, C); errors name `what`, the flag or key at fault.
 
-    An NPZ file has `images` (or `arr_0`) uint8 [n, H, W, C] and, optionally, `labels` int [n] in 0..num_classes-1. The
-    pictures of a folder, in the order of their names, are decoded only when needed, and broken ones raise then; with
-    `skip_broken`, unreadable ones are logged and left out first. With `fit`, pictures of another size are cropped to
-    the middle square and resized, like the pictures of a training folder. `most` limits the pictures of a folder.
+    An NPZ file has `images` uint8 [n, H, W, C] and, optionally, `labels` int [n] in 0..num_classes-1, or `arr_0` and
+    `arr_1`. The pictures of a folder, in the order of their names, are decoded only when needed, and broken ones raise
+    then; with `skip_broken`, unreadable ones are logged and left out first. With `fit`, pictures of another size are
+    cropped to the middle square and resized, like the pictures of a training folder. `most` limits the pictures of a
+    folder.
 
     Raises:
       UserError: one line that says what is wrong.
@@ -87,10 +100,11 @@ def from_npz(path: Path, shape: tuple[int, int, int], num_classes: int, what: st
         )
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            name = next((name for name in ("images", "arr_0") if name in file), "")  # arr_0: the name in ADM's files
+            # ADM saves images as arr_0 and, of a class-conditional model, labels as arr_1
+            name = next((name for name in ("images", "arr_0") if name in file), "")
             if not name:
                 raise ValueError(f"it has no array `images`, only {', '.join(file.files) or 'nothing'}")
-            images, labels = file[name], file.get("labels")
+            images, labels = file[name], file.get("labels" if name == "images" else "arr_1")
         if not all(isinstance(array, np.ndarray | None) for array in (images, labels)):
             raise ValueError("images or labels is not an array")  # NumPy returns bytes for other members
     except Exception as error:  # a damaged file can raise anything in zlib, the zip reader or the header parser

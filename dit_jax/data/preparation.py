@@ -35,21 +35,26 @@ def check_data_dir(data_dir: str | Path) -> Path:
 
 
 def is_prepared(directory: Path) -> bool:
-    """Returns whether `directory` (NAME/VERSION) holds a whole data set; TFDS renames it so only when complete."""
-    return (directory / "dataset_info.json").is_file()
+    """Returns whether `directory` (NAME/VERSION) holds a whole data set; TFDS renames it so only when complete.
+
+    Raises UserError if the folder exists without a data set in it.
+    """
+    exists = directory.exists()  # first, as another process may be about to rename it
+    whole = (directory / "dataset_info.json").is_file()
+    if exists and not whole:
+        raise UserError(
+            f"{directory} does not hold a complete data set (no dataset_info.json): delete that folder and try again"
+        )
+    return whole
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
     """Writes the data set of `builder` (its `file_format` must be array_record) unless it exists.
 
-    Raises UserError if the folder exists without a data set in it or cannot be written. What the builder raises passes
-    through, and then nothing of the data set is left behind.
+    Raises UserError if the folder cannot be written. What the builder raises passes through, and then nothing of the
+    data set is left behind.
     """
     directory = Path(builder.data_dir)
-    if directory.exists() and not is_prepared(directory):
-        raise UserError(
-            f"{directory} does not hold a complete data set (no dataset_info.json): delete that folder and try again"
-        )
     try:
         with redirect_stdout(io.StringIO()):  # TFDS prints there, about unknown sizes
             builder.download_and_prepare()

@@ -40,11 +40,12 @@ from dit_jax.settings.checks import require
 from dit_jax.system.files import write_json, write_npz
 from dit_jax.system.progress import Progress
 from dit_jax.system.streams import tell
-from dit_jax.system.together import all_true, first_before_others, is_first, whole
+from dit_jax.system.together import all_true, check_alike, first_before_others, is_first, whole
 from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir, make_folder
 
 logger = logging.getLogger(__name__)
 CHUNK = 1_000  # images drawn between two saves, rounded up to whole batches
+SAME_IMAGES = "each must read the same pictures"
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path |
     experiment = Experiment(config)
     with first_before_others():
         train, test = (datasets.open_split(experiment.source, split) for split in ("train", "test"))
+    check_alike("data", [train.probe(), test.probe()], "each data.data_dir must hold the same data")
     few = f"{train.count} training images are too few to compare with; at least {LEAST_IMAGES} are needed, so add some"
     require(train.count >= LEAST_IMAGES, "data.name", config.data.name, few)
     extractor = load_features(config, workdir, experiment)
@@ -82,7 +84,9 @@ def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path |
     source = from_elsewhere(images, experiment) if images else from_run(config, workdir, counts)
     if is_first():
         make_folder(workdir, "--workdir")
-    samples = sum_up(extractor, source.images, "image")
+    judged, sha256 = source.images.hashed()
+    samples = sum_up(extractor, judged, "image")
+    check_alike("images", sha256(), SAME_IMAGES)
     reference = reference_of(config, extractor, train, lambda: sum_up(extractor, real, "training image"))
     warning = bias_warning(reference.moments, samples.moments)
     if warning:
@@ -92,7 +96,12 @@ def evaluate(config: ConfigDict, workdir: Path, out: Path | None, images: Path |
         logger.warning(few, samples.count, math.ceil(samples.count / 10))
     figures = scores(extractor.name, reference, samples, names)
     result = figures | source.about
-    result |= {"n": samples.count, "features": extractor.name, "features_sha256": extractor.sha256}
+    result |= {
+        "n": samples.count,
+        "images_sha256": sha256(),
+        "features": extractor.name,
+        "features_sha256": extractor.sha256,
+    }
     result |= {"data": config.data.name, "reference_split": "train", "reference_n": reference.count, "warning": warning}
     if source.run:
         result |= held_out_figures(source.run, test) | progress_of(source.run, train.count)
@@ -139,6 +148,7 @@ def from_elsewhere(path: Path, experiment: Experiment) -> Source:
     images = open_images(path, info.image_shape, len(info.class_names), skip_broken=skip)
     fix = f"{images.count} images are too few; give at least {LEAST_IMAGES}"
     require(images.count >= LEAST_IMAGES, "--images", path, fix)
+    check_alike("images", images.count, SAME_IMAGES)  # so that all take equally many steps; their bytes follow
     if images.labels is None:
         logger.warning("%s has no labels, so figures by class are omitted", path)
     return Source(images, {"images": str(path)})

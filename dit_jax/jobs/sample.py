@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,14 +16,14 @@ from dit_jax import loading
 from dit_jax.data.images import open_images, read_mask
 from dit_jax.data.pipeline import to_float
 from dit_jax.diffusion import sampling, tasks
-from dit_jax.experiment import Experiment, Sample, make_sample
+from dit_jax.experiment import Experiment, Sample, make_sample, pass_size
 from dit_jax.reporting.denoising import animation, frames_of, save_gif, strip
 from dit_jax.reporting.images import count_diverged, label_grid, save_png, to_uint8
 from dit_jax.settings.checks import require
 from dit_jax.settings.labels import parse_labels
 from dit_jax.system.files import expanded, write_npz
 from dit_jax.system.progress import Progress
-from dit_jax.system.together import is_first, whole
+from dit_jax.system.together import check_alike, is_first, whole
 from dit_jax.workdir import SAMPLE_FREE_KEYS, check_workdir, make_folder
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ def sample(config: ConfigDict, workdir: Path, out: Path | None) -> None:
     out = out or workdir / "samples"
     require(not out.exists() or out.is_dir(), "--out", out, "it is a file; use a folder")
     given = read_given(config, Experiment(config))
+    check_alike("images", [zlib.crc32(array.tobytes()) for array in given], "each must read the same pictures")
     run = loading.load(workdir, config)
     if is_first():
         make_folder(out, "--out")
@@ -102,10 +104,12 @@ def read_given(config: ConfigDict, experiment: Experiment) -> tuple[np.ndarray, 
 
 def encoded(run: loading.Run, images: np.ndarray) -> np.ndarray:
     """Converts images uint8 [n, H, W, C] to what the run diffuses: float32 pixels in [-1, 1], or latents."""
-    codec, size = run.experiment.codec, run.experiment.config.sample.batch_size
+    experiment, codec = run.experiment, run.experiment.codec
     encode = jax.jit(codec.encode)
-    parts = (to_float(images[first : first + size]) for first in range(0, len(images), size))
-    return np.concatenate([whole(encode(codec.weights, part)) for part in parts])
+    size = pass_size(min(experiment.config.sample.batch_size, len(images)), experiment.mesh)
+    padded = np.resize(images, (len(images) + -len(images) % size, *images.shape[1:]))  # see `make_sample`
+    parts = (to_float(padded[first : first + size]) for first in range(0, len(padded), size))
+    return np.concatenate([whole(encode(codec.weights, part)) for part in parts])[: len(images)]
 
 
 def generate(run: loading.Run) -> Task:
@@ -159,7 +163,8 @@ def invert(run: loading.Run, images: np.ndarray, labels: np.ndarray) -> np.ndarr
     experiment = run.experiment
     plan = tasks.ddim_inverse(experiment.schedule, experiment.timesteps())
     to_noise = make_sample(experiment, plan, tasks.from_noise, decode=False)
-    return draw_all(run, Task(labels, to_noise, (encoded(run, images),)), lambda noise: noise)
+    lost = "noises are far too large or NaN: use sample.spacing=trailing with more sample.steps, or train longer"
+    return draw_all(run, Task(labels, to_noise, (encoded(run, images),)), lambda noise: noise, lost)
 
 
 def psnr(images: np.ndarray, reference: np.ndarray) -> float:
@@ -198,10 +203,15 @@ def grid(images: np.ndarray, task: Task, class_names: Sequence[str]) -> np.ndarr
     return label_grid(images, task.row_of, [class_names[int(i)] for i in task.labels[firsts]], len(images))
 
 
-def draw_all(run: loading.Run, task: Task, convert: Callable[[np.ndarray], np.ndarray] = to_uint8) -> np.ndarray:
+def draw_all(
+    run: loading.Run,
+    task: Task,
+    convert: Callable[[np.ndarray], np.ndarray] = to_uint8,
+    told: str = "images have diverged, to values far outside [-1, 1] or NaN: lower sample.guidance, or train longer",
+) -> np.ndarray:
     """Draws a task's images [n, H, W, C] in batches; the last one is padded, so that one compiled program serves all.
 
-    `convert` is applied to each batch; by default it makes uint8.
+    `convert` is applied to each batch; by default it makes uint8. `told` is the warning about those that have diverged.
     """
     c, n, images, lost = run.experiment.config.sample, len(task.labels), None, 0
     key, batch_size = jax.random.key(c.seed), min(c.batch_size, n)
@@ -215,7 +225,6 @@ def draw_all(run: loading.Run, task: Task, convert: Callable[[np.ndarray], np.nd
             images[first : first + batch_size] = drawn
             progress.update(min(first + batch_size, n))
     if lost:
-        logger.warning("%d of %d images have diverged, to values far outside [-1, 1] or NaN: lower sample.guidance, "
-                       "or train longer", lost, n)  # fmt: skip
+        logger.warning("%d of %d %s", lost, n, told)
     assert images is not None
     return images

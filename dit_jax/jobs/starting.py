@@ -77,8 +77,11 @@ def taken_over(fresh: Params, given: Params) -> tuple[Params, dict[str, int]]:
 
 def warn_of_other_meaning(theirs: Experiment, ours: Experiment, path: str) -> None:
     """Logs a warning if the other run's network has learnt another task than this one is to learn."""
-    before, now = ({**dict(configs.leaves(each.config)), "classes": each.info.class_names} for each in (theirs, ours))
-    changed = [f"{key}: {before[key]} -> {now[key]}" for key in (*MEANING, "classes") if before[key] != now[key]]
+    before, now = (dict(configs.leaves(each.config)) for each in (theirs, ours))
+    changed = [f"{key}: {before[key]} -> {now[key]}" for key in MEANING if before[key] != now[key]]
+    old, new = theirs.info.class_names, ours.info.class_names
+    if len(old) == len(new) and old != new:  # otherwise the class table starts fresh, which is told anyway
+        changed.append("its classes have other names")
     if changed:
         told = "train.init_from=%s was trained for another task (%s): its weights will help less"
         logger.warning(told, path, "; ".join(changed))

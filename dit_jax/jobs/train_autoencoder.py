@@ -149,7 +149,7 @@ def statistics(codec: Codec, train: Records) -> dict[str, Any]:
     """Returns the mean and standard deviation of each latent channel, over all positions in the measured images."""
     encode, count, images = jax.jit(codec.encode), 0, 0
     total = squares = np.float64(0)
-    for batch in measured(train):
+    for batch in measured(train, "training image"):
         latents = whole(encode(codec.weights, to_float(batch))).astype(np.float64)
         total, squares = total + latents.sum((0, 1, 2)), squares + np.square(latents).sum((0, 1, 2))
         count, images = count + latents[..., 0].size, images + len(batch)
@@ -161,7 +161,7 @@ def reconstructed(codec: Codec, test: Records, folder: Path) -> dict[str, Any]:
     """Returns the PSNR of reconstructed test images, over all of their values; pictures the first reconstructions."""
     again = jax.jit(lambda weights, x: codec.decode(weights, codec.encode(weights, x)))
     squares, values, images, rows = 0.0, 0, 0, []
-    for batch in measured(test):
+    for batch in measured(test, "test image"):
         decoded = to_uint8(whole(again(codec.weights, to_float(batch))))
         rows = rows or [batch[:COLUMNS], decoded[:COLUMNS]]
         squares += np.square(decoded.astype(np.float64) - batch).sum()
@@ -175,13 +175,13 @@ def reconstructed(codec: Codec, test: Records, folder: Path) -> dict[str, Any]:
     return result
 
 
-def measured(records: Records) -> Iterator[np.ndarray]:
+def measured(records: Records, unit: str) -> Iterator[np.ndarray]:
     """Yields images spread evenly over a split, MEASURED and PIXELS at most, in batches: uint8 [any, H, W, C]."""
     height, width, _ = records.image_shape
     most = max(1, min(MEASURED, PIXELS // (height * width)))
     index = np.unique(np.linspace(0, records.count - 1, most).astype(int))
     size = max(1, min(BATCH, BATCH_PIXELS // (height * width)))
-    with Progress(len(index), "image") as progress:
+    with Progress(len(index), unit) as progress:
         for first in range(0, len(index), size):
             yield records.read(index[first : first + size]).images
             progress.update(min(first + size, len(index)))

@@ -1,6 +1,7 @@
 """Draws the loss curve of a run from its metrics.jsonl."""
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
 from dit_jax.reporting.jsonl import column, number
-from dit_jax.reporting.smoothing import QUARTILE_LABELS, QUARTILES, is_wide, running_mean, window
+from dit_jax.reporting.smoothing import LOSS_LABEL, QUARTILE_LABELS, QUARTILES, is_wide, running_mean, window
 from dit_jax.system.files import replacing
 from dit_jax.system.jsonl import read_rows
 
@@ -49,13 +50,14 @@ def plot_loss(metrics_jsonl: Path, out: Path) -> bool:
 
 
 def _draw_loss(axes: Axes, images: np.ndarray, loss: np.ndarray, quartiles: dict[str, np.ndarray]) -> None:
-    _draw_curve(axes, images, loss, LOSS_COLOR, label="all noise levels")
+    _draw_curve(axes, images, loss, LOSS_COLOR, label=LOSS_LABEL)
     present = [name for name in QUARTILES if np.isfinite(quartiles[name]).any()]
     for name, color, label in zip(QUARTILES, QUARTILE_COLORS, QUARTILE_LABELS, strict=True):
         if name in present:
             axes.plot(images, running_mean(quartiles[name]), color=color, lw=1.3, label=label, marker=_marker(loss))
     if present:
-        axes.legend(frameon=False, fontsize=9, loc="upper right")
+        figure = cast(Figure, axes.figure)
+        figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=3)
     last = np.flatnonzero(np.isfinite(loss))[-1]
     title = f"training loss: {running_mean(loss)[last]:.4f} at {EngFormatter(sep='')(float(images[last]))} images"
     axes.set_title(title, fontsize=11, loc="left")

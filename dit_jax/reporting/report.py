@@ -146,7 +146,7 @@ def tiles(report: Report) -> Html:
             few, n = newest["floor"].get("n"), newest.get("n")
             real = f"real images {shown(name, newest['floor'].get(name))}"
             real += "" if few in (n, None) else f" (n {shown('n', few)})"
-            cells.append((name, shown(name, newest[name]), f"{real}, n {shown('n', n)}"))
+            cells.append((name, shown(name, newest[name]), f"at step {newest['step']:,}, {real}, n {shown('n', n)}"))
     cells.append(("parameters", f"{report.parameters:,}", ""))
     finite = sorted(speed[speed > 0])
     if finite:

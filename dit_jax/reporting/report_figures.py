@@ -9,7 +9,7 @@ import numpy as np
 from dit_jax.reporting.charts import Axes, Curve, chart, legend_of, short, small_chart
 from dit_jax.reporting.jsonl import column, number
 from dit_jax.reporting.markup import Html, element, joined, missing, table
-from dit_jax.reporting.smoothing import QUARTILE_LABELS, QUARTILES, running_mean, window
+from dit_jax.reporting.smoothing import LOSS_LABEL, QUARTILE_LABELS, QUARTILES, running_mean, window
 
 Row = Mapping[str, Any]
 MOST_ROWS = 200  # of a table
@@ -51,7 +51,7 @@ def loss_section(rows: Sequence[Row], clock: Clock) -> Html:
     if not np.isfinite(loss).any():
         return missing("No row of metrics.jsonl has a loss that is a number, so there is no curve to draw.")
     curves = [Curve("", images, loss, "s0", "faint")] if window(loss) > 1 else []
-    curves.append(Curve("all noise levels", images, running_mean(loss), "s0", "bold"))
+    curves.append(Curve(LOSS_LABEL, images, running_mean(loss), "s0", "bold"))
     for i, (name, label) in enumerate(zip(QUARTILES, QUARTILE_LABELS, strict=True), 1):
         values = running_mean(column(rows, name))
         if np.isfinite(values).any():
@@ -63,7 +63,8 @@ def loss_section(rows: Sequence[Row], clock: Clock) -> Html:
     lost = int(bad[np.isfinite(bad)].sum())
     caption = (
         f"{told}, from {len(rows):,} rows. At the last one, after {images[last]:,.0f} images, the loss is "
-        f"{running_mean(loss)[last]:.4f}. Each quarter is one of the timesteps; its loss is unweighted."
+        f"{running_mean(loss)[last]:.4f}. Each quarter is one of the timesteps; its loss is unweighted, so with a loss "
+        "weighting the first curve is not their mean."
         + (f" {lost:,} steps were skipped because their loss or gradient was not finite." if lost else "")
     )
     return figure(chart(curves, Axes("loss", "images seen", clock.images_per_epoch), alt), caption)

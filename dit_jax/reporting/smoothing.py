@@ -3,6 +3,7 @@
 import numpy as np
 
 QUARTILES = ("loss_q1", "loss_q2", "loss_q3", "loss_q4")  # by noise level, q1 the least noise
+LOSS_LABEL = "what training minimises"
 QUARTILE_LABELS = ("the quarter with least noise", "second quarter", "third quarter", "the quarter with most noise")
 LOG_FROM = 5.0  # the axis is logarithmic if the largest value is more than this many times the smallest
 SMOOTHED_FROM = 100  # rows; with fewer, the raw curve is clear enough

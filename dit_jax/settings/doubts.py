@@ -7,7 +7,7 @@ from dit_jax.diffusion.schedule import Schedule, make_schedule
 from dit_jax.diffusion.spacing import SPACINGS
 from dit_jax.settings.checks import TASKS_WITH_IMAGES
 
-HEUN_APART = 10.0  # ratio of two sigmas above which samples got worse in tests (at 54 they did, at 2 not)
+APART = 10.0  # ratio of two sigmas above which Heun's samples got worse in tests (at 54 they did, at 2 not)
 SIGNAL = 0.1  # largest share of the image (alpha) where sampling may start from pure noise; above it, samples suffer
 
 
@@ -39,7 +39,7 @@ def about_rate(config: ConfigDict) -> list[str]:
 
 
 def about_sampling(config: ConfigDict, schedule: Schedule) -> list[str]:
-    """Warns if sampling starts where an image is expected, Heun's last step is too large, or guidance is never on."""
+    """Warns if sampling starts where an image is expected, a step is too large, or guidance is never on."""
     c, found = config.sample, []
     timesteps = SPACINGS[c.spacing](schedule, c.steps)
     start, last = timesteps[0], schedule.num_steps - 1
@@ -49,10 +49,11 @@ def about_sampling(config: ConfigDict, schedule: Schedule) -> list[str]:
         found.append(f"{where}0..{last}, where {schedule.alpha[start]:.0%} of the image is expected; {fix}")
     *_, before, end = (last, *timesteps)
     apart = schedule.sigma[before] / schedule.sigma[end]
-    if c.sampler == "heun" and config.diffusion.prediction == "x0" and apart > HEUN_APART:
+    key = "task" if c.task == "invert" else "sampler"  # an inversion begins with this step, and Heun's method ends so
+    if c[key] in ("invert", "heun") and config.diffusion.prediction == "x0" and apart > APART:
         where = f"the noise of its last two timesteps, {before} and {end}, differs by a factor of {apart:.0f},"
         fix = "which multiplies the error of x_0 at the second; use sample.spacing=trailing"
-        found.append(f"sample.sampler=heun with sample.spacing={c.spacing}: {where} {fix}")
+        found.append(f"sample.{key}={c[key]} with sample.spacing={c.spacing}: {where} {fix}")
     interval = guidance_interval(schedule.num_steps, c.guidance_from, c.guidance_to)
     if (c.guidance != 1 or c.classifier_scale) and not interval[timesteps].any():
         between = f"sample.guidance_from={c.guidance_from} and sample.guidance_to={c.guidance_to}"

@@ -6,6 +6,8 @@ import numpy as np
 
 from dit_jax.errors import UserError
 
+LISTED = 20  # classes in an error message, at most
+
 
 def parse_labels(text: str, class_names: Sequence[str]) -> list[int]:
     """Returns the classes of a list of names or numbers, such as "cat, dog", "[3, 5]" or "(2,)"; "" is all of them.
@@ -46,5 +48,7 @@ def check_labels(labels: np.ndarray, class_names: Sequence[str], unlabelled: boo
 
 
 def known_classes(class_names: Sequence[str]) -> str:
-    """Returns a phrase that lists the classes."""
-    return "the classes are " + ", ".join(f"{i} {name}" for i, name in enumerate(class_names))
+    """Returns a phrase that lists the classes, or the first of many."""
+    listed = ", ".join(f"{i} {name}" for i, name in enumerate(class_names[:LISTED]))
+    more = len(class_names) - LISTED
+    return f"the classes are {listed}" + (f" and {more} more (data.class_names in config.json)" if more > 0 else "")

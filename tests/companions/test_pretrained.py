@@ -140,9 +140,9 @@ def add(tensors):
     ("change", "words"),
     [
         (drop, "encoder.conv_in.bias is missing; set autoencoder.downsample"),
-        (misshape, r"quant_conv.weight has shape \[8, 8, 1, 1\], expected \[4, 4\]"),
-        (empty, r"encoder.conv_in.weight has shape \[0, 3, 3, 3\], expected \[27, 4\]"),
-        (turn, r"encoder.conv_in.weight has shape \[4, 3, 9, 1\], expected \[27, 4\]"),
+        (misshape, r"quant_conv.weight does not fit with its shape \[8, 8, 1, 1\]"),
+        (empty, r"encoder.conv_in.weight does not fit with its shape \[0, 3, 3, 3\]"),
+        (turn, r"encoder.conv_in.weight does not fit with its shape \[4, 3, 9, 1\]"),
         (spoil, "encoder.conv_in.bias has values that are not finite in float32; download it again"),
         (count, r"has an unsupported number type \(encoder.conv_in.bias: int64\); save it as float32"),
         (decide, r"has an unsupported number type \(encoder.conv_in.bias: bool\); save it as float32"),

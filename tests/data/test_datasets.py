@@ -200,9 +200,12 @@ def test_what_the_machine_lacks_is_no_damage(prepared, error, monkeypatch):
         load("shapes", prepared)
 
 
-def test_folder_without_a_data_set(prepared):
+@pytest.mark.parametrize("instead", ["nothing", "a folder"])
+def test_folder_without_a_data_set(prepared, instead):
     directory = prepared / "shapes" / shapes.VERSION
     (directory / "dataset_info.json").unlink()
+    if instead == "a folder":
+        (directory / "dataset_info.json").mkdir()
     assert f"{directory} does not hold a complete data set" in refused("shapes", prepared)
 
 

@@ -98,21 +98,22 @@ def test_folders_of_splits_are_the_splits(name, tmp_path):
     assert folders.class_names(str(tmp_path / "root")) == ("cat", "dog")
 
 
-def test_of_two_folders_of_test_pictures_the_one_that_is_not_used_is_told(tmp_path, caplog):
+def test_of_two_folders_of_test_pictures_the_one_that_is_not_used_is_told(tmp_path):
     for i, name in enumerate(("train", "test", "val")):
         fill(tmp_path / name, {"cat": 2, "dog": 2}, first=100 * i)
-    splits = folders.scan(str(tmp_path)).splits
-    assert {p.path.split("/")[0] for p in splits["test"]} == {"test"}
-    assert f"{tmp_path / 'val'} is not used: the test pictures are those of {tmp_path / 'test'}" in caplog.text
+    found = folders.scan(str(tmp_path))
+    assert {p.path.split("/")[0] for p in found.splits["test"]} == {"test"}
+    assert found.unused == (f"{tmp_path / 'val'} is not used: the test pictures are those of {tmp_path / 'test'}",)
 
 
 @pytest.mark.parametrize(("there", "link"), [("test", "val"), ("val", "test")])
-def test_two_names_of_one_folder_of_test_pictures_are_no_two_folders(there, link, tmp_path, caplog):
+def test_two_names_of_one_folder_of_test_pictures_are_no_two_folders(there, link, tmp_path):
     for i, name in enumerate(("train", there)):
         fill(tmp_path / name, {"cat": 2, "dog": 2}, first=100 * i)
     (tmp_path / link).symlink_to(there)
-    assert len(folders.scan(str(tmp_path)).splits["test"]) == 4
-    assert not caplog.text
+    found = folders.scan(str(tmp_path))
+    assert len(found.splits["test"]) == 4
+    assert not found.unused
 
 
 def test_train_and_test_may_be_classes(tmp_path):
@@ -121,7 +122,7 @@ def test_train_and_test_may_be_classes(tmp_path):
     assert folders.class_names(str(tmp_path)) == ("test", "train")
 
 
-def test_links_are_followed_and_hidden_names_passed_over(root, tmp_path, caplog):
+def test_links_are_followed_and_hidden_names_passed_over(root, tmp_path):
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "dog").symlink_to(root / "dog")
     (tmp_path / "linked" / "cat").mkdir()
@@ -132,7 +133,7 @@ def test_links_are_followed_and_hidden_names_passed_over(root, tmp_path, caplog)
     assert found.class_names == ("cat", "dog")
     assert [p.path for p in found.splits["train"]] == ["cat/one.png", *[p.path for p in found.splits["train"][1:]]]
     assert sum(map(len, found.splits.values())) == 4
-    assert not caplog.records
+    assert not found.unused
 
 
 def test_names_end_in_any_case(tmp_path):
@@ -148,12 +149,12 @@ def test_a_file_may_have_a_name_of_any_bytes(root, tmp_path):
     assert sum(map(len, read(source(root, tmp_path / "data")).values())) == 43
 
 
-def test_other_files_are_left_out_with_a_word(root, caplog):
+def test_other_files_are_left_out_with_a_word(root, tmp_path, caplog):
     (root / "readme.txt").write_text("about")
     (root / "cat" / "moving.gif").write_text("a gif")
-    folders.scan(str(root))
-    (told,) = [record.getMessage() for record in caplog.records]
-    assert "files ignored: 2, such as" in told
+    read(source(root, tmp_path / "data"))
+    (told,) = [record.getMessage() for record in caplog.records if "ignored" in record.getMessage()]
+    assert told.startswith("data.root: files ignored: 2, such as")
     assert "pictures are .png, .jpg, .jpeg, .webp" in told
 
 

@@ -1,6 +1,7 @@
 """The modes train_classifier and evaluate through main.py: results, resuming after a kill, one line per mistake."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 import shutil
@@ -187,6 +188,8 @@ def test_images_of_a_run_get_the_figures_of_the_run(trained, tiny_data, tmp_path
     ]
     assert len(figures) >= 9
     assert {name: ours[name] for name in figures} == {name: theirs[name] for name in figures}
+    with np.load(given) as file:
+        assert theirs["images_sha256"] == ours["images_sha256"] == hashlib.sha256(file["images"].tobytes()).hexdigest()
     assert theirs["images"] == str(given)
     assert "seed" not in theirs
 

@@ -456,6 +456,9 @@ def test_tasks_that_start_from_images(sampled, given, loud, tmp_path):
     through = to_uint8(np.asarray(codec.decode(codec.weights, codec.encode(codec.weights, to_float(images)))))
     drawn = sampled(sample__task="invert", **flags, **DDIM)
     assert drawn["noise"].shape == (5, *SHAPE)
+    for size in (1, 3, 20):
+        again = sampled(sample__task="invert", sample__batch_size=size, **flags, **DDIM)
+        np.testing.assert_array_equal(again["noise"], drawn["noise"])
     labels = (drawn["labels"] + 1) % 3
     others = draw_all(run, Task(labels, run.task(tasks.from_noise), (drawn["noise"],)))
     assert psnr(drawn["images"], through) > psnr(others, through) + 6

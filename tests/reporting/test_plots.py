@@ -46,10 +46,10 @@ def test_draws_loss_quartiles_and_gradient_norm_over_images(tmp_path, figures):
     ]
     assert plots.plot_loss(write(tmp_path / "metrics.jsonl", rows), tmp_path / "loss.png")
     drawn = lines(figures[0])
-    assert drawn["all noise levels"] == ([64, 128, 256], [1, 0.5, 0.25])
+    assert drawn["what training minimises"] == ([64, 128, 256], [1, 0.5, 0.25])
     assert drawn["the quarter with least noise"][1] == [2, 1, 0.5]
     assert drawn["the quarter with most noise"][1] == [0.5, 0.25, 0.125]
-    assert set(drawn) == {"all noise levels", "the quarter with least noise", "the quarter with most noise"}
+    assert set(drawn) == {"what training minimises", "the quarter with least noise", "the quarter with most noise"}
     ((_, grad_norm),) = lines(figures[0], 1).values()
     np.testing.assert_allclose(grad_norm, [0.1, 0.2, 0.4])
     top, bottom = figures[0].axes
@@ -65,7 +65,7 @@ def test_values_that_were_not_finite_leave_a_gap(tmp_path, figures):
     rows = [{"step": s, "images": s, "loss": None if s == 2 else 0.5} for s in (1, 2, 3)]
     rows += [{"step": 4, "images": 4, "loss": None}, {"step": 4, "fid": 30.0}]
     assert plots.plot_loss(write(tmp_path / "m", rows), tmp_path / "loss.png")
-    images, loss = lines(figures[0])["all noise levels"]
+    images, loss = lines(figures[0])["what training minimises"]
     assert images == [1, 2, 3, 4]
     np.testing.assert_array_equal(loss, [0.5, np.nan, 0.5, np.nan])
     assert len(figures[0].axes) == 1
@@ -120,7 +120,7 @@ def test_what_is_no_number_leaves_a_gap(tmp_path, figures):
     rows += [{"step": 3, "images": 12, "loss": 2.0, "loss_q1": [1]}, {"step": 4, "images": 16, "loss": 10**400}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert plots.plot_loss(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
-    images, loss = lines(figures[0])["all noise levels"]
+    images, loss = lines(figures[0])["what training minimises"]
     assert images == [8, 12, 16]
     np.testing.assert_array_equal(loss, [np.nan, 2, np.nan])
 

@@ -64,6 +64,14 @@ def test_heun_of_images_predicted_that_ends_far_from_where_it_was():
     assert told("sample", "diffusion.prediction=x0", "sample.sampler=heun", "sample.steps=1") == ""
 
 
+def test_an_inversion_of_images_predicted_whose_first_step_is_far():
+    task = ("sample.task=invert", "sample.images=x", "sample.sampler=ddim", "sample.guidance=1", "sample.steps=20")
+    task = (*task, "diffusion.schedule=rectified", "diffusion.prediction=x0")
+    line = told("sample", *task)
+    assert line.startswith("sample.task=invert with sample.spacing=linspace: the noise of its last two timesteps")
+    assert told("sample", *task, "sample.spacing=trailing") == ""
+
+
 def test_guidance_where_no_step_goes():
     off = ("sample.guidance_from=0.9991", "sample.guidance_to=0.9999", "sample.steps=50")
     assert "sample.guidance=4.0 has no effect" in told("sample", "sample.guidance=4", *off)

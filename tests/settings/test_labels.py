@@ -54,6 +54,11 @@ def test_labels_that_are_none(text):
         parse_labels(text, CLASSES)
 
 
+def test_of_many_classes_the_first_are_listed():
+    with pytest.raises(UserError, match=r"the classes are 0 c0, 1 c1, .*, 19 c19 and 280 more \(data.class_names in"):
+        parse_labels("whale", [f"c{i}" for i in range(300)])
+
+
 def test_label_range():
     check_labels(np.array([0, 2, 3]), CLASSES)  # 3 is "no class"
     with pytest.raises(UserError, match="label 3 is out of range"):
