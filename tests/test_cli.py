@@ -393,6 +393,6 @@ def test_checkpoints_of_an_unknown_config_are_refused(trained, tiny_data, tmp_pa
     assert "has checkpoints but no config.json" in done.err[0]
     for mode in ("train", "sample"):
         done = tiny.run_main(capfd, f"--mode={mode}", "--workdir", tmp_path)
-        assert done.err == [f"error: --workdir={tmp_path} has checkpoints but no config.json; restore it"]
+        assert done.err == [f"error: {tmp_path} has checkpoints but no config.json; restore it"]
     (tmp_path / "checkpoints" / "2").rmdir()
     assert tiny.run_main(capfd, *tiny.flags(train__steps=2), "--workdir", tmp_path).code == 0

@@ -153,7 +153,8 @@ def test_processes_with_other_given_images_are_told(mode, place, undisturbed, tm
     (code, told), (code_1, told_1) = map(process.finish, pair)
     assert (code, code_1) == (2, 2), (told, told_1)
     (line,) = [line for line in told + told_1 if line.startswith("error")]
-    assert line == "error: the 2 processes do not have the same images; each must read the same pictures"
+    what = "given images, labels or mask" if mode == "sample" else "images"
+    assert line == f"error: the 2 processes do not have the same {what}; each must read the same pictures"
     assert not (workdir / "samples").exists()
     assert not (workdir / "evaluation_images.json").exists()
 

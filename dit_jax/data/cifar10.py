@@ -223,17 +223,17 @@ def prepare(data_dir: Path, archive: Path | None = None, allow_checksum_mismatch
     nothing is left that could be taken for a data set.
     """
     directory = data_dir / Cifar10.name / VERSION
-    if preparation.is_prepared(directory):
-        return directory
     manual = data_dir / "downloads" / "manual" / "cifar-10-binary.tar.gz"
     archive = archive or (manual if manual.exists() else None)
-    if archive:
+    if archive and not preparation.is_prepared(directory):
         check_checksum(archive, data_dir, allow_checksum_mismatch)
-    print(f"preparing the data set cifar10 in {directory} from {archive or 'the network'}", file=sys.stderr)
-    tfds.enable_progress_bar()
-    with preparation.only_one(directory.parent, preparation.HALF_MADE):
-        preparation.prepare(Cifar10(archive=archive, data_dir=data_dir, file_format="array_record"))
-    return directory
+
+    def make() -> None:
+        print(f"preparing the data set cifar10 in {directory} from {archive or 'the network'}", file=sys.stderr)
+        tfds.enable_progress_bar()
+        preparation.write(Cifar10(archive=archive, data_dir=data_dir, file_format="array_record"))
+
+    return preparation.once(directory, directory.parent, make)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -97,11 +97,7 @@ def prepare(folder: Folder, data_dir: Path) -> Path:
     directory = directory_of(now, data_dir)
     if folder.content not in ("", now.content):
         logger.warning("data.root=%s has changed since this run read it; it is used as it is now", folder.root)
-    if not preparation.is_prepared(directory):
-        with preparation.only_one(data_dir / NAME, f"*/{preparation.HALF_MADE}"):
-            if not preparation.is_prepared(directory):  # another process may have made it meanwhile
-                make(now, listing, data_dir)
-    return directory
+    return preparation.once(directory, data_dir / NAME, lambda: make(now, listing, data_dir))
 
 
 def make(folder: Folder, listing: folders.Listing, data_dir: Path) -> None:
@@ -113,7 +109,7 @@ def make(folder: Folder, listing: folders.Listing, data_dir: Path) -> None:
     with Progress(listed, "picture", start="reading") as progress, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # they are about oddities in single files
         builder = ImageFolder(folder, listing, progress.update, data_dir=data_dir, file_format="array_record")
-        preparation.prepare(builder)
+        preparation.write(builder)
     size, held = folder.image_size, " (held out)" if listing.held_out else ""
     kept = {split: found.num_examples for split, found in builder.info.splits.items()}
     told = (len(listing.class_names), kept["train"], kept.get("test", 0), held, size, size)

@@ -64,10 +64,10 @@ def open_images(
 ) -> Images:
     """Opens the images at `path`, which must have the shape (H, W, C); errors name `what`, the flag or key at fault.
 
-    An NPZ file has `images` uint8 [n, H, W, C] and, optionally, `labels` int [n] in 0..num_classes-1, or `arr_0` and
-    `arr_1`. The pictures of a folder, in the order of their names, are decoded only when needed, and broken ones raise
-    then; with `skip_broken`, unreadable ones are logged and left out first. With `fit`, pictures of another size are
-    cropped to the middle square and resized, like the pictures of a training folder. `most` limits the pictures of a
+    An NPZ file has `images` (or `arr_0`) uint8 [n, H, W, C] and, optionally, `labels` (or `arr_1`) int [n] in
+    0..num_classes-1. The pictures of a folder, in the order of their names, are decoded only when needed, and broken
+    ones raise then; with `skip_broken`, unreadable ones are logged and left out first. With `fit`, pictures of another
+    size are cropped to the middle square and resized, like those of a training folder. `most` limits the pictures of a
     folder.
 
     Raises:
@@ -100,11 +100,10 @@ def from_npz(path: Path, shape: tuple[int, int, int], num_classes: int, what: st
         )
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            # ADM saves images as arr_0 and, of a class-conditional model, labels as arr_1
-            name = next((name for name in ("images", "arr_0") if name in file), "")
-            if not name:
+            pairs = (("images", "arr_0"), ("labels", "arr_1"))  # the second names are those in ADM's files
+            images, labels = (next((file[name] for name in names if name in file), None) for names in pairs)
+            if images is None:
                 raise ValueError(f"it has no array `images`, only {', '.join(file.files) or 'nothing'}")
-            images, labels = file[name], file.get("labels" if name == "images" else "arr_1")
         if not all(isinstance(array, np.ndarray | None) for array in (images, labels)):
             raise ValueError("images or labels is not an array")  # NumPy returns bytes for other members
     except Exception as error:  # a damaged file can raise anything in zlib, the zip reader or the header parser

@@ -9,7 +9,7 @@ import io
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from PIL import Image
 from dit_jax.errors import UserError
 from dit_jax.system.files import expanded
 
-HALF_MADE = "*incomplete*"  # TFDS's folder for a data set that is not complete
+HALF_MADE = "**/*incomplete*"  # TFDS's folders for data sets that are not complete
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,22 @@ def is_prepared(directory: Path) -> bool:
     return whole
 
 
-def prepare(builder: tfds.core.DatasetBuilder) -> None:
+def once(directory: Path, home: Path, make: Callable[[], None]) -> Path:
+    """Calls `make` unless `directory`, somewhere in `home`, holds a whole data set; returns `directory`.
+
+    Of several processes one does; the others wait. What killed ones left in `home` is removed.
+
+    Raises:
+      UserError: see `is_prepared` and `only_one`.
+    """
+    if not is_prepared(directory):
+        with only_one(home, HALF_MADE):
+            if not is_prepared(directory):  # another process may have made it meanwhile
+                make()
+    return directory
+
+
+def write(builder: tfds.core.DatasetBuilder) -> None:
     """Writes the data set of `builder` (its `file_format` must be array_record) unless it exists.
 
     Raises UserError if the folder cannot be written. What the builder raises passes through, and then nothing of the
@@ -77,9 +92,9 @@ def only_one(parent: Path, half_made: str) -> Iterator[None]:
     """
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(parent / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        file = os.open(parent / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise UserError(f"cannot write to {parent} ({error.strerror}): use another data.data_dir") from None
+        raise UserError(f"cannot write to {parent} ({error.strerror}): use another data_dir") from None
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -90,7 +105,7 @@ def only_one(parent: Path, half_made: str) -> Iterator[None]:
             logger.warning("%s cannot be locked (%s): do not start a second run before this one trains", parent, error)
             yield
             return
-        for left in parent.glob(half_made):
+        for left in list(parent.glob(half_made)):
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
             else:

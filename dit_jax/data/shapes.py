@@ -146,9 +146,10 @@ class Shapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def prepare(data_dir: Path) -> Path:
     """Draws the data set into data_dir/shapes/VERSION unless it exists, in seconds, and returns that folder."""
     directory = data_dir / Shapes.name / VERSION
-    if not preparation.is_prepared(directory):
+
+    def make() -> None:
         print(f"drawing the data set shapes into {directory} (only once, takes a few seconds)", file=sys.stderr)
         tfds.disable_progress_bar()
-        with preparation.only_one(directory.parent, preparation.HALF_MADE):
-            preparation.prepare(Shapes(data_dir=data_dir, file_format="array_record"))
-    return directory
+        preparation.write(Shapes(data_dir=data_dir, file_format="array_record"))
+
+    return preparation.once(directory, directory.parent, make)

@@ -52,7 +52,8 @@ def sample(config: ConfigDict, workdir: Path, out: Path | None) -> None:
     out = out or workdir / "samples"
     require(not out.exists() or out.is_dir(), "--out", out, "it is a file; use a folder")
     given = read_given(config, Experiment(config))
-    check_alike("images", [zlib.crc32(array.tobytes()) for array in given], "each must read the same pictures")
+    sums = [zlib.crc32(array.tobytes()) for array in given]
+    check_alike("given images, labels or mask", sums, "each must read the same pictures")
     run = loading.load(workdir, config)
     if is_first():
         make_folder(out, "--out")
@@ -163,8 +164,7 @@ def invert(run: loading.Run, images: np.ndarray, labels: np.ndarray) -> np.ndarr
     experiment = run.experiment
     plan = tasks.ddim_inverse(experiment.schedule, experiment.timesteps())
     to_noise = make_sample(experiment, plan, tasks.from_noise, decode=False)
-    lost = "noises are far too large or NaN: use sample.spacing=trailing with more sample.steps, or train longer"
-    return draw_all(run, Task(labels, to_noise, (encoded(run, images),)), lambda noise: noise, lost)
+    return draw_all(run, Task(labels, to_noise, (encoded(run, images),)), lambda noise: noise, "noise")
 
 
 def psnr(images: np.ndarray, reference: np.ndarray) -> float:
@@ -204,19 +204,16 @@ def grid(images: np.ndarray, task: Task, class_names: Sequence[str]) -> np.ndarr
 
 
 def draw_all(
-    run: loading.Run,
-    task: Task,
-    convert: Callable[[np.ndarray], np.ndarray] = to_uint8,
-    told: str = "images have diverged, to values far outside [-1, 1] or NaN: lower sample.guidance, or train longer",
+    run: loading.Run, task: Task, convert: Callable[[np.ndarray], np.ndarray] = to_uint8, unit: str = "image"
 ) -> np.ndarray:
     """Draws a task's images [n, H, W, C] in batches; the last one is padded, so that one compiled program serves all.
 
-    `convert` is applied to each batch; by default it makes uint8. `told` is the warning about those that have diverged.
+    `convert` is applied to each batch; by default it makes uint8. `unit` is a word for what is drawn.
     """
     c, n, images, lost = run.experiment.config.sample, len(task.labels), None, 0
     key, batch_size = jax.random.key(c.seed), min(c.batch_size, n)
     fill = lambda x: np.resize(x, (batch_size, *x.shape[1:]))  # noqa: E731
-    with Progress(n, "image") as progress:
+    with Progress(n, unit) as progress:
         for first in range(0, n, batch_size):
             labels, *inputs = (fill(x[first : first + batch_size]) for x in (task.labels, *task.inputs))
             drawn = whole(task.sample(run.weights, key, labels, first, inputs))[: n - first]
@@ -225,6 +222,9 @@ def draw_all(
             images[first : first + batch_size] = drawn
             progress.update(min(first + batch_size, n))
     if lost:
-        logger.warning("%d of %d %s", lost, n, told)
+        inverts = c.task == "invert"  # without guidance
+        fix = "use sample.spacing=trailing and more sample.steps" if inverts else "lower sample.guidance"
+        told = "%d of %d %ss have diverged, to values far outside [-1, 1] or NaN: %s, or train longer"
+        logger.warning(told, lost, n, unit, fix)
     assert images is not None
     return images

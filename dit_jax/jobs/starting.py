@@ -81,7 +81,7 @@ def warn_of_other_meaning(theirs: Experiment, ours: Experiment, path: str) -> No
     changed = [f"{key}: {before[key]} -> {now[key]}" for key in MEANING if before[key] != now[key]]
     old, new = theirs.info.class_names, ours.info.class_names
     if len(old) == len(new) and old != new:  # otherwise the class table starts fresh, which is told anyway
-        changed.append("its classes have other names")
+        changed.append("its classes have other names, or another order")
     if changed:
         told = "train.init_from=%s was trained for another task (%s): its weights will help less"
         logger.warning(told, path, "; ".join(changed))

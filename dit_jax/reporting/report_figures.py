@@ -64,7 +64,7 @@ def loss_section(rows: Sequence[Row], clock: Clock) -> Html:
     caption = (
         f"{told}, from {len(rows):,} rows. At the last one, after {images[last]:,.0f} images, the loss is "
         f"{running_mean(loss)[last]:.4f}. Each quarter is one of the timesteps; its loss is unweighted, so with a loss "
-        "weighting the first curve is not their mean."
+        "weighting or uneven timesteps the first curve is not their mean."
         + (f" {lost:,} steps were skipped because their loss or gradient was not finite." if lost else "")
     )
     return figure(chart(curves, Axes("loss", "images seen", clock.images_per_epoch), alt), caption)

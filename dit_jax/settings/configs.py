@@ -173,7 +173,7 @@ def read(workdir: Path) -> ConfigDict:
         raise UserError(f"--workdir={workdir}: no such folder; train first with --config FILE --workdir {workdir}")
     if not path.is_file():
         if any((workdir / "checkpoints").glob("[0-9]*")):
-            raise UserError(f"--workdir={workdir} has checkpoints but no {CONFIG_JSON}; restore it")
+            raise UserError(f"{workdir} has checkpoints but no {CONFIG_JSON}; restore it")
         raise UserError(
             f"--workdir={workdir}: no {CONFIG_JSON} in it; train first with --config FILE --workdir {workdir}"
         )

@@ -51,4 +51,4 @@ def known_classes(class_names: Sequence[str]) -> str:
     """Returns a phrase that lists the classes, or the first of many."""
     listed = ", ".join(f"{i} {name}" for i, name in enumerate(class_names[:LISTED]))
     more = len(class_names) - LISTED
-    return f"the classes are {listed}" + (f" and {more} more (data.class_names in config.json)" if more > 0 else "")
+    return f"the classes are {listed}" + (f" and {more} more (data.class_names)" if more > 0 else "")

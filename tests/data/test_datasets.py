@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_jax.data import cifar10, datasets, shapes
+from dit_jax.data import cifar10, datasets, preparation, shapes
 from dit_jax.errors import UserError
 from tests import tiny
 
@@ -122,6 +122,19 @@ def test_losing_the_race_takes_the_data_of_the_winner(tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "example", overtaken)
     assert len(load("shapes", tmp_path).labels) == SMALL["train"]
     assert contents(tmp_path / "shapes") == {".lock", shapes.VERSION}
+
+
+def test_a_data_set_that_appears_while_it_is_looked_for_is_whole(tmp_path, monkeypatch):
+    is_file = Path.is_file
+
+    def appears(path):
+        (tmp_path / "1.0.0").mkdir(exist_ok=True)
+        (tmp_path / "1.0.0/dataset_info.json").touch()
+        return is_file(path)
+
+    assert not preparation.is_prepared(tmp_path / "1.0.0")
+    monkeypatch.setattr(Path, "is_file", lambda path: is_file(path) or bool(appears(path) and False))
+    preparation.is_prepared(tmp_path / "1.0.0")  # another process renamed it between two looks
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path, monkeypatch):

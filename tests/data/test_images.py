@@ -58,8 +58,9 @@ def test_an_array_of_adms_name_is_taken_and_others_are_named(tmp_path):
     np.savez(tmp_path / "adm.npz", arr_0=PIXELS)
     np.testing.assert_array_equal(read_images(tmp_path / "adm.npz", SHAPE, "k")[0], PIXELS)
     assert read_images(tmp_path / "adm.npz", SHAPE, "k")[1] is None
-    np.savez(tmp_path / "adm.npz", PIXELS, np.arange(len(PIXELS)) % 2)
-    assert read_images(tmp_path / "adm.npz", SHAPE, "k")[1].tolist() == [i % 2 for i in range(len(PIXELS))]
+    for labels in ((np.arange(len(PIXELS)) % 2,), ()):
+        np.savez(tmp_path / "adm.npz", PIXELS, *labels, **({} if labels else {"labels": np.arange(len(PIXELS)) % 2}))
+        assert read_images(tmp_path / "adm.npz", SHAPE, "k")[1].tolist() == [i % 2 for i in range(len(PIXELS))]
     np.savez(tmp_path / "both.npz", arr_0=PIXELS[:1], images=PIXELS)
     np.testing.assert_array_equal(read_images(tmp_path / "both.npz", SHAPE, "k")[0], PIXELS)
     np.savez(tmp_path / "other.npz", samples=PIXELS, y=[1])

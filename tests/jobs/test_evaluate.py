@@ -194,6 +194,28 @@ def test_images_of_a_run_get_the_figures_of_the_run(trained, tiny_data, tmp_path
     assert "seed" not in theirs
 
 
+def test_processes_compare_what_they_read(trained, tiny_data, tmp_path, capfd, monkeypatch):
+    """The data, then how many images are given, then what was read of them."""
+    compared = []
+    monkeypatch.setattr(evaluate, "check_alike", lambda what, mine, fix: compared.append((what, mine)))
+    images = tiny.split().images[:12]
+    np.savez(tmp_path / "some.npz", images=images)
+    given = ["--images", tmp_path / "some.npz"]
+    assert tiny.run_main(capfd, "--mode=evaluate", "--workdir", trained, *given).code == 0
+    assert [what for what, _ in compared] == ["data", "images", "images"]
+    assert compared[0][1] == [tiny.records(split).probe() for split in ("train", "test")]
+    assert compared[1][1] == 12
+    assert compared[2][1] == hashlib.sha256(images.tobytes()).hexdigest()
+
+
+def test_a_classifier_without_its_config_is_not_taken_for_none(trained, tiny_data, tmp_path, capfd):
+    workdir = shutil.copytree(trained, tmp_path / "w")
+    (workdir / "classifier" / "config.json").unlink()
+    done = tiny.run_main(capfd, "--mode=evaluate", "--workdir", workdir)
+    assert done.code == 2
+    assert done.err[-1] == f"error: {workdir / 'classifier'} has checkpoints but no config.json; restore it"
+
+
 def test_training_images_are_like_themselves_and_the_floor_is_of_test_images(
     trained, tiny_data, tmp_path, capfd, caplog
 ):
@@ -327,7 +349,7 @@ def test_a_classifier_of_another_folder_of_pictures_is_refused(other, tiny_data,
         "data__image_size": 8,
         "data__content": "x",
     }
-    (tmp_path / "classifier" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "classifier" / "checkpoints" / "2").mkdir(parents=True)
     configs.write(tiny.config(**own | other), tmp_path / "classifier")
     with pytest.raises(UserError, match=r"^data.name=image_folder: .* with other classes or another image size"):
         load_classifier(tmp_path, tiny.config(**own))

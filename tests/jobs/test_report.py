@@ -250,6 +250,8 @@ def test_a_row_of_an_evaluation_is_none_of_the_loss(workdir, capfd):
     shutil.rmtree(workdir / "samples")
     page = report(capfd, workdir)
     assert "training loss, last row0.5at step 4" in page.text["head"]
+    evaluated = json.loads((workdir / "evaluation.json").read_text())
+    assert f"at step {evaluated['step']}, real images" in page.text["head"]
     assert "from 2 rows" in page.text["training-loss"]
 
 
@@ -394,7 +396,7 @@ def test_mistakes_are_one_line(workdir, tmp_path, capfd):
         ("no such folder", [tmp_path / "none"]),
         ("no config.json in it", [tmp_path / "empty"]),
         ("it is a file", [tmp_path / "file"]),
-        ("no config.json in it", [without["config.json"]]),
+        ("has checkpoints but no config.json; restore it", [without["config.json"]]),
         ("metrics.jsonl has no rows yet", [without["metrics.jsonl"]]),
         ("nothing to report (metrics.jsonl: 1 line cannot be read and is skipped); restore", [silent]),
         ("it is a file; use a folder", [workdir, "--out", tmp_path / "file"]),

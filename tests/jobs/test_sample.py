@@ -176,6 +176,14 @@ def test_images_that_have_diverged_are_told(sampled, caplog):
     assert drawn["images"].shape == (7, 8, 8, 3)
 
 
+def test_an_inversion_that_has_diverged_is_told_without_a_word_on_guidance(sampled, given, caplog, monkeypatch):
+    monkeypatch.setattr("dit_jax.reporting.images.DIVERGED", 0.0)
+    sampled(sample__task="invert", **given[0], **DDIM)
+    told = [record.getMessage() for record in caplog.records if "have diverged" in record.getMessage()]
+    assert [line.split(" have ")[0] for line in told] == ["5 of 5 noises", "5 of 5 images"]
+    assert all(line.endswith("use sample.spacing=trailing and more sample.steps, or train longer") for line in told)
+
+
 def test_a_folder_where_a_file_belongs_is_told(sampled, tmp_path):
     (tmp_path / "out/samples.npz").mkdir(parents=True)
     with pytest.raises(UserError, match=r"samples.npz is a folder, but must be a file; move it elsewhere"):

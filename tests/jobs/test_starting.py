@@ -97,7 +97,7 @@ def test_nothing_that_fits_is_refused(source):
         ({"diffusion__beta_end": 0.03}, "diffusion.beta_end: 0.02 -> 0.03"),
         ({"model__positions": "grid"}, "model.positions: mae -> grid"),
         ({"model__num_heads": 4, "model__num_kv_heads": 2}, "model.num_heads: 2 -> 4; model.num_kv_heads: 1 -> 2"),
-        ({"data__name": "others"}, "its classes have other names"),
+        ({"data__name": "others"}, "its classes have other names, or another order"),
     ],
 )
 def test_weights_that_fit_and_mean_another_thing_are_told(more, words, source, monkeypatch, caplog):

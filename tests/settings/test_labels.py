@@ -55,7 +55,7 @@ def test_labels_that_are_none(text):
 
 
 def test_of_many_classes_the_first_are_listed():
-    with pytest.raises(UserError, match=r"the classes are 0 c0, 1 c1, .*, 19 c19 and 280 more \(data.class_names in"):
+    with pytest.raises(UserError, match=r"the classes are 0 c0, 1 c1, .*, 19 c19 and 280 more \(data.class_names\)"):
         parse_labels("whale", [f"c{i}" for i in range(300)])
 
 
