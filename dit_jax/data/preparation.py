@@ -99,7 +99,7 @@ def only_one(parent: Path, half_made: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logger.info("waiting for another process that is preparing data in %s", parent)
+            logger.warning("waiting for another process that is preparing data in %s", parent)
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             logger.warning("%s cannot be locked (%s): do not start a second run before this one trains", parent, error)
