@@ -25,7 +25,7 @@ from dit_jax.models.autoencoder import PIXELS, Codec
 from dit_jax.models.dit import DiT, apply_shares
 from dit_jax.settings import checks
 from dit_jax.settings.checks import require
-from dit_jax.settings.labels import check_labels, parse_labels
+from dit_jax.settings.labels import check_first, check_labels, parse_labels
 from dit_jax.settings.resolving import folder_of
 from dit_jax.training import layout, optimizer, sharding
 from dit_jax.training.checkpoint import abstract
@@ -274,6 +274,8 @@ def make_sample(
             learnt_without = experiment.config.train.label_dropout > 0
             check_labels(np.asarray(labels), experiment.info.class_names, learnt_without)
             labels = np.asarray(labels, np.int32)
+        if not isinstance(first, Tracer):
+            first = check_first(first, len(labels))
         index = first + np.arange(len(labels), dtype=np.int32)
         few = 1 << (len(labels) - 1).bit_length()  # few images need not a batch's memory, nor each number a compile
         size = pass_size(min(c.batch_size, few), mesh)

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 import dit_jax
-from dit_jax.data import image_folder
+from dit_jax.data import datasets, image_folder
+from dit_jax.errors import UserError
 from dit_jax.jobs.evaluate import floor_of, table
 from tests import tiny
 from tests.process import final_state
@@ -124,6 +125,17 @@ def test_a_mistake_is_one_line_and_makes_no_workdir(mistake, root, tmp_path, cap
     assert not (tmp_path / "run").exists()
 
 
+def damaged_test(open_split):
+    """Returns `open_split` with a test split that cannot be read."""
+
+    def opened(source, split="train"):
+        if split == "test":
+            raise UserError("DIR is damaged")
+        return open_split(source, split)
+
+    return opened
+
+
 @pytest.mark.long
 def test_one_picture_a_class_is_trained_on_and_told_where_it_cannot_be_judged(tmp_path, capfd, caplog, monkeypatch):
     tiny.on_devices(monkeypatch, 1)
@@ -132,6 +144,9 @@ def test_one_picture_a_class_is_trained_on_and_told_where_it_cannot_be_judged(tm
     size = {"train__batch_size": 2, "classifier__batch_size": 2}
     ran(capfd, *flags(tmp_path, **size), "--mode=train_classifier")
     assert "its quality cannot be measured: data.root: it has no test pictures" in caplog.text
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "open_split", damaged_test(datasets.open_split))
+        assert refused(capfd, *flags(tmp_path, **size), "--mode=train_classifier") == "error: DIR is damaged"
     before = tiny.snapshot(tmp_path)
     more = {"evaluate__features": "classifier", "evaluate__every_steps": 1}
     assert "it has no test pictures" in refused(capfd, *flags(tmp_path, **size | more))

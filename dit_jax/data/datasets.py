@@ -22,10 +22,15 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from dit_jax.data import cifar10, image_folder, preparation, shapes
 from dit_jax.errors import UserError, is_the_machines
+from dit_jax.system.files import expanded
 
 SPLITS = ("train", "test")
 PROBED = 64  # examples in the fingerprint of a split
 CHUNK = 1000  # records read per call; reading them one by one takes longer than decoding them
+
+
+class NoSplitError(UserError):
+    """A folder of pictures has too few for a test split."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ DATASETS = {
     "cifar10": DatasetInfo("cifar10", (32, 32, 3), cifar10.CLASS_NAMES),
 }
 PREPARE: dict[str, Callable[[Path], Path]] = {"shapes": shapes.prepare, "cifar10": cifar10.prepare}
-REMAKE: dict[str, Callable[[Path], str]] = {
+REMAKE: dict[str, Callable[[Path], str]] = {  # how to make a data set that is damaged again
     "shapes": lambda data_dir: "the same command again, which draws it",
     "cifar10": lambda data_dir: f"`{cifar10.command(data_dir)}`",
     image_folder.NAME: lambda data_dir: "the same command again, which reads the pictures again",
@@ -149,30 +154,32 @@ def open_split(source: Source, split: str = "train") -> Records:
         raise UserError(f"no split {split!r} of {source.name}; choose one of {', '.join(SPLITS)}")
     data_dir = preparation.check_data_dir(source.data_dir)
     prepared = image_folder.prepare(source.folder, data_dir) if source.folder else PREPARE[source.name](data_dir)
-    return replace(_open(prepared, facts, split), origin=str(prepared.relative_to(data_dir)))
+    fix = delete_and(prepared, REMAKE[source.name](data_dir))
+    if source.folder and not expanded(source.folder.root).is_dir():
+        fix = f"it is the only copy, as data.root={source.folder.root} is missing: restore one of the two"
+    return replace(_open(prepared, facts, split, fix), origin=str(prepared.relative_to(data_dir)))
 
 
-def _open(directory: Path, facts: DatasetInfo, split: str) -> Records:
+def _open(directory: Path, facts: DatasetInfo, split: str, fix: str) -> Records:
     """Returns the records of a prepared split. Raises UserError, here or on reading them, if it is damaged."""
-    again = REMAKE[facts.name](directory.parent.parent)
-    with told_as_damage(directory, again):
+    with told_as_damage(directory, fix):
         _check_features(directory)
         builder: Any = tfds.builder_from_directory(directory)
         _check_format(builder, directory)
         if facts.name == image_folder.NAME and split not in builder.info.splits:
-            fix = "put two or more into a class, or use ROOT/train and ROOT/test"
-            raise UserError(f"data.root: it has no {split} pictures, as every class has only one; {fix}")
+            more = "put two or more into a class, or use ROOT/train and ROOT/test"
+            raise NoSplitError(f"data.root: it has no {split} pictures, as every class has only one; {more}")
         records: Any = builder.as_data_source(split)
 
     def read(indices: np.ndarray) -> Split:
-        with told_as_damage(directory, again):
+        with told_as_damage(directory, fix):
             examples = [parse(record) for record in records.data_source.__getitems__(indices.tolist())]
             pixels = b"".join(decode(png, facts.image_shape) for png, _ in examples)
         images = np.frombuffer(bytearray(pixels), np.uint8).reshape(len(indices), *facts.image_shape)
         return Split(images, np.array([label for _, label in examples], np.int32))
 
     def read_labels(indices: np.ndarray) -> np.ndarray:
-        with told_as_damage(directory, again):
+        with told_as_damage(directory, fix):
             found = records.data_source.__getitems__(indices.tolist())
             return np.array([label for _, label in map(parse, found)], np.int32)
 
@@ -194,9 +201,14 @@ def decode(png: bytes, shape: tuple[int, int, int]) -> bytes:
     return image.tobytes()
 
 
+def delete_and(path: Path, again: str) -> str:
+    """Returns the advice to delete a damaged `path` and to run `again`."""
+    return f"delete it (`{shlex.join(['rm', '-r', str(path)])}`) and run {again}"
+
+
 @contextmanager
-def told_as_damage(path: Path, again: str) -> Iterator[None]:
-    """Turns errors raised within into a one-line UserError that says to delete `path` and to run `again`.
+def told_as_damage(path: Path, fix: str) -> Iterator[None]:
+    """Turns errors raised within into a one-line UserError that says that `path` is damaged, and what to do.
 
     UserErrors, and the errors of a machine that cannot read files, pass through.
     """
@@ -208,8 +220,7 @@ def told_as_damage(path: Path, again: str) -> Iterator[None]:
         if is_the_machines(error):
             raise
         reason = " ".join(str(error).split())[:200]
-        delete = f"delete it (`{shlex.join(['rm', '-r', str(path)])}`)"
-        raise UserError(f"{path} is damaged ({reason}): {delete} and run {again}") from error
+        raise UserError(f"{path} is damaged ({reason}): {fix}") from error
 
 
 def _check_features(directory: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from dit_jax.data.datasets import Records, Split, told_as_damage
+from dit_jax.data.datasets import Records, Split, delete_and, told_as_damage
 from dit_jax.data.stream import Reader, threads_here
 from dit_jax.errors import UserError
 from dit_jax.system.files import replacing
@@ -124,14 +124,14 @@ def open_kept(folder: Path, count: int, shape: tuple[int, ...]) -> Records:
 
 def open_part(path: Path, count: int) -> Callable[[list[int], tuple[int, ...]], tuple[np.ndarray, np.ndarray]]:
     """Opens a part of `count` records; returns read(record indices, shape) -> (labels, latents)."""
-    again = "the same command again, which encodes those images again"
-    with told_as_damage(path, again):
+    fix = delete_and(path, "the same command again, which encodes those images again")
+    with told_as_damage(path, fix):
         source = ArrayRecordDataSource([str(path)])
         if len(source) != count:
             raise ValueError(f"expected {count} records, got {len(source)}")
 
     def read(records: list[int], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        with told_as_damage(path, again):
+        with told_as_damage(path, fix):
             found = source.__getitems__(records)
             labels = np.frombuffer(b"".join(record[: LABEL.itemsize] for record in found), LABEL)
             latents = np.frombuffer(b"".join(record[LABEL.itemsize :] for record in found), LATENT)

@@ -139,7 +139,7 @@ def measure(workdir: Path, experiment: AutoencoderExperiment) -> None:
         raise UserError(f"{folder}: channels {dead} of the latents are constant; use fewer autoencoder.channels")
     try:
         about |= reconstructed(codec, datasets.open_split(experiment.source, "test"), folder)
-    except UserError as error:  # a folder with one picture per class has no test images
+    except datasets.NoSplitError as error:
         logger.warning("the autoencoder is trained, but its quality cannot be measured: %s", error)
     if is_first():
         write_json(folder / LATENTS_JSON, about)

@@ -9,7 +9,6 @@ from dit_jax.companions.base import free_keys
 from dit_jax.companions.classifier import ClassifierExperiment, classifier_config, load_classifier
 from dit_jax.data import datasets
 from dit_jax.data.images import Images
-from dit_jax.errors import UserError
 from dit_jax.evaluation.evaluate import accuracy, summarize
 from dit_jax.jobs.train import run_training
 from dit_jax.settings.checks import require
@@ -49,7 +48,7 @@ def report_accuracy(experiment: ClassifierExperiment, workdir: Path) -> None:
     step, extractor = load_classifier(workdir, config)
     try:
         test = Images.stored(datasets.open_split(experiment.source, "test"))
-    except UserError as error:  # a folder with one picture per class has no test images
+    except datasets.NoSplitError as error:
         logger.warning("the classifier is trained, but its quality cannot be measured: %s", error)
         return
     summary = summarize(extractor.extract, test.chunks(), test.count, test.labels)

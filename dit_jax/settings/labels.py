@@ -1,6 +1,8 @@
-"""Parses and checks class labels as users write them."""
+"""Parses and checks class labels, and which images are drawn, as users write them."""
 
+import operator
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +47,17 @@ def check_labels(labels: np.ndarray, class_names: Sequence[str], unlabelled: boo
     wrong = labels[(labels < 0) | (labels >= len(class_names) + unlabelled)]
     if wrong.size:
         raise UserError(f"label {wrong[0]} is out of range; {known_classes(class_names)}")
+
+
+def check_first(first: Any, count: int) -> int:
+    """Returns the number of the first of `count` images. Raises UserError unless it and those after it are in int32."""
+    try:
+        number = operator.index(first)
+    except TypeError:
+        raise UserError(f"first={first!r}: give a whole number") from None
+    if not 0 <= number <= 2**31 - count:
+        raise UserError(f"first={number}: give 0 to {2**31 - count:,}")
+    return number
 
 
 def known_classes(class_names: Sequence[str]) -> str:

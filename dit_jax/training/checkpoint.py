@@ -212,9 +212,12 @@ class Checkpointer:
             damaged[step] = reason_here or "another process cannot read it"
         if damaged:
             reasons = "; ".join(dict.fromkeys(damaged.values()))
+            if only is not None:
+                fix = "use sample.checkpoint=newest or another step"
+                raise UserError(f"checkpoint {self.folder / str(only)} cannot be read ({reasons}); {fix}")
             raise UserError(
                 f"none of the checkpoints {list(damaged)} in {self.folder} can be read ({reasons}); restore one from a "
-                "backup, or use another workdir to start over"
+                f"backup, or move {self.folder.parent} elsewhere to start over"
             )
         return None
 

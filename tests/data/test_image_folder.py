@@ -378,6 +378,18 @@ def test_a_kill_leaves_nothing_half_made(root, tmp_path):
     assert not list(data_dir.rglob("*incomplete*"))
 
 
+def test_a_damaged_copy_without_its_root_is_not_to_be_deleted(root, tmp_path):
+    used = source(root, tmp_path / "data")
+    read(used)
+    used = dataclasses.replace(used, folder=image_folder.look(used.folder)[1])
+    (image_folder.directory_of(used.folder, tmp_path / "data") / "features.json").unlink()
+    with pytest.raises(UserError, match=r"is damaged .*: delete it \(`rm -r .*`\) and run the same command again"):
+        datasets.open_split(used)
+    root.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"is damaged .*: it is the only copy, as data.root=.* is missing: restore one"):
+        datasets.open_split(used)
+
+
 @pytest.mark.parametrize("inside", ["", "below/it"])
 def test_the_copy_must_not_lie_among_the_classes(root, inside):
     with pytest.raises(UserError, match=r"data.data_dir=.*the copy would lie within data.root=.*use another folder"):

@@ -1,10 +1,11 @@
 """Class labels as users write them: names and numbers, and those that are refused."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dit_jax.errors import UserError
-from dit_jax.settings.labels import check_labels, parse_labels
+from dit_jax.settings.labels import check_first, check_labels, parse_labels
 
 CLASSES = ("airplane", "cat", "dog")
 
@@ -52,6 +53,16 @@ def test_a_class_may_have_brackets_commas_and_quotes_in_its_name(text, labels):
 def test_labels_that_are_none(text):
     with pytest.raises(UserError, match=r"the classes are 0 airplane, 1 cat, 2 dog$"):
         parse_labels(text, CLASSES)
+
+
+def test_the_first_image_is_numbered_by_a_whole_number():
+    assert [check_first(first, 3) for first in (0, np.int64(7), jnp.int32(5), 2**31 - 3)] == [0, 7, 5, 2**31 - 3]
+    for wrong in (0.5, 20_000_001.0, "1", None):
+        with pytest.raises(UserError, match=r"first=.*: give a whole number"):
+            check_first(wrong, 3)
+    for wrong in (-1, 2**31 - 2):
+        with pytest.raises(UserError, match=f"first={wrong}: give 0 to 2,147,483,645"):
+            check_first(wrong, 3)
 
 
 def test_of_many_classes_the_first_are_listed():

@@ -43,9 +43,9 @@ def save(folder, *steps, keep=5):
             checkpointer.save(state, {"seed": 1}, {"loss": 0.5})
 
 
-def restore(folder, **options):
+def restore(folder, only=None, **options):
     with Checkpointer(folder, 5, **options) as checkpointer:
-        return checkpointer.restore(like())
+        return checkpointer.restore(like(), only)
 
 
 def assert_equal(ours, theirs):
@@ -176,6 +176,8 @@ def test_all_damaged_is_the_users_to_mend(tmp_path, caplog):
     before = tiny.snapshot(tmp_path)
     with pytest.raises(UserError, match=r"none of the checkpoints \[4, 2\] in .* can be read .*; restore"):
         restore(tmp_path)
+    with pytest.raises(UserError, match=r"checkpoints/2 cannot be read .*; use sample.checkpoint=newest or another"):
+        restore(tmp_path, only=2)
     assert "skipped" not in caplog.text  # the error says it all in one line
     assert tiny.snapshot(tmp_path) == before
 
