@@ -232,11 +232,11 @@ def make_sample(
 ) -> Sample:
     """Returns sample(params, key, labels int [B], first=0, inputs=()) -> float32 [B, H, W, C] in about [-1, 1].
 
-    Image b draws its noise from fold_in(key, first + b) alone, whatever the batch. The batch is split over the mesh and
-    into passes of `pass_size` images, the last one padded, so that an image's arithmetic (on CPUs: its bits) does not
-    depend on the other images, except that accelerators take smaller passes for few images. Each size and number of
-    passes compiles once. `inputs` [B, ...] are further arguments of `draw`; `classifier` guides with
-    `sample.classifier_scale`. Latents become images unless `decode` is false.
+    Image b draws its noise from fold_in(key, first + b) alone, whatever the batch; `first` is 0 or more. The batch is
+    split over the mesh and into passes of `pass_size` images, the last one padded, so that an image's arithmetic (on
+    CPUs: its bits) does not depend on the other images, except that accelerators take smaller passes for few images.
+    Each size and number of passes compiles once. `inputs` [B, ...] are further arguments of `draw`; `classifier` guides
+    with `sample.classifier_scale`. Latents become images unless `decode` is false.
     """
     c, schedule, mesh = experiment.config.sample, experiment.schedule, experiment.mesh
     interval = guidance.guidance_interval(schedule.num_steps, c.guidance_from, c.guidance_to)

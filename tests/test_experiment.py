@@ -89,7 +89,7 @@ def test_a_sampler_can_be_traced(monkeypatch):
     experiment = tiny.experiment()
     sample, params, key = experiment.sampler(), weights(experiment), jax.random.key(3)
     labels = np.asarray([2, 0, 1])
-    np.testing.assert_allclose(jax.jit(sample)(params, key, labels), sample(params, key, labels), atol=1e-5)
+    np.testing.assert_allclose(jax.jit(sample)(params, key, labels, 5), sample(params, key, labels, 5), atol=1e-5)
     with pytest.raises(UserError, match="labels=\\[\\]: give at least one; the classes are 0 "):
         sample(params, key, [])
 
@@ -295,6 +295,9 @@ def test_the_importable_twin(workdir, reference, monkeypatch, caplog):
     for labels in ([0.5, 1.0], [[0, 1]], 1, ["red"]):
         with pytest.raises(UserError, match="give a list of numbers; the classes are 0 red"):
             run.sample(run.ema_params, jax.random.key(3), labels)
+    for first in (0.5, -1):
+        with pytest.raises(UserError, match=f"first={first}: give"):
+            run.sample(run.ema_params, jax.random.key(3), [0], first)
     with pytest.raises(UserError, match=f"label {2**32 + 1} is out of range"):
         run.sample(run.ema_params, jax.random.key(3), np.array([2**32 + 1]))
     with pytest.raises(AttributeError, match="no attribute 'lod'"):

@@ -123,7 +123,7 @@ PREPARE: dict[str, Callable[[Path], Path]] = {"shapes": shapes.prepare, "cifar10
 REMAKE: dict[str, Callable[[Path], str]] = {  # how to make a data set that is damaged again
     "shapes": lambda data_dir: "the same command again, which draws it",
     "cifar10": lambda data_dir: f"`{cifar10.command(data_dir)}`",
-    image_folder.NAME: lambda data_dir: "the same command again, which reads the pictures again",
+    image_folder.NAME: lambda data_dir: "the same command again, which reads the pictures as they are now",
 }
 
 
@@ -147,7 +147,8 @@ def open_split(source: Source, split: str = "train") -> Records:
     """Opens a split ('train' or 'test') without reading it; prepares the data set on first use.
 
     Raises UserError if the name or split is unknown, `data_dir` is not a folder, the data set is missing, damaged or in
-    a format that only TensorFlow reads, or a folder of pictures cannot be used.
+    a format that only TensorFlow reads, or a folder of pictures cannot be used; NoSplitError if it is too small for a
+    test split.
     """
     facts = info(source.name, source.folder)
     if split not in SPLITS:

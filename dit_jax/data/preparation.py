@@ -43,7 +43,8 @@ def is_prepared(directory: Path) -> bool:
     whole = (directory / "dataset_info.json").is_file()
     if exists and not whole:
         raise UserError(
-            f"{directory} does not hold a complete data set (no dataset_info.json): delete that folder and try again"
+            f"{directory} does not hold a complete data set (no dataset_info.json): restore that file, or delete the "
+            "folder and try again"
         )
     return whole
 

@@ -178,7 +178,7 @@ def nearest_section(
         extractor = features_at_hand(experiment.config, workdir, experiment)
         try:
             test = datasets.open_split(experiment.source, "test")
-        except UserError as error:  # a folder with one picture per class has no test images
+        except UserError as error:  # there are none, or they are damaged
             test = None
             notes.append(missing(f"There are no ratios of unseen real images to compare with: {error}."))
         found = memorisation_of(experiment, samples, train, test, extractor)

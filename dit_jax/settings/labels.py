@@ -1,4 +1,4 @@
-"""Parses and checks class labels, and which images are drawn, as users write them."""
+"""Parses and checks class labels as users write them, and the number of the first image to draw."""
 
 import operator
 from collections.abc import Sequence
@@ -50,7 +50,10 @@ def check_labels(labels: np.ndarray, class_names: Sequence[str], unlabelled: boo
 
 
 def check_first(first: Any, count: int) -> int:
-    """Returns the number of the first of `count` images. Raises UserError unless it and those after it are in int32."""
+    """Returns the number of the first of `count` images.
+
+    Raises UserError unless it is whole and all their numbers are in 0..2^31 - 1.
+    """
     try:
         number = operator.index(first)
     except TypeError:

@@ -217,7 +217,7 @@ class Checkpointer:
                 raise UserError(f"checkpoint {self.folder / str(only)} cannot be read ({reasons}); {fix}")
             raise UserError(
                 f"none of the checkpoints {list(damaged)} in {self.folder} can be read ({reasons}); restore one from a "
-                f"backup, or move {self.folder.parent} elsewhere to start over"
+                f"backup, or move {self.folder.parent} elsewhere and train it again"
             )
         return None
 

@@ -13,7 +13,7 @@ IMAGES = tiny.split().images
 
 def test_all_images_are_measured_in_parts(monkeypatch):
     monkeypatch.setattr(train_autoencoder, "BATCH", 7)
-    parts = list(train_autoencoder.measured(tiny.records()))
+    parts = list(train_autoencoder.measured(tiny.records(), "image"))
     assert [len(part) for part in parts] == [7, 7, 7, 7, 7, 5]
     np.testing.assert_array_equal(np.concatenate(parts), IMAGES)
 
@@ -23,7 +23,7 @@ def test_of_many_images_some_are_measured_from_the_first_to_the_last(limits, mon
     """Five of the 40 of 64 pixels each, two at a time: 0, 9.75, 19.5, 29.25 and 39, rounded down."""
     for name, value in limits.items():
         monkeypatch.setattr(train_autoencoder, name, value)
-    parts = list(train_autoencoder.measured(tiny.records()))
+    parts = list(train_autoencoder.measured(tiny.records(), "image"))
     assert [len(part) for part in parts] == [2, 2, 1]
     np.testing.assert_array_equal(np.concatenate(parts), IMAGES[[0, 9, 19, 29, 39]])
 
